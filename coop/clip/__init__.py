@@ -1,0 +1,1 @@
+"""The frozen CLIP and its text tower; the only package that touches open_clip's models."""

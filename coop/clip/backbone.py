@@ -1,0 +1,163 @@
+"""FrozenCLIP: any open_clip model, frozen, behind the few calls that prompt learning needs."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from open_clip.transform import PreprocessCfg
+from torch import Tensor, nn
+
+from coop.clip.weights import load_model
+from coop.errors import CoopError
+
+TEXT_BATCH = 256
+
+
+class FrozenCLIP(nn.Module):
+    """An open_clip model whose weights never change and which is always in eval mode.
+
+    Frozen means: no parameter takes a gradient, and `train()` from outside (Lightning calls it before every epoch)
+    does not reach the towers, so that the batch norm of ResNets keeps its statistics and dropout stays off.
+
+    Args:
+        model: an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`.
+        tokenizer: open_clip's tokenizer for it.
+        name: what results call this backbone.
+        pretrained: tag or file of its weights, for the record.
+        precision: open_clip's name of the weights' precision, for the record.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer, name: str = "custom", pretrained: str | None = None, precision: str = "fp32"
+    ):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.model.visual.to(memory_format=torch.channels_last)  # convolutions run up to twice as fast
+        self.tokenizer = tokenizer
+        self.name, self.pretrained, self.precision = name, pretrained, precision
+        self.eval()
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        pretrained: str | None = None,
+        *,
+        name: str | None = None,
+        precision: str = "fp32",
+        cache_dir: str | None = None,
+    ) -> "FrozenCLIP":
+        """Load by open_clip's names.
+
+        Args:
+            model: a name of open_clip's registry ("ViT-B-16-quickgelu"), "local-dir:FOLDER" or "hf-hub:ORG/NAME".
+            pretrained: with a registry name, a tag ("openai") or a checkpoint file (OpenAI's JIT archives included).
+            name: what results call it; the model's name if not given.
+            precision: open_clip's precision of the weights ("fp32", "fp16", "bf16", ...).
+            cache_dir: where downloaded weights are kept; the hub's own cache if not given.
+
+        Raises:
+            CoopError: unknown name or tag, weights that do not fit or cannot be had, an activation mismatch.
+        """
+        open_clip_model, tokenizer = load_model(model, pretrained, precision=precision, cache_dir=cache_dir)
+        return cls(open_clip_model, tokenizer, name or model, pretrained, precision)
+
+    def train(self, mode: bool = True) -> "FrozenCLIP":
+        """Stay in eval mode whatever is asked."""
+        return super().train(False)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """CLIP's learned log temperature, a scalar; its exp() multiplies the cosine similarities."""
+        scale = self.model.logit_scale.reshape(())
+        return scale.to(torch.promote_types(scale.dtype, torch.float32))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.logit_scale.device
+
+    @property
+    def preprocess_cfg(self) -> PreprocessCfg:
+        """The model's own image preprocessing: size, mean, std, interpolation, resize mode."""
+        visual = self.model.visual
+        return PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32."""
+        dtype = next(self.model.visual.parameters()).dtype
+        return normalize(self.model.encode_image(images.to(dtype, memory_format=torch.channels_last)))
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts (N) to text_features (N, E), L2-normalised, at least float32; on the model's device.
+
+        Raises:
+            CoopError: a text longer than the context length.
+        """
+        ids = self.tokenize(texts).to(self.device)
+        return torch.cat([normalize(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """The text tower's embedding of token ids."""
+        text = getattr(self.model, "text", self.model)
+        return text.token_embedding if hasattr(text, "token_embedding") else text.transformer.get_input_embeddings()
+
+    @property
+    def text_width(self) -> int:
+        """D, the width of token embeddings."""
+        return self.token_embedding.weight.shape[1]
+
+    @property
+    def context_length(self) -> int:
+        """The number of tokens a prompt may have, special tokens included."""
+        return self.tokenizer.context_length
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text with its special tokens, neither padded nor cut."""
+        # Longer than any class name or template, so that nothing is cut before we can complain about it.
+        ids = self.tokenizer(list(texts), context_length=8 * self.context_length)
+        lengths = (ids != self.pad_id).long().mul(torch.arange(1, ids.shape[1] + 1)).amax(dim=1)
+        return [row[:length].tolist() for row, length in zip(ids, lengths.tolist(), strict=True)]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Token ids (N, L), padded to the context length.
+
+        Raises:
+            CoopError: a text that does not fit (open_clip would silently cut it).
+        """
+        rows = self.token_ids(texts)
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > self.context_length:
+                raise CoopError(
+                    f'"{text}" has {len(row)} tokens; the text tower of {self.name} takes {self.context_length}'
+                )
+        return self.pad(rows)
+
+    def pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Rows of token ids to one tensor (N, L), padded to the context length as the tokenizer pads."""
+        ids = torch.full((len(rows), self.context_length), self.pad_id, dtype=torch.long)
+        for target, row in zip(ids, rows, strict=True):
+            target[: len(row)] = torch.tensor(row)
+        return ids
+
+    @property
+    def pad_id(self) -> int:
+        """The id that the tokenizer pads with."""
+        hf_tokenizer = getattr(self.tokenizer, "tokenizer", None)
+        return getattr(hf_tokenizer, "pad_token_id", None) or 0
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all weights and the preprocessing: equal fingerprints give equal features."""
+        digest = hashlib.sha256(repr(self.preprocess_cfg).encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def normalize(features: Tensor) -> Tensor:
+    """L2-normalise (N, E) features; half precision is raised to float32 first."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

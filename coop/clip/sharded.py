@@ -1,0 +1,53 @@
+"""The text side shared out among the processes of a distributed run.
+
+Data parallelism alone would have every process encode all K prompts again, so that the text side would not get faster
+with more devices. Here each of W processes encodes ceil(K / W) of them and receives the others' features.
+
+The gradient comes out right without a word to the trainer. Let L_r be process r's loss and F_s the features that
+process s encodes. Gathering with gradient hands process s the sum over r of dL_r / dF_s, hence s holds the gradient of
+the sum of all losses through its own prompts; averaging over processes, as DistributedDataParallel does, gives the
+gradient of the mean loss through all prompts: what one process with the whole batch would have.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from coop.clip.text import PromptEncoder
+
+
+def prompt_encoder(model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, **options) -> nn.Module:
+    """A `PromptEncoder`, sharded if this process belongs to a distributed run.
+
+    Call it when the run has started (at the first forward, say): before `torch.distributed` is initialised there is
+    nothing to see, and every process would encode everything, which is right but slow. Arguments as `PromptEncoder`.
+    """
+    distributed = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    encoder = ShardedPromptEncoder if distributed else PromptEncoder
+    return encoder(model, ids, slots, class_specific, **options)
+
+
+class ShardedPromptEncoder(nn.Module):
+    """`PromptEncoder` over all processes: same call, same result on every process, to rounding.
+
+    Every call is collective: all processes must make it, in the same order (and backward through it if one does).
+
+    Args: as `PromptEncoder`; every process passes all K prompts. `class_chunk` applies within a process's share.
+    """
+
+    def __init__(self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, **options):
+        super().__init__()
+        self.classes, self.class_specific = len(ids), class_specific
+        world, rank = dist.get_world_size(), dist.get_rank()
+        share = -(-self.classes // world)
+        # Equal shares make the gathered shapes equal; what goes beyond K repeats the last prompt and is dropped below.
+        self.mine = torch.arange(rank * share, (rank + 1) * share).clamp(max=self.classes - 1)
+        self.encoder = PromptEncoder(model, ids.cpu()[self.mine], slots.cpu()[self.mine], class_specific, **options)
+
+    def forward(self, ctx: Tensor) -> Tensor:
+        """Context (M, D), or (K, M, D) if class-specific, to text features (K, E), not normalised."""
+        features = self.encoder(ctx[self.mine.to(ctx.device)] if self.class_specific else ctx)
+        return torch.cat(all_gather(features))[: self.classes]

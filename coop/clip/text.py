@@ -1,0 +1,447 @@
+"""The text tower run on prompts: exactly the tower's own result, without the work that cannot change it.
+
+The plain way (`plain_text_features`) puts the context vectors among the token embeddings of K prompts and runs the
+tower on all K * L tokens, L = 77. `PromptEncoder` computes the same numbers from a fraction of these tokens, because
+CLIP's text tower is causal (the state of a token depends on the tokens before it and on nothing else), works on each
+token alone outside of attention, and is frozen:
+
+1. Only the [EOS] state is used, so no token after [EOS] is computed.
+2. Prompts that begin with the same tokens and the same context vectors have the same states there. A shared context
+   at the end makes [SOS] v1 .. vM this common beginning (the trunk): it runs once, and its keys and values serve every
+   prompt. Its gradient is the sum over the prompts, as autograd forms it.
+3. What stands before a prompt's first context vector (the class name in front of the context, [SOS]) is the same in
+   every step: its keys and values are computed once, ever.
+4. The remaining tokens, each prompt's own, are packed into rows without regard to their length, and a mask lets
+   a token attend to the trunk, to its own prompt's constants and to its own prompt's earlier tokens: its ancestors.
+5. In the last layer only [EOS] needs a query, an output projection and an MLP; the others give keys and values.
+6. In the first layer a constant token's query, key and value are constant.
+
+No step approximates anything; only the order of floating-point sums differs. With open_clip's 1000 ImageNet names and
+16 shared context vectors at the end, 4182 of 77 000 tokens are computed (`PromptEncoder.tokens_computed`, `.tokens`).
+
+Where a tower's structure differs from open_clip's causal transformer (SigLIP attends both ways, Hugging Face towers
+have their own blocks, CoCa appends a class token), `PromptEncoder` runs the tower's own forward, says so in the log,
+and gives the same features at the plain cost.
+
+Letters: K prompts (classes), L tokens, M context vectors, D width, E joint width, P trunk tokens, N rows of R tokens.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute_in_backward
+
+from coop.clip.plan import Plan, build_plan, common_beginning, distinct_tokens
+from coop.errors import CoopError
+
+log = logging.getLogger("coop")
+
+KeysValues = tuple[Tensor, Tensor]
+
+
+def prompt_embeddings(model: nn.Module, ids: Tensor, slots: Tensor, ctx: Tensor) -> Tensor:
+    """The prompts as the paper writes them (Zhou et al., IJCV 2022, eqs. 2 and 3): token embeddings, context put in.
+
+    Args:
+        model: an open_clip model.
+        ids: (K, L) token ids; those at context positions are ignored.
+        slots: (K, L) index of the context vector at each position, -1 for a constant token.
+        ctx: (M, D), or (K, M, D) with a context per class.
+
+    Returns:
+        (K, L, D) embeddings before the positional embedding, in the dtype of the tower's embedding, differentiable in ctx.
+    """
+    weight = token_embedding(model).weight
+    ids, slots = ids.to(weight.device), slots.to(weight.device)
+    ctx = ctx.to(weight).expand(len(ids), -1, -1)
+    put_in = ctx.gather(1, slots.clamp(min=0)[:, :, None].expand(-1, -1, ctx.shape[-1]))
+    return torch.where((slots >= 0)[:, :, None], put_in, F.embedding(ids, weight))
+
+
+def plain_text_features(model: nn.Module, ids: Tensor, embeddings: Tensor) -> Tensor:
+    """The tower's own forward on prompt embeddings.
+
+    A hook on the token embedding returns `embeddings` instead of looking `ids` up, so this works for every tower of
+    open_clip; the ids still tell the tower where [EOS] and padding are.
+
+    Args:
+        model: an open_clip model.
+        ids: (K, L) token ids.
+        embeddings: (K, L, D) in place of their token embeddings.
+
+    Returns:
+        (K, E) text features as the tower gives them, not normalised.
+    """
+    embedding = token_embedding(model)
+    hook = embedding.register_forward_hook(lambda module, inputs, output: embeddings)
+    try:
+        return model.encode_text(ids.to(embedding.weight.device), normalize=False)
+    finally:
+        hook.remove()
+
+
+def token_embedding(model: nn.Module) -> nn.Module:
+    """The embedding of token ids of an open_clip model's text tower."""
+    text = getattr(model, "text", model)
+    return text.token_embedding if hasattr(text, "token_embedding") else text.transformer.get_input_embeddings()
+
+
+class PromptEncoder(nn.Module):
+    """Text features of K prompts as a function of their context vectors.
+
+    It holds no parameter and no buffer: the model's weights are read where they are, in the form they have at each
+    call, and the model is kept out of the module tree (whoever owns it registers it once). What does not depend on
+    the context is computed at the first call, and again if the weights have moved, been cast or been overwritten.
+
+    Args:
+        model: an open_clip model, frozen, in eval mode.
+        ids: (K, L) token ids with [SOS], [EOS] and padding; any id below [EOS]'s where a context vector goes.
+        slots: (K, L) index of the context vector at each position, -1 for a constant token.
+        class_specific: whether each prompt has its own context vectors.
+        checkpoint: recompute each layer's activations in the backward pass instead of keeping them.
+        class_chunk: encode so many prompts at a time and recompute each chunk in the backward pass, so that one
+            chunk's activations exist at a time. The gradient is that of all prompts together.
+
+    Attributes:
+        tokens: K * L, what the plain way computes.
+        tokens_computed: what a step computes here.
+
+    Raises:
+        CoopError: a chunk of less than one class, or `checkpoint` for a tower that cannot.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ids: Tensor,
+        slots: Tensor,
+        class_specific: bool,
+        *,
+        checkpoint: bool = False,
+        class_chunk: int | None = None,
+    ):
+        super().__init__()
+        if class_chunk is not None and class_chunk < 1:
+            raise CoopError(
+                f"method.class_chunk={class_chunk}: the number of classes encoded at a time must be at least 1; "
+                "leave it out (null) to encode all classes at once"
+            )
+        self.class_specific, self.chunk = class_specific, class_chunk or len(ids)
+        reason = why_plain(model)
+        way = PlainWay if reason else TreeWay
+        self.way = way(model, ids.cpu(), slots.cpu(), class_specific, self.chunk, checkpoint)
+        self.tokens, self.tokens_computed = ids.numel(), self.way.tokens
+        log.info(
+            "Text side: %d of %d tokens computed per step%s.",
+            self.tokens_computed,
+            self.tokens,
+            f"; the tower's own forward is used, because {reason}" if reason else "",
+        )
+
+    def forward(self, ctx: Tensor) -> Tensor:
+        """Context (M, D), or (K, M, D) if class-specific, to text features (K, E) in ctx's dtype, not normalised."""
+        chunks = self.way.chunks(ctx)
+        if len(chunks) == 1:
+            return chunks[0](ctx)
+        parts = ctx.split(self.chunk) if self.class_specific else [ctx] * len(chunks)
+        return torch.cat([_recomputed(chunk, part) for chunk, part in zip(chunks, parts, strict=True)])
+
+
+def _recomputed(function, *args):
+    """Call without keeping activations for the backward pass, which calls again."""
+    if not torch.is_grad_enabled():
+        return function(*args)
+    return recompute_in_backward(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class PlainWay:
+    """Every token, by the tower's own forward."""
+
+    def __init__(
+        self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, chunk: int, checkpoint: bool
+    ):
+        if checkpoint:
+            _checkpoint_layers(model)
+        self.model, self.tokens = model, ids.numel()
+        self.prompts = list(zip(ids.split(chunk), slots.split(chunk), strict=True))
+
+    def chunks(self, ctx: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """For each chunk of prompts, its features as a function of its context vectors."""
+        return [partial(self._encode, ids, slots) for ids, slots in self.prompts]
+
+    def _encode(self, ids: Tensor, slots: Tensor, ctx: Tensor) -> Tensor:
+        embeddings = prompt_embeddings(self.model, ids, slots, ctx)
+        return plain_text_features(self.model, ids, embeddings).to(ctx.dtype)
+
+
+def _checkpoint_layers(model: nn.Module) -> None:
+    """Let the tower's own forward recompute its layers in the backward pass, if it can."""
+    transformer = getattr(getattr(model, "text", model), "transformer", None)
+    blocks = getattr(transformer, "resblocks", [None])
+    if not all(type(block) is ResidualAttentionBlock for block in blocks):
+        raise CoopError(
+            f"method.checkpoint=true: the text tower ({type(transformer).__name__}) cannot recompute its layers one by "
+            "one; use method.checkpoint=false method.class_chunk=N, which bounds the memory of any tower"
+        )
+    transformer.grad_checkpointing = True
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What encoding a chunk of prompts needs besides context and trunk, on the tower's device and in its dtype.
+
+    Attributes:
+        x: (U, D) input of the first layer for each distinct constant token.
+        qkv: (U, 3D) queries, keys and values there.
+        learnt: (2, V) prompt (0 if the context is shared) and slot of each distinct learnt token.
+        learnt_position: (V, D) positional embeddings of these.
+        index: (T,) which distinct token each own token is, learnt ones counted from U on.
+        masks: per stack, (N, 1, R, P + C + R) what a token sees of the trunk, its row's constants and its row.
+        keys_values: per layer and stack, (N, C, D) keys and values of the rows' constants; None without constants.
+        pooled: (K,) the pooled tokens among the own.
+    """
+
+    x: Tensor
+    qkv: Tensor
+    learnt: Tensor
+    learnt_position: Tensor
+    index: Tensor
+    masks: list[Tensor]
+    keys_values: list[list[KeysValues | None]]
+    pooled: Tensor
+
+
+class TreeWay:
+    """Steps 1 to 6 of the module's docstring, for a tower of open_clip's causal blocks."""
+
+    def __init__(
+        self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, chunk: int, checkpoint: bool
+    ):
+        self.model, self.tower = model, getattr(model, "text", model)
+        self.blocks = list(self.tower.transformer.resblocks)
+        self.class_specific, self.checkpoint = class_specific, checkpoint
+        end = pooled_positions(self.tower, ids)
+        self.trunk = common_beginning(ids, slots, end, class_specific)
+        self.trunk_ids, self.trunk_slots = ids[:1, : self.trunk], slots[:1, : self.trunk]
+        self.trunk_learns = bool((self.trunk_slots >= 0).any())
+        self.parts = [
+            (ids_, slots_, build_plan(slots_, end_, self.trunk))
+            for ids_, slots_, end_ in zip(ids.split(chunk), slots.split(chunk), end.split(chunk), strict=True)
+        ]
+        self.tokens = sum(len(plan.own.prompts) for _, _, plan in self.parts) + self.trunk * self.trunk_learns
+        self._weights = self._constant_trunk = self._constants = None
+
+    def chunks(self, ctx: Tensor) -> list[Callable[[Tensor], Tensor]]:
+        """For each chunk of prompts, its features as a function of its context vectors."""
+        self._refresh_constants()
+        trunk = self._constant_trunk
+        if self.trunk_learns:
+            trunk = self._run_trunk(prompt_embeddings(self.model, self.trunk_ids, self.trunk_slots, ctx)[0])
+        return [partial(self._encode, constants, trunk) for constants in self._constants]
+
+    def _encode(self, c: Constants, trunk: list[KeysValues], ctx: Tensor) -> Tensor:
+        x, qkv = self._first_inputs(c, ctx)
+        for i in range(len(self.blocks)):
+            args = (i, x, qkv if i == 0 else None, c, trunk)
+            x = _recomputed(self._layer, *args) if self.checkpoint else self._layer(*args)
+        return project(self.tower, self.tower.ln_final(x)).to(ctx.dtype)
+
+    def _first_inputs(self, c: Constants, ctx: Tensor) -> tuple[Tensor, Tensor]:
+        """Input (T, D) of the first layer, and its queries, keys and values (T, 3D)."""
+        if not c.learnt.numel():
+            return c.x.index_select(0, c.index), c.qkv.index_select(0, c.index)
+        prompt, slot = c.learnt
+        learnt = F.embedding(prompt * ctx.shape[-2] + slot, ctx.reshape(-1, ctx.shape[-1])).to(c.x.dtype)
+        learnt = learnt + c.learnt_position
+        qkv = queries_keys_values(self.blocks[0], learnt).to(c.qkv.dtype)
+        return F.embedding(c.index, torch.cat([c.x, learnt])), F.embedding(c.index, torch.cat([c.qkv, qkv]))
+
+    def _layer(self, i: int, x: Tensor, qkv: Tensor | None, c: Constants, trunk: list[KeysValues]) -> Tensor:
+        """Layer i on the own tokens (T, D); of the last layer's output, only the pooled tokens (K, D)."""
+        block = self.blocks[i]
+        qkv = queries_keys_values(block, x) if qkv is None else qkv
+        attended = attend(block, qkv, c.masks, trunk[i], c.keys_values[i])
+        if block is self.blocks[-1]:
+            x, attended = x.index_select(0, c.pooled), attended.index_select(0, c.pooled)
+        return residual_and_mlp(block, x, attended)
+
+    def _run_trunk(self, embeddings: Tensor) -> list[KeysValues]:
+        """Token embeddings of the trunk (P, D) to its keys and values (1, P, D) in each layer."""
+        x = self._add_position(embeddings, torch.arange(self.trunk))
+        causal = torch.ones(self.trunk, self.trunk, dtype=torch.bool, device=x.device).tril()[None, None]
+        kept = []
+        for block in self.blocks:
+            qkv = queries_keys_values(block, x)
+            kept.append(qkv[None].chunk(3, dim=-1)[1:])
+            if block is not self.blocks[-1]:
+                x = residual_and_mlp(block, x, attend(block, qkv, [causal], None, [None]))
+        return kept
+
+    def _add_position(self, embeddings: Tensor, positions: Tensor) -> Tensor:
+        """Input of the first layer, rounded as open_clip does."""
+        dtype, table = self.blocks[0].get_weight_dtype(), self.tower.positional_embedding
+        return embeddings.to(dtype) + table[positions.to(table.device)].to(dtype)
+
+    def _refresh_constants(self) -> None:
+        """Compute what does not depend on the context, if not yet done for the weights as they are now."""
+        tower = self.tower
+        weights = [tower.token_embedding.weight, tower.positional_embedding, *tower.transformer.parameters()]
+        state = (weights[0].device, self.blocks[0].get_weight_dtype(), sum(w._version for w in weights))
+        if self._weights == state:
+            return
+        # No inference tensors (a validation may come first: they could not be used in training), and never in a
+        # caller's autocast: no result may depend on which call happened to be the first.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(state[0].type, enabled=False):
+            if not self.trunk_learns:
+                self._constant_trunk = self._run_trunk(tower.token_embedding(self.trunk_ids[0].to(state[0])))
+            self._constants = [self._compute_constants(*part) for part in self.parts]
+        self._weights = state
+
+    def _compute_constants(self, ids: Tensor, slots: Tensor, plan: Plan) -> Constants:
+        device, dtype = self.tower.token_embedding.weight.device, self.blocks[0].get_weight_dtype()
+        constants, learnt, index = distinct_tokens(plan.own, ids, slots, self.class_specific)
+        x = self._embed(*constants)
+        return Constants(
+            x=x,
+            qkv=queries_keys_values(self.blocks[0], x),
+            learnt=learnt[:2].to(device),
+            learnt_position=self.tower.positional_embedding[learnt[2].to(device)].to(dtype),
+            index=index.to(device),
+            masks=[mask[:, None].to(device) for mask in plan.masks],
+            keys_values=self._run_constants(ids, plan),
+            pooled=plan.pooled.to(device),
+        )
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Input (T, D) of the first layer for constant tokens."""
+        embedding = self.tower.token_embedding
+        return self._add_position(embedding(ids.to(embedding.weight.device)), positions)
+
+    def _run_constants(self, ids: Tensor, plan: Plan) -> list[list[KeysValues | None]]:
+        """Keys and values of the constants in each layer, for each stack of own rows."""
+        if plan.constants is None:
+            return [[None] * len(plan.own.stacks)] * len(self.blocks)
+        layout = plan.constants
+        x = self._embed(ids[layout.prompts, layout.positions], layout.positions)
+        trunk_sees = lambda rows: torch.ones(*rows.prompt.shape, self.trunk, dtype=torch.bool)
+        masks = [torch.cat([trunk_sees(rows), rows.sees(rows)], dim=2)[:, None].to(x.device) for rows in layout.stacks]
+        places = [(layout.base[keys.prompt] + keys.position).clamp(min=0).to(x.device) for keys in plan.constant_keys]
+        kept = []
+        for block, trunk in zip(self.blocks, self._constant_trunk, strict=True):
+            qkv = queries_keys_values(block, x)
+            _, k, v = qkv.chunk(3, dim=-1)
+            kept.append([(k[place], v[place]) for place in places])
+            x = residual_and_mlp(block, x, attend(block, qkv, masks, trunk, [None] * len(masks)))
+        return kept
+
+
+def queries_keys_values(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """(T, D) to (T, 3D)."""
+    return F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+
+
+def attend(
+    block: ResidualAttentionBlock,
+    qkv: Tensor,
+    masks: list[Tensor],
+    trunk: KeysValues | None,
+    constants: list[KeysValues | None],
+) -> Tensor:
+    """Attention of tokens in stacked rows to what they may see.
+
+    Args:
+        block: the layer, for its number of heads.
+        qkv: (T, 3D) queries, keys and values, stack after stack.
+        masks: per stack, (N, 1, R, P + C + R).
+        trunk: keys and values (1, P, D) that every row sees.
+        constants: per stack, keys and values (N, C, D) of each row.
+
+    Returns:
+        (T, D) the heads' outputs side by side.
+    """
+    attended = []
+    stacks = qkv.split([mask.shape[0] * mask.shape[2] for mask in masks])
+    for stack, mask, row_constants in zip(stacks, masks, constants, strict=True):
+        q, k, v = stack.unflatten(0, (len(mask), -1)).chunk(3, dim=-1)
+        seen = [kv for kv in (trunk, row_constants) if kv is not None]
+        k = torch.cat([*(key.to(k.dtype).expand(len(mask), -1, -1) for key, _ in seen), k], dim=1)
+        v = torch.cat([*(value.to(v.dtype).expand(len(mask), -1, -1) for _, value in seen), v], dim=1)
+        q, k, v = (t.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attended.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(attended)
+
+
+def residual_and_mlp(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
+    """The rest of a pre-norm block after attention, (T, D).
+
+    QuickGELU, x * sigmoid(1.702 x), is silu(1.702 x) / 1.702. In this form it is one pass over the widest tensor, of
+    which only one copy is kept for the backward pass; the factors ride along in the products and sums around it.
+    """
+    x = x + block.ls_1(block.attn.out_proj(attended))
+    normed = block.ln_2(x)
+    if not isinstance(block.mlp.gelu, QuickGELU):
+        return x + block.ls_2(block.mlp(normed))
+    fc, proj = block.mlp.c_fc, block.mlp.c_proj
+    hidden = F.silu(torch.addmm(fc.bias, normed, fc.weight.t(), beta=1.702, alpha=1.702))
+    return torch.add(x, block.ls_2(F.linear(hidden, proj.weight, 1.702 * proj.bias)), alpha=1 / 1.702)
+
+
+def project(tower: nn.Module, x: Tensor) -> Tensor:
+    """The text projection, (K, D) to (K, E), in whichever form the tower has it."""
+    if tower.text_projection is None:
+        return x
+    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
+
+
+def pooled_positions(tower: nn.Module, ids: Tensor) -> Tensor:
+    """(K,) the position whose state the tower returns."""
+    kind = getattr(tower, "pool_type", None) or tower.text_pool_type
+    if kind == "last":
+        return torch.full((len(ids),), ids.shape[1] - 1)
+    if kind == "argmax":
+        return ids.argmax(dim=1)
+    return (ids == (tower.eos_id if hasattr(tower, "eos_id") else tower.text_eos_id)).int().argmax(dim=1)
+
+
+def why_plain(model: nn.Module) -> str | None:
+    """What in a model's text tower keeps `TreeSide` from being exact for it; None if nothing does."""
+    tower = getattr(model, "text", model)
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+    if not blocks or not isinstance(getattr(tower, "positional_embedding", None), Tensor):
+        return f"{type(tower).__name__} is not built of open_clip's residual blocks"
+    if getattr(tower, "cls_emb", None) is not None:
+        return "the tower pools an appended class token"
+    mask = getattr(tower, "attn_mask", None)
+    if mask is None or not torch.equal(mask.isneginf(), torch.ones_like(mask, dtype=torch.bool).triu(1)):
+        return "its attention is not causal"
+    if (getattr(tower, "pool_type", None) or getattr(tower, "text_pool_type", None)) not in ("argmax", "eos", "last"):
+        return "it does not pool one token per prompt"
+    odd = next((block for block in blocks if not _is_standard(block)), None)
+    return f"{type(odd).__name__} is not a standard block" if odd is not None else None
+
+
+def _is_standard(block: nn.Module) -> bool:
+    """Pre-norm attention and MLP with biases, nothing besides: what `TreeSide.layer` computes."""
+    if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
+        return False
+    attn, fc, proj = block.attn, block.mlp.c_fc, block.mlp.c_proj
+    return (
+        type(attn) is nn.MultiheadAttention
+        and attn.in_proj_weight is not None
+        and attn.in_proj_bias is not None
+        and attn.bias_k is None
+        and not attn.add_zero_attn
+        and attn.dropout == 0
+        and len(block.mlp) == 3
+        and all(type(linear) is nn.Linear and linear.bias is not None for linear in (fc, proj))
+        and all(isinstance(scale, (nn.Identity, LayerScale)) for scale in (block.ls_1, block.ls_2))
+    )

@@ -1,0 +1,177 @@
+"""Getting an open_clip model with its weights, or one message that says what is missing and how to get it."""
+
+import difflib
+import os
+import warnings
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+import torch
+from huggingface_hub.utils import get_session
+from open_clip.factory import get_model_config, parse_model_name
+from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
+from torch import nn
+
+from coop.errors import CoopError
+
+PROBE_SECONDS = 5
+
+
+def load_model(
+    model: str, pretrained: str | None, *, precision: str, cache_dir: str | None
+) -> tuple[nn.Module, object]:
+    """An open_clip model with its weights, in eval mode, and its tokenizer.
+
+    Args and errors as in `FrozenCLIP.load`.
+    """
+    schema, identifier = parse_model_name(model)
+    if schema == "local-dir":
+        _check_local_dir(Path(identifier).expanduser())
+        model = f"local-dir:{Path(identifier).expanduser()}"
+    elif schema is None:
+        _check_registry_name(model, pretrained)
+    source = f"{model} ({pretrained})" if pretrained else model
+    needs_hub = schema == "hf-hub" or (schema is None and not os.path.isfile(pretrained))
+    with _hub_access(needs_hub):
+        loaded = _create(model, pretrained, precision, cache_dir, source)
+        return loaded.eval(), _tokenizer(model, cache_dir, source)
+
+
+def _check_local_dir(folder: Path) -> None:
+    if not (folder / "open_clip_config.json").is_file():
+        raise CoopError(
+            f"{folder}: no open_clip_config.json there; a local-dir: backbone is a folder with it and weights"
+        )
+    if not any(folder.glob(pattern) for pattern in ("*.safetensors", "*.bin", "*.pth")):
+        raise CoopError(f"{folder}: open_clip_config.json is there, the weights are not (open_clip_model.safetensors)")
+
+
+def _check_registry_name(model: str, pretrained: str | None) -> None:
+    """Name, tag and activation, all before anything is downloaded or built."""
+    config = get_model_config(model)
+    if config is None:
+        near = difflib.get_close_matches(model, open_clip.list_models(), n=4, cutoff=0.5)
+        raise CoopError(
+            f"backbone.model={model}: open_clip has no such model; near matches: {', '.join(near) or 'none'}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained is None:
+        raise CoopError(f"backbone.pretrained: {model} needs a tag ({', '.join(tags)}) or a checkpoint file")
+    quick_gelu = config.get("quick_gelu", False)
+    if os.path.isfile(pretrained):
+        trained_with_quick_gelu = quick_gelu or _is_torchscript(pretrained)
+    elif is_pretrained_cfg(model, pretrained):
+        trained_with_quick_gelu = get_pretrained_cfg(model, pretrained).get("quick_gelu", False)
+    else:
+        raise CoopError(
+            f"backbone.pretrained={pretrained}: neither a file nor a tag of {model}; its tags: {', '.join(tags)}"
+        )
+    if trained_with_quick_gelu != quick_gelu:
+        base = model.removesuffix("-quickgelu")
+        right = f"{base}-quickgelu" if trained_with_quick_gelu else base
+        raise CoopError(
+            f"backbone.model={model} with pretrained={pretrained}: the weights were trained with "
+            f"{'QuickGELU' if trained_with_quick_gelu else 'GELU'}; this architecture has the other activation and "
+            f"would be wrong by several points; use backbone.model={right}"
+        )
+
+
+def _create(model: str, pretrained: str | None, precision: str, cache_dir: str | None, source: str) -> nn.Module:
+    torchscript = pretrained is not None and os.path.isfile(pretrained) and _is_torchscript(pretrained)
+    if torchscript:
+        built = open_clip.create_model(model, precision=precision)
+        return _load_torchscript(built, pretrained, source)
+    try:
+        return open_clip.create_model(
+            model, pretrained, precision=precision, cache_dir=cache_dir, require_pretrained=True
+        )
+    except Exception as error:
+        if (pretrained is not None and os.path.isfile(pretrained)) or model.startswith("local-dir:"):
+            raise CoopError(
+                f"{source}: the weights could not be read or do not fit this architecture: {_first_line(error)}"
+            ) from error
+        raise CoopError(_how_to_get(source, model, pretrained, cache_dir, error)) from error
+
+
+def _is_torchscript(path: str) -> bool:
+    """OpenAI published its weights as TorchScript archives: zip files that carry code."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _load_torchscript(model: nn.Module, path: str, source: str) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; these archives will not change
+        state = torch.jit.load(path, map_location="cpu").state_dict()
+    for key in ("input_resolution", "context_length", "vocab_size"):
+        state.pop(key, None)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CoopError(
+            f"{source}: the weights in this file do not fit this architecture: {_first_line(error)}"
+        ) from error
+    return model
+
+
+@contextmanager
+def _hub_access(needed: bool):
+    """Without a way to the hub, look only into its cache: otherwise each file costs many seconds of retries."""
+    if not needed or huggingface_hub.constants.HF_HUB_OFFLINE or _hub_answers():
+        yield
+        return
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = False
+
+
+def _hub_answers() -> bool:
+    try:
+        get_session().head(huggingface_hub.constants.ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception:  # whatever the http library raises: there is no way to the hub
+        return False
+    return True
+
+
+def _tokenizer(model: str, cache_dir: str | None, source: str):
+    try:
+        return open_clip.get_tokenizer(model, cache_dir=cache_dir)
+    except ImportError as error:
+        raise CoopError(
+            f"{source}: its tokenizer needs the extra packages of `pip install 'coop[hf]'` ({error})"
+        ) from error
+    except Exception as error:
+        raise CoopError(f"{source}: its tokenizer could not be loaded: {_first_line(error)}") from error
+
+
+def _how_to_get(source: str, model: str, pretrained: str | None, cache_dir: str | None, error: Exception) -> str:
+    entry = get_pretrained_cfg(model, pretrained) if pretrained else {}
+    repository = model.removeprefix("hf-hub:") if pretrained is None else entry.get("hf_hub", "").rstrip("/")
+    cache = cache_dir or (huggingface_hub.constants.HF_HUB_CACHE if repository else os.path.expanduser("~/.cache/clip"))
+    ways = []
+    if repository:
+        ways.append(
+            f"on a machine with a network: `hf download {repository}`, then copy the cache folder or set HF_HOME to it"
+        )
+    if entry.get("url"):
+        ways.append(f"download {entry['url']} and give backbone.pretrained=FILE")
+    if pretrained is not None:
+        ways.append("any local checkpoint of this architecture: backbone.pretrained=FILE")
+    ways.append("a folder with open_clip_config.json and weights: backbone=open_clip backbone.model=local-dir:FOLDER")
+    ways.append("backbone=tiny is bundled and needs no download")
+    listed = "\n".join(f"  - {way}" for way in ways)
+    return (
+        f"the weights of {source} are not on this machine and could not be fetched.\n"
+        f"Looked in {cache}.\nReason: {_first_line(error)}\nWays to get them:\n{listed}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,299 @@
+"""The typed schema of the whole config, the checks before anything is loaded, and how every command starts."""
+
+import difflib
+import inspect
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from coop.data.transforms import parse_augmentation
+from coop.errors import CoopError
+
+PACKAGE = Path(__file__).resolve().parent
+PAPER_EPOCHS = ((1, 50), (4, 100))
+PAPER_EPOCHS_MAX = 200
+# Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
+METHOD_KEYS = {"name"}
+DATASET_KEYS = {"name", "template", "classes", "epochs"}
+
+
+@dataclass
+class BackboneConfig:
+    model: str = MISSING
+    pretrained: str | None = None
+    name: str = "${.model}"
+    precision: str = "fp32"
+    cache_dir: str | None = None
+
+
+@dataclass
+class OptimizerConfig:
+    lr: float = 0.002
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-5
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32"
+
+
+@dataclass
+class LoggerConfig:
+    kind: str = "none"
+    project: str = "coop"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainConfig:
+    shots: int = 16
+    seed: int = 1
+    data_root: str | None = None
+    epochs: int | None = None
+    augmentation: str = "none"
+    features: str = "online"
+    cache_dir: str | None = None
+    batch_size: int = 32
+    num_workers: int = 2
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    dataset: dict[str, Any] = field(default_factory=dict)
+    method: dict[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+
+
+@dataclass
+class EvaluateConfig:
+    run: str = MISSING
+    targets: list[str] = field(default_factory=list)
+    data_root: str | None = None
+    dataset: dict[str, Any] | None = None
+    backbone: BackboneConfig | None = None
+    features: str = "online"
+    cache_dir: str | None = None
+    accelerator: str = "auto"
+    num_workers: int = 2
+
+
+ConfigStore.instance().store("train_schema", TrainConfig)
+ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
+OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
+
+
+def conf_dir() -> Path:
+    """Where the config files lie: inside an installed package, or beside it in a checkout."""
+    installed = PACKAGE / "conf"
+    return installed if installed.is_dir() else PACKAGE.parent / "conf"
+
+
+def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
+    """Run a command under Hydra; what the user can mend ends as one message and exit code 1.
+
+    With HYDRA_FULL_ERROR set, the traceback is shown as well.
+    """
+    wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to us
+
+    def explained(call: Callable[..., None], *args) -> None:
+        try:
+            call(*args)
+        except Exception as error:
+            message = explain(error)
+            if message is None or wants_traceback:
+                raise
+            print(f"\nerror: {message}", file=sys.stderr)
+            sys.exit(1)
+
+    def job(cfg: DictConfig) -> None:
+        explained(task, cfg)
+
+    explained(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job))
+
+
+def explain(error: BaseException) -> str | None:
+    """The message for a user; None for an error that is ours."""
+    chain = list(_causes(error))
+    for link in chain:
+        if isinstance(link, CoopError):
+            # A data-loader worker puts its own traceback in front of the message.
+            return str(link).rpartition("CoopError: ")[2]
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.options:
+            return _unknown_choice(link)
+    for link in reversed(chain):
+        if isinstance(link, OmegaConfBaseException):
+            return _unknown_key_or_type(link)
+    for link in chain:
+        if isinstance(link, HydraException):
+            return str(link)
+    return None
+
+
+def _causes(error: BaseException | None):
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    near = difflib.get_close_matches(name, error.options, n=4, cutoff=0.4)
+    hint = f"near matches: {', '.join(near)}; " if near else ""
+    return f"{group}={name}: there is no such {group}; {hint}all: {', '.join(error.options)}"
+
+
+def _unknown_key_or_type(error: OmegaConfBaseException) -> str:
+    allowed = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
+    if error.key is not None and allowed and error.key not in allowed:
+        near = difflib.get_close_matches(str(error.key), allowed, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{error.full_key}: there is no such key; {hint}Allowed here: {', '.join(allowed)}"
+    return f"{error.full_key}: {str(error).splitlines()[0]}"
+
+
+def check(cfg: DictConfig) -> None:
+    """Types and combinations, before anything is loaded.
+
+    Raises:
+        CoopError: names the key and what is allowed.
+    """
+    if cfg.shots < -1 or cfg.shots == 0:
+        raise CoopError(
+            f"shots={cfg.shots}: give 1 or more training images per class, or -1 for all (zero shots: method=zero_shot)"
+        )
+    for key in ("batch_size", "epochs"):
+        if cfg[key] is not None and cfg[key] < 1:
+            raise CoopError(f"{key}={cfg[key]}: must be at least 1")
+    for key in ("seed", "num_workers"):
+        if cfg[key] < 0:
+            raise CoopError(f"{key}={cfg[key]}: must not be negative")
+    if cfg.trainer.precision not in AUTOCAST:
+        raise CoopError(f"trainer.precision={cfg.trainer.precision}: allowed are {', '.join(AUTOCAST)}")
+    parse_augmentation(cfg.augmentation)
+    check_features(cfg.features)
+    check_dataset(cfg.dataset)
+    check_method(cfg.method)
+
+
+# Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
+AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+FEATURES = ("online", "cached")
+
+
+def check_features(features: str) -> None:
+    """Raises CoopError for anything but "online" and "cached"."""
+    if features not in FEATURES:
+        raise CoopError(f"features={features}: allowed are {', '.join(FEATURES)}")
+
+
+CLASSES = ("all", "base", "new")
+
+
+def check_dataset(node: DictConfig) -> None:
+    """The keys of a dataset config against the signature of its reader."""
+    reader = locate("dataset", node)
+    check_arguments("dataset", node, reader, DATASET_KEYS, given={"data_root"})
+    if node.classes not in CLASSES:
+        raise CoopError(f"dataset.classes={node.classes}: allowed are {', '.join(CLASSES)}")
+    if "{}" not in node.template:
+        raise CoopError(f'dataset.template="{node.template}": needs {{}} where the class name goes')
+
+
+def check_method(node: DictConfig) -> None:
+    """The keys of a method config against the signature of its class, then the class's own checks."""
+    from coop.methods import Method
+
+    method = locate("method", node)
+    if not (inspect.isclass(method) and issubclass(method, Method)):
+        raise CoopError(f"method._target_={node._target_}: not a subclass of coop.methods.Method")
+    check_arguments("method", node, method, METHOD_KEYS, given={"clip", "classnames"})
+    method.check(**arguments(node, METHOD_KEYS))
+
+
+def locate(key: str, node: DictConfig) -> Callable:
+    """The class or function that a node's `_target_` names."""
+    if not node.get("_target_"):
+        raise CoopError(f"{key}: choose one with {key}=NAME (it has no _target_)")
+    try:
+        return hydra.utils.get_object(node._target_)
+    except Exception as error:
+        raise CoopError(f"{key}._target_={node._target_}: cannot be imported ({error})") from error
+
+
+def arguments(node: DictConfig, own_keys: set[str]) -> dict[str, Any]:
+    """The part of a node that goes to its `_target_`, as plain Python values."""
+    plain = OmegaConf.to_container(node, resolve=True)
+    return {key: value for key, value in plain.items() if key not in own_keys | {"_target_"}}
+
+
+def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: set[str], given: set[str]) -> None:
+    """Hold a node's keys and types against the signature of what it names."""
+    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in given}
+    values = arguments(node, own_keys)
+    for name in values.keys() - parameters.keys():
+        near = difflib.get_close_matches(name, parameters, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise CoopError(f"{key}.{name}: there is no such key; {hint}Allowed here: {', '.join(parameters)}")
+    for name, parameter in parameters.items():
+        if name in values:
+            _check_value(f"{key}.{name}", values[name], parameter.annotation)
+        elif parameter.default is inspect.Parameter.empty:
+            raise CoopError(f"{key}.{name}: must be given")
+
+
+def _check_value(key: str, value: Any, annotation: Any) -> None:
+    if typing.get_origin(annotation) is typing.Literal:
+        if value not in typing.get_args(annotation):
+            raise CoopError(f"{key}={value}: allowed are {', '.join(map(str, typing.get_args(annotation)))}")
+        return
+    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    accepted = tuple(typing.get_origin(option) or option for option in options)
+    if float in accepted:
+        accepted += (int,)
+    # bool is a subclass of int in Python, but n_ctx=true is a mistake.
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
+        names = " or ".join(
+            "null" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
+        )
+        raise CoopError(f"{key}={value}: must be {names}, not {type(value).__name__}")
+
+
+def build_method(node: DictConfig, clip, classnames: list[str]):
+    """The method that a (checked) node describes."""
+    return locate("method", node)(clip, classnames, **arguments(node, METHOD_KEYS))
+
+
+def read_dataset(node: DictConfig, data_root: str | None):
+    """The splits of the data set that a (checked) node describes."""
+    return locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS))
+
+
+def paper_epochs(shots: int) -> int:
+    """The paper's number of epochs: 50 for 1 shot, 100 for 2 and 4, 200 for more (CoOp, section 4.1)."""
+    return next((epochs for most, epochs in PAPER_EPOCHS if 0 < shots <= most), PAPER_EPOCHS_MAX)
+
+
+def resolve_epochs(cfg: DictConfig) -> int:
+    """What the user says, else the data set's own number (ImageNet: 50), else the paper's rule by shots."""
+    return cfg.epochs or cfg.dataset.epochs or paper_epochs(cfg.shots)

@@ -1,0 +1,73 @@
+"""Class names and prompt templates that come from open_clip's and timm's metadata, or from a list of the user's."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+from open_clip.zero_shot_metadata import (
+    IMAGENET_CLASSNAMES,
+    OPENAI_IMAGENET_TEMPLATES,
+    SIMPLE_IMAGENET_TEMPLATES,
+)
+
+from coop.errors import CoopError
+
+SYNSETS = {  # files of timm's metadata
+    "imagenet": "imagenet_synsets.txt",
+    "imagenet-a": "imagenet_a_synsets.txt",
+    "imagenet-r": "imagenet_r_synsets.txt",
+}
+
+
+def imagenet_classnames() -> dict[str, str]:
+    """Names of ImageNet's 1000 classes by wnid, in label order: open_clip's list, curated by CLIP's authors."""
+    return dict(zip(imagenet_wnids(), IMAGENET_CLASSNAMES, strict=True))
+
+
+def imagenet_wnids(subset: str = "imagenet") -> list[str]:
+    """The wnids of ImageNet-1k in label order, or the 200 of a subset: "imagenet-a" or "imagenet-r"."""
+    file = files("timm.data").joinpath("_info", SYNSETS[subset])
+    return file.read_text(encoding="utf-8").split()
+
+
+def read_classnames(path: str | os.PathLike) -> dict[str, str]:
+    """Read a list of class names: one `folder name` a line, parted by a tab, or else by the first space.
+
+    This is the form of CoOp's `classnames.txt` for ImageNet. With a tab, folders' names may hold spaces.
+
+    Returns:
+        Class names by folder, in the file's order.
+
+    Raises:
+        CoopError: the file is missing, a line has no name, or a folder stands there twice.
+    """
+    names: dict[str, str] = {}
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoopError(f"{path}: can't read this list of class names (UTF-8, one `folder name` a line): {error}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        folder, _, name = (part.strip() for part in line.strip().partition("\t" if "\t" in line else " "))
+        if not name:
+            raise CoopError(
+                f"{path}, line {number}: {line!r} has no class name; expected `folder name` (a tab or a space between)"
+            )
+        if folder in names:
+            raise CoopError(f"{path}, line {number}: the folder {folder!r} stands there twice; remove one of the lines")
+        names[folder] = name
+    if not names:
+        raise CoopError(f"{path}: this list of class names is empty; expected one `folder name` a line")
+    return names
+
+
+def clip_templates(which: str) -> list[str]:
+    """CLIP's prompt templates for ImageNet, each with one `{}`: "80" (all of them) or "7" (the selected seven).
+
+    Source: Radford et al. 2021, section 3.1.4, as listed in open_clip's metadata.
+    """
+    known = {"80": OPENAI_IMAGENET_TEMPLATES, "7": SIMPLE_IMAGENET_TEMPLATES}
+    if which not in known:
+        raise CoopError(f"templates={which}: CLIP's lists of templates are {' and '.join(known)}")
+    return [fill("{}") for fill in known[which]]

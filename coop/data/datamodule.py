@@ -1,0 +1,137 @@
+"""The few-shot data of one run, as Lightning wants it."""
+
+from collections.abc import Iterator, Sequence
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from coop.data.features import FeatureExtractor
+from coop.data.fewshot import Item, Splits
+from coop.data.images import open_image
+from coop.data.transforms import Transform, parse_augmentation, reproducible, stable_seed, train_transform
+from coop.errors import CoopError
+
+
+class FewShotData(pl.LightningDataModule):
+    """Batches {"image" or "image_features", "label"} for training and validation, and the features of the test set.
+
+    Whatever has a fixed view is encoded once, in `setup`, before the first step: an unreadable image shows up there.
+
+    Args:
+        splits: sampled images: `train` and `val` hold the shots.
+        extractor: encodes images of fixed views.
+        seed: seed of order and augmentation.
+        augmentation: "online", "none" or "views:V".
+        batch_size: images per step, over all devices together.
+        num_workers: processes that decode training images.
+    """
+
+    def __init__(
+        self,
+        splits: Splits,
+        extractor: FeatureExtractor,
+        seed: int,
+        augmentation: str,
+        batch_size: int,
+        num_workers: int,
+    ):
+        super().__init__()
+        self.splits, self.extractor, self.seed = splits, extractor, seed
+        self.views = parse_augmentation(augmentation)
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.test_features: Tensor | None = None
+
+    def setup(self, stage: str) -> None:
+        if self.test_features is not None:
+            return
+        clip, splits = self.extractor.clip, self.splits
+        clip.to(self.trainer.strategy.root_device)
+        self.test_features = self.extractor(splits.test, splits.preprocess, "test images")
+        val_features = self.extractor(splits.val, splits.preprocess, "validation images")
+        self.val_set = FeatureSet(val_features[None], splits.val, self.seed)
+        if self.views is None:
+            self.train_set: Dataset = AugmentedImages(splits, train_transform(clip.preprocess_cfg), self.seed)
+        else:
+            self.train_set = FeatureSet(self._train_views(), splits.train, self.seed)
+
+    def _train_views(self) -> Tensor:
+        """Features (V, N, E) of the fixed views of the training images."""
+        train, preprocess = self.splits.train, self.splits.preprocess
+        if self.views == 1:
+            return self.extractor(train, preprocess, "training images")[None]
+        return torch.stack(
+            [self.extractor(train, preprocess, f"view {view + 1} of {self.views}", view) for view in range(self.views)]
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        if self.batch_size % world:
+            raise CoopError(
+                f"batch_size={self.batch_size}: must be a multiple of the {world} devices, which share each batch"
+            )
+        # The original drops the last incomplete batch, unless it is the only one.
+        drop_last = len(self.train_set) >= self.batch_size
+        sampler = EpochSampler(self.train_set, num_replicas=world, rank=rank, seed=self.seed, drop_last=drop_last)
+        return DataLoader(
+            self.train_set, batch_size=self.batch_size // world, sampler=sampler, drop_last=drop_last, **self._loading()
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        if not self.splits.val:
+            return []
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        sampler = EpochSampler(self.val_set, num_replicas=world, rank=rank, shuffle=False)
+        return DataLoader(self.val_set, batch_size=1024, sampler=sampler, collate_fn=whole_batch)
+
+    def _loading(self) -> dict:
+        if isinstance(self.train_set, FeatureSet):
+            return {"collate_fn": whole_batch}
+        pin_memory = self.extractor.clip.device.type == "cuda"
+        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": pin_memory}
+
+
+class EpochSampler(DistributedSampler):
+    """Yields (epoch, index), so that what an image becomes is a function of seed, epoch and index alone."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return ((self.epoch, index) for index in super().__iter__())
+
+
+class AugmentedImages(Dataset):
+    """Training images with a new random view in every epoch (the paper's augmentation)."""
+
+    def __init__(self, splits: Splits, transform: Transform, seed: int):
+        self.items, self.preprocess, self.transform, self.seed = splits.train, splits.preprocess, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
+        epoch, index = key
+        item = self.items[index]
+        image = open_image(item.path, self.preprocess)
+        return {"image": reproducible(self.transform, image, self.seed, epoch, index), "label": item.label}
+
+
+class FeatureSet(Dataset):
+    """Features (V, N, E) in memory; each epoch sees one of the V views of each image."""
+
+    def __init__(self, features: Tensor, items: Sequence[Item], seed: int):
+        self.features, self.seed = features, seed
+        self.labels = torch.tensor([item.label for item in items], dtype=torch.long)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        views = len(self.features)
+        view = torch.tensor([stable_seed(self.seed, *key) % views if views > 1 else 0 for key in keys])
+        index = torch.tensor([index for _, index in keys])
+        return {"image_features": self.features[view, index], "label": self.labels[index]}
+
+
+def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`FeatureSet.__getitems__` has already made a batch."""
+    return batch

@@ -1,0 +1,121 @@
+"""Few-shot sampling and base/new class selection: pure functions of lists (CoOp, section 4.1; CoCoOp, section 4.1)."""
+
+import logging
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from coop.errors import CoopError
+
+log = logging.getLogger("coop")
+
+MAX_VAL_SHOTS = 4
+
+
+class Item(NamedTuple):
+    """One image: where it lies, its label (an index from 0) and the name of its class."""
+
+    path: str
+    label: int
+    classname: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a reader returns.
+
+    Attributes:
+        train: all training images, in the order that sampling depends on.
+        val: validation images; empty where a data set has none (ImageNet).
+        test: test images.
+        classnames: class names by label; their number is K. A label may have no image.
+        origin: where the split comes from: "published", "generated" or "own".
+        preprocess: applied to each opened image before the backbone's transform (the bundled shifted sets).
+    """
+
+    train: list[Item]
+    val: list[Item]
+    test: list[Item]
+    classnames: list[str]
+    origin: str = "published"
+    preprocess: Callable[[Image], Image] | None = field(default=None, compare=False)
+
+    def labels(self, part: str) -> Tensor:
+        """Labels (N) of the images of "train", "val" or "test"."""
+        return torch.tensor([item.label for item in getattr(self, part)], dtype=torch.long)
+
+
+def few_shot(train: Sequence[Item], val: Sequence[Item], shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+    """Sample `shots` training images and `min(shots, 4)` validation images of each class.
+
+    Reproduces the original code's choice image for image. The generator is this call's own, so that nothing else that
+    draws random numbers can change what is sampled.
+
+    Args:
+        train: training images.
+        val: validation images, sampled after the training images from the same generator.
+        shots: images per class; less than 1 means all. A class with fewer images gives all it has.
+        seed: seed of the generator; 0 is a seed like any other.
+
+    Returns:
+        The sampled training and validation lists, grouped by class in order of first appearance.
+    """
+    if shots < 1:
+        return list(train), list(val)
+    rng = random.Random(seed)
+    return _sample(train, shots, rng), _sample(val, min(shots, MAX_VAL_SHOTS), rng)
+
+
+def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> list[Item]:
+    by_label = defaultdict(list)
+    for item in items:
+        by_label[item.label].append(item)
+    return [
+        item for group in by_label.values() for item in (rng.sample(group, shots) if len(group) >= shots else group)
+    ]
+
+
+def select_classes(items: Sequence[Item], num_classes: int, classes: str) -> list[Item]:
+    """Keep the base half (the first ceil(K / 2) labels), the new half, or all, relabelled from 0 (CoCoOp, section 4.1)."""
+    kept = selected_labels(num_classes, classes)
+    return [item._replace(label=item.label - kept.start) for item in items if item.label in kept]
+
+
+def selected_labels(num_classes: int, classes: str) -> range:
+    """Labels of the chosen half: `classes` is "all", "base" or "new"."""
+    middle = math.ceil(num_classes / 2)
+    try:
+        return {"all": range(num_classes), "base": range(middle), "new": range(middle, num_classes)}[classes]
+    except KeyError:
+        raise CoopError(f"dataset.classes={classes}: allowed are all, base, new") from None
+
+
+def sample(splits: Splits, shots: int, seed: int, classes: str = "all") -> Splits:
+    """The protocol of one run: few-shot sampling first, then the choice of classes, which are relabelled from 0.
+
+    Warns of classes that have fewer training images than `shots`.
+    """
+    train, val = few_shot(splits.train, splits.val, shots, seed)
+    _warn_of_small_classes(train, shots, splits.classnames)
+    labels = selected_labels(len(splits.classnames), classes)
+    selected = {
+        "train": select_classes(train, len(splits.classnames), classes),
+        "val": select_classes(val, len(splits.classnames), classes),
+        "test": select_classes(splits.test, len(splits.classnames), classes),
+    }
+    return replace(splits, classnames=splits.classnames[labels.start : labels.stop], **selected)
+
+
+def _warn_of_small_classes(train: Sequence[Item], shots: int, classnames: Sequence[str]) -> None:
+    count = Counter(item.label for item in train)
+    small = [f"{name} ({count[label]})" for label, name in enumerate(classnames) if count[label] < shots]
+    if small:
+        shown = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
+        log.warning("fewer training images than shots=%d, all are used: %s", shots, shown)

@@ -1,0 +1,127 @@
+"""Folders on disk: found under `data_root`, listed once and sorted; nothing is left out without a word."""
+
+import logging
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from coop.errors import CoopError
+
+log = logging.getLogger("coop")
+
+EXTENSIONS = tuple(IMG_EXTENSIONS)
+SHOWN = 5
+
+
+class NotThereError(CoopError):
+    """A data set's folder does not exist."""
+
+
+class Listing(NamedTuple):
+    """Names in one folder, each list sorted; hidden ones and those that archivers leave behind are not in it."""
+
+    folders: list[str]
+    images: list[str]
+    others: list[str]
+
+
+def list_folder(path: str | os.PathLike) -> Listing:
+    """List one folder, links followed.
+
+    Raises:
+        CoopError: the folder is missing or unreadable, or an image in it is a link that leads nowhere.
+    """
+    listing = Listing([], [], [])
+    for name, is_dir in sorted(_scan(path)):
+        kind = listing.folders if is_dir else listing.images if name.lower().endswith(EXTENSIONS) else listing.others
+        kind.append(name)
+    return listing
+
+
+def _scan(path: str | os.PathLike) -> list[tuple[str, bool]]:
+    try:
+        with os.scandir(path) as entries:
+            return [(entry.name, _is_dir(entry)) for entry in entries if not _ignored(entry.name)]
+    except FileNotFoundError:
+        raise CoopError(f"{path}: this folder does not exist") from None
+    except NotADirectoryError:
+        raise CoopError(f"{path}: is a file where a folder was expected") from None
+    except PermissionError:
+        raise CoopError(f"{path}: no permission to read this folder. Mend it with: chmod u+rx '{path}'") from None
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db")
+
+
+def _is_dir(entry: os.DirEntry) -> bool:
+    # Only links cost a look at the disk; everything else is known from the listing itself.
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        raise CoopError(f"{entry.path}: a link to {os.readlink(entry.path)}, which does not exist. Remove or mend it.")
+    return entry.is_dir()
+
+
+def warn_left_out(where: str | os.PathLike, others: list[str]) -> None:
+    """Warn about files that are not images (paths relative to `where`)."""
+    if others:
+        log.warning("%s: %d files are not images and are left out: %s", where, len(others), shorten(others))
+
+
+def shorten(names: list[str], shown: int = SHOWN) -> str:
+    """The first few names, and how many more there are."""
+    rest = len(names) - shown
+    return ", ".join(names[:shown]) + (f", ... and {rest} more" if rest > 0 else "")
+
+
+def find_folder(data_root: str | None, candidates: list[str]) -> Path:
+    """Find the first of the candidate folders that exists under `data_root`.
+
+    Args:
+        data_root: the folder that holds the data sets, or None if the user gave none.
+        candidates: folders relative to it, in the order in which they are tried: CoOp's layout, then torchvision's.
+
+    Raises:
+        NotThereError: none exists; says where it was looked for, and what nearly fits.
+    """
+    wanted = " or ".join(candidates)
+    if data_root is None:
+        raise NotThereError(f"this data set needs data_root=DIR, where DIR is the folder that holds {wanted}")
+    root = Path(data_root).expanduser()
+    if not root.is_dir():
+        raise NotThereError(f"data_root={data_root}: this folder does not exist; it should hold {wanted}")
+    for candidate in candidates:
+        if (root / candidate).is_dir():
+            return root / candidate
+    tried = " or ".join(str(root / candidate) for candidate in candidates)
+    hint = _hint(root, candidates)
+    raise NotThereError(f"data_root={data_root}: looked for the folder {tried}, which does not exist{hint}")
+
+
+def _hint(root: Path, candidates: list[str]) -> str:
+    """Say what nearly fits: another level of `data_root`, or another case of a name."""
+    for candidate in candidates:
+        first, *rest = Path(candidate).parts
+        if (root.resolve().name == first and root.joinpath(*rest).is_dir()) or (root.parent / candidate).is_dir():
+            return f". It is one level up: data_root={root.resolve().parent}"
+        for name in list_folder(root).folders:
+            if (root / name / candidate).is_dir():
+                return f". It is one level down: data_root={root / name}"
+        if found := other_case(root, candidate):
+            return f". There is {root / found}, whose name differs in case: rename it"
+    return f". It holds: {shorten(list_folder(root).folders) or 'no folder'}; python -m coop.data check NAME says how to get it"
+
+
+def other_case(root: Path, relative: str) -> str | None:
+    """A path under `root` that equals `relative` but for case, or None."""
+    found = Path()
+    for part in Path(relative).parts:
+        if not (root / found).is_dir():
+            return None
+        names = [name for name, _ in _scan(root / found)]
+        match = part if part in names else next((name for name in sorted(names) if name.lower() == part.lower()), None)
+        if match is None:
+            return None
+        found = found / match
+    return str(found)

@@ -1,0 +1,69 @@
+"""The one LightningModule: cross-entropy over a method's logits, SGD on the method's parameters alone."""
+
+from collections.abc import Mapping
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from coop.clip.backbone import FrozenCLIP
+from coop.methods.base import Method
+from coop.schedule import learning_rate
+
+
+class LitClassifier(pl.LightningModule):
+    """Trains a method on batches {"label": (B), "image": (B, 3, H, W)} or {"label", "image_features": (B, E)}.
+
+    A checkpoint holds the method and the optimiser, never the CLIP.
+
+    Args:
+        clip: the frozen CLIP; encodes images where a batch brings no features.
+        method: what is trained.
+        optimizer: lr, momentum, weight_decay, warmup_epochs, warmup_lr.
+        epochs: T of the schedule.
+    """
+
+    def __init__(self, clip: FrozenCLIP, method: Method, optimizer: Mapping, epochs: int):
+        super().__init__()
+        self.strict_loading = False  # the checkpoint lacks the CLIP on purpose
+        self.clip, self.method, self.optimizer_config, self.epochs = clip, method, optimizer, epochs
+        self.val_acc = MulticlassAccuracy(num_classes=len(method.classnames), average="micro")
+
+    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, K)."""
+        features = batch["image_features"] if "image_features" in batch else self.clip.encode_image(batch["image"])
+        return self.method.logits(features)
+
+    def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
+        logits = self.logits(batch)
+        loss = F.cross_entropy(logits, batch["label"])
+        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        accuracy = (logits.detach().argmax(dim=1) == batch["label"]).float().mean()
+        self.log("train/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
+        self.val_acc(self.logits(batch), batch["label"])
+        self.log("val/acc", self.val_acc, on_step=False, on_epoch=True, prog_bar=True)
+
+    def configure_optimizers(self):
+        options = self.optimizer_config
+        trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
+        if not trained:
+            return None
+        optimizer = torch.optim.SGD(
+            trained, lr=options["lr"], momentum=options["momentum"], weight_decay=options["weight_decay"]
+        )
+        # LambdaLR multiplies the base rate, so that the schedule stays a pure function of the epoch after a resume too.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: self._rate(epoch) / options["lr"])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch", "name": "lr"}}
+
+    def _rate(self, epoch: int) -> float:
+        options = self.optimizer_config
+        return learning_rate(epoch, self.epochs, options["lr"], options["warmup_epochs"], options["warmup_lr"])
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("clip.")}

@@ -1,0 +1,190 @@
+"""CoOp's PromptLearner: M context vectors, learned, around the class name (CoOp, section 3.2)."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from open_clip import SimpleTokenizer
+from torch import Tensor, nn
+
+from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.sharded import prompt_encoder
+from coop.clip.text import prompt_embeddings
+from coop.errors import CoopError
+from coop.methods.base import Method
+
+DEFAULT_N_CTX = 16
+INIT_STD = 0.02
+POSITIONS = ("end", "middle", "front")
+
+
+class PromptLearner(Method):
+    """Prompts `[SOS] v1 .. vM CLASS . [EOS]` whose vectors v are the only parameters.
+
+    Attributes:
+        ctx: the context, (M, D); (K, M, D) if class-specific. Always at least float32.
+
+    Args:
+        clip: the frozen CLIP.
+        classnames: K class names.
+        n_ctx: M; 16 if neither it nor `ctx_init` is given.
+        ctx_init: words whose token embeddings the context starts from; their number of tokens is M. Otherwise the
+            context is drawn from N(0, 0.02^2).
+        class_specific: a context of its own for every class (the paper's CSC) instead of one for all.
+        class_token_position: where the class name stands; "middle" puts M // 2 vectors before it and the rest after,
+            "front" all after. The final "." stays last.
+        checkpoint: recompute activations in the backward pass, layer by layer, to save memory.
+        class_chunk: encode this many classes at a time, with the exact gradient, to bound memory.
+
+    Raises:
+        CoopError: impossible options, or a prompt that does not fit into the context length.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        classnames: Sequence[str],
+        n_ctx: int | None = None,
+        ctx_init: str | None = None,
+        class_specific: bool = False,
+        class_token_position: Literal["end", "middle", "front"] = "end",
+        checkpoint: bool = False,
+        class_chunk: int | None = None,
+    ):
+        self.check(n_ctx, ctx_init, class_token_position, class_chunk)
+        super().__init__(clip, classnames)
+        self.class_specific, self.class_token_position = class_specific, class_token_position
+        self.transfers_to_other_classes = not class_specific
+        copies = (len(classnames),) if class_specific else ()
+        if ctx_init:
+            words = _word_context(clip, ctx_init, n_ctx)
+            start = words.expand(*copies, *words.shape).clone()
+        else:
+            start = torch.empty(*copies, n_ctx or DEFAULT_N_CTX, clip.text_width, dtype=_context_dtype(clip))
+            nn.init.normal_(start, std=INIT_STD)
+        self.ctx = nn.Parameter(start)
+        prompts = _layout(clip, self.classnames, self.n_ctx, class_token_position)
+        self.register_buffer("ids", clip.pad([prompt.ids for prompt in prompts]), persistent=False)
+        self.register_buffer("slots", _pad_slots(prompts, clip.context_length), persistent=False)
+        self.encoder = prompt_encoder(
+            clip.model, self.ids, self.slots, class_specific, checkpoint=checkpoint, class_chunk=class_chunk
+        )
+
+    @classmethod
+    def check(
+        cls,
+        n_ctx: int | None = None,
+        ctx_init: str | None = None,
+        class_token_position: str = "end",
+        class_chunk: int | None = None,
+        **_,
+    ) -> None:
+        """Raises CoopError for options that no backbone could serve."""
+        if n_ctx is not None and n_ctx < 1:
+            raise CoopError(f"method.n_ctx={n_ctx}: the number of context vectors must be at least 1")
+        if ctx_init is not None and not ctx_init.replace("_", " ").strip():
+            raise CoopError('method.ctx_init="": give words to start from, or null for a random start')
+        if ctx_init and n_ctx is not None and n_ctx < len(ctx_init.replace("_", " ").split()):
+            raise CoopError(_conflict(n_ctx, ctx_init, f"at least {len(ctx_init.replace('_', ' ').split())}"))
+        # CLIP's own tokenizer costs nothing to ask; other towers count their tokens once they are loaded.
+        if (
+            ctx_init
+            and n_ctx is not None
+            and n_ctx > (tokens := len(SimpleTokenizer().encode(ctx_init.replace("_", " "))))
+        ):
+            raise CoopError(_conflict(n_ctx, ctx_init, str(tokens)))
+        if class_token_position not in POSITIONS:
+            raise CoopError(f"method.class_token_position={class_token_position}: allowed are {', '.join(POSITIONS)}")
+        if class_chunk is not None and class_chunk < 1:
+            raise CoopError(f"method.class_chunk={class_chunk}: the number of classes per chunk must be at least 1")
+
+    @property
+    def n_ctx(self) -> int:
+        """M, the number of context vectors of a prompt."""
+        return self.ctx.shape[-2]
+
+    def forward(self) -> Tensor:
+        """text_features (K, E), L2-normalised, differentiable in ctx."""
+        return normalize(self.encoder(self.ctx))
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """The prompts as the paper writes them: token embeddings (K, L, D), differentiable in ctx, and ids (K, L).
+
+        At the places of the context vectors the ids hold a filler word.
+        """
+        return prompt_embeddings(self.clip.model, self.ids, self.slots, self.ctx), self.ids
+
+
+class _Prompt(NamedTuple):
+    """One prompt: token ids, and for each token the context vector that replaces it (-1: none)."""
+
+    ids: list[int]
+    slots: list[int]
+
+
+def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str) -> list[_Prompt]:
+    """Where tokens and context vectors of each class stand.
+
+    A prompt's own tokens are cut after as many as the name has alone, which can differ from the name's own tokens:
+    the tokenizer merges a closing bracket and the final full stop. The original cuts in this way too.
+    """
+    first, special = _special_tokens(clip)
+    before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
+    filler = " ".join(["X"] * n_ctx)
+    prompts = []
+    for alone, tokens in zip(
+        clip.token_ids(names), clip.token_ids([f"{filler} {name}." for name in names]), strict=True
+    ):
+        cut = 0 if position == "end" else len(alone) - special
+        fillers, rest = tokens[first : first + n_ctx], tokens[first + n_ctx :]
+        ids = tokens[:first] + fillers[:before] + rest[:cut] + fillers[before:] + rest[cut:]
+        slots = [-1] * first + list(range(before)) + [-1] * cut + list(range(before, n_ctx))
+        prompts.append(_Prompt(ids, slots + [-1] * (len(ids) - len(slots))))
+    _check_lengths(clip, names, prompts, n_ctx)
+    return prompts
+
+
+def _special_tokens(clip: FrozenCLIP) -> tuple[int, int]:
+    """How many special tokens stand before a text, and in all: 1 and 2 for CLIP's tokenizer, 0 and 1 for SigLIP's."""
+    one, other = clip.token_ids(["X", "Y"])
+    first = next(index for index, (a, b) in enumerate(zip(one, other, strict=True)) if a != b)
+    return first, len(one) - 1
+
+
+def _check_lengths(clip: FrozenCLIP, names: list[str], prompts: list[_Prompt], n_ctx: int) -> None:
+    length, name = max((len(prompt.ids), name) for prompt, name in zip(prompts, names, strict=True))
+    if length > clip.context_length:
+        fits = n_ctx - length + clip.context_length
+        mend = f"lower method.n_ctx to at most {fits}" if fits > 0 else "shorten the class name"
+        raise CoopError(
+            f'the prompt of class "{name}" has {length} tokens, {n_ctx} of them context vectors; the text tower of '
+            f"{clip.name} takes {clip.context_length}: {mend}"
+        )
+
+
+def _pad_slots(prompts: list[_Prompt], length: int) -> Tensor:
+    return torch.tensor([prompt.slots + [-1] * (length - len(prompt.slots)) for prompt in prompts])
+
+
+def _word_context(clip: FrozenCLIP, words: str, n_ctx: int | None) -> Tensor:
+    """Token embeddings (M, D) of the words."""
+    (ids,) = clip.token_ids([words.replace("_", " ")])
+    first, special = _special_tokens(clip)
+    ids = ids[first : first + len(ids) - special]
+    if n_ctx is not None and n_ctx != len(ids):
+        raise CoopError(_conflict(n_ctx, words, str(len(ids))))
+    with torch.no_grad():
+        weight = clip.token_embedding.weight
+        return weight[torch.tensor(ids, device=weight.device)].to("cpu", _context_dtype(clip))
+
+
+def _conflict(n_ctx: int, words: str, tokens: str) -> str:
+    return (
+        f'method.n_ctx={n_ctx} with method.ctx_init="{words}": the words have {tokens} tokens, which sets n_ctx; '
+        "leave n_ctx out"
+    )
+
+
+def _context_dtype(clip: FrozenCLIP) -> torch.dtype:
+    """Half-precision towers too are trained with a context in float32."""
+    return torch.promote_types(clip.token_embedding.weight.dtype, torch.float32)

@@ -1,0 +1,152 @@
+"""What a run leaves behind: results.json, prompt.safetensors, config.yaml, and a closing table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+import coop
+from coop.clip.backbone import FrozenCLIP
+from coop.errors import CoopError
+from coop.files import write_atomically
+from coop.methods.base import Method
+
+RESULTS, PROMPT, CONFIG, CHECKPOINT = "results.json", "prompt.safetensors", "config.yaml", "last.ckpt"
+# What decides a run's result; anything else may change between a run and its resumption.
+DECISIVE = ("shots", "seed", "epochs", "augmentation", "batch_size", "backbone", "dataset", "method", "optimizer")
+
+
+class Prompt(NamedTuple):
+    """A trained method as read from a file: its tensors by name, and the metadata that `save_prompt` wrote."""
+
+    state: dict[str, Tensor]
+    metadata: dict[str, Any]
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """The results.json of a run.
+
+    Raises:
+        CoopError: there is none, or it is not one.
+    """
+    path = run_dir / RESULTS
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CoopError(f"{path}: no such file; the folder of a finished run holds one") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CoopError(f"{path}: not readable as JSON ({error})") from error
+
+
+def save_prompt(path: Path, method: Method, cfg: DictConfig, classnames: Sequence[str]) -> None:
+    """The trained tensors, with all that is needed to use them again in the metadata."""
+    metadata = {
+        "version": coop.__version__,
+        "method": OmegaConf.to_container(cfg.method, resolve=True),
+        "dataset": cfg.dataset.name,
+        "classnames": list(classnames),
+        "backbone": method.clip.name,
+        "pretrained": method.clip.pretrained,
+        "precision": method.clip.precision,
+        "fingerprint": method.clip.fingerprint(),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
+    write_atomically(path, save(tensors, metadata={"coop": json.dumps(metadata, ensure_ascii=False)}))
+
+
+def load_prompt(path: Path) -> Prompt:
+    """Read what `save_prompt` wrote.
+
+    Raises:
+        CoopError: no such file, or not one of ours.
+    """
+    if not path.is_file():
+        raise CoopError(f"{path}: no such file; `run=` takes the folder of a finished run, which holds {PROMPT}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})["coop"])
+            return Prompt({key: file.get_tensor(key) for key in file.keys()}, metadata)  # noqa: SIM118
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise CoopError(f"{path}: not a prompt written by coop.train ({error})") from error
+
+
+def check_backbone(prompt: Prompt, clip: FrozenCLIP, path: Path) -> None:
+    """Refuse a prompt that was learned on another backbone: its vectors mean nothing there.
+
+    Raises:
+        CoopError: names both backbones.
+    """
+    learned = prompt.metadata
+    same_name = (learned["backbone"], learned["pretrained"]) == (clip.name, clip.pretrained)
+    # At another precision the same weights have another fingerprint; then the name has to do.
+    comparable = learned["precision"] == clip.precision
+    if not (learned["fingerprint"] == clip.fingerprint() if comparable else same_name):
+        raise CoopError(
+            f"{path}: learned on {learned['backbone']} ({learned['pretrained']}), this is {clip.name} "
+            f"({clip.pretrained}){' with other weights' if same_name else ''}; "
+            "a prompt works only on the backbone it was learned on"
+        )
+
+
+def load_into(method: Method, prompt: Prompt, path: Path) -> None:
+    """Put a prompt's tensors into a method.
+
+    Raises:
+        CoopError: tensors that are missing or of another shape.
+    """
+    try:
+        method.load_state_dict(prompt.state)
+    except RuntimeError as error:
+        raise CoopError(f"{path}: does not fit this method: {str(error).splitlines()[-1].strip()}") from error
+
+
+def decisive(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a config that decides the result."""
+    plain = OmegaConf.to_container(cfg, resolve=True)
+    return {key: plain[key] for key in DECISIVE} | {"precision": plain["trainer"]["precision"]}
+
+
+def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
+    """Write the config into the run's folder; what another config computed there is never mixed up with this one.
+
+    Raises:
+        CoopError: the folder holds the work of a run with another config; names the keys that differ.
+    """
+    path = run_dir / CONFIG
+    if path.exists() and any((run_dir / name).exists() for name in (RESULTS, CHECKPOINT)):
+        before, now = _flat(decisive(OmegaConf.load(path))), _flat(decisive(cfg))
+        differing = [key for key in before | now if before.get(key) != now.get(key)]
+        if differing:
+            listed = "\n".join(f"  {key}: {before.get(key)} there, {now.get(key)} here" for key in differing)
+            raise CoopError(f"{run_dir}: holds a run with another config; choose another hydra.run.dir\n{listed}")
+    write_atomically(path, OmegaConf.to_yaml(cfg, resolve=True).encode())
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        key: leaf for name, child in value.items() for key, leaf in _flat(child, f"{prefix}.{name}".lstrip(".")).items()
+    }
+
+
+def closing_table(title: str, rows: Sequence[tuple[str, dict[str, float]]], files: dict[str, Path]) -> None:
+    """Accuracies in percent, and where everything lies."""
+    console = Console()
+    console.print(f"\n{title}", highlight=False)
+    table = Table()
+    table.add_column("")
+    table.add_column("accuracy %", justify="right")
+    table.add_column("macro %", justify="right")
+    for label, scores in rows:
+        table.add_row(label, f"{100 * scores['acc']:.2f}", f"{100 * scores['macro_acc']:.2f}")
+    console.print(table)
+    for label, path in files.items():
+        console.print(f"{label:<9}{path}", highlight=False, soft_wrap=True)

@@ -1,0 +1,135 @@
+"""python -m coop.train: few-shot training of a method on a frozen CLIP, tested with the last epoch's weights."""
+
+import logging
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+import coop
+from coop.clip.backbone import FrozenCLIP
+from coop.config import AUTOCAST, build_method, check, launch, read_dataset, resolve_epochs
+from coop.data.datamodule import FewShotData
+from coop.data.features import FeatureExtractor
+from coop.data.fewshot import Splits, sample
+from coop.errors import CoopError
+from coop.files import write_json
+from coop.lit import LitClassifier
+from coop.methods import Method
+from coop.methods.zero_shot import ZeroShot
+from coop.results import CHECKPOINT, PROMPT, RESULTS, claim_folder, closing_table, read_results, save_prompt
+from coop.scoring import score
+from coop.trainer import build_logger, build_trainer, log_results
+
+log = logging.getLogger("coop")
+
+
+def main(cfg: DictConfig) -> None:
+    """Check the config, then run it, unless its folder already holds the result."""
+    check(cfg)
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    claim_folder(run_dir, cfg)
+    if (run_dir / RESULTS).exists():
+        log.info("already finished with this config, nothing is computed again")
+        results = read_results(run_dir)
+    else:
+        results = train(cfg, run_dir)
+    if pl.utilities.rank_zero_only.rank == 0:
+        show(results, run_dir)
+
+
+def train(cfg: DictConfig, run_dir: Path) -> dict:
+    """Build, fit, test and write one run; a checkpoint in its folder is taken up.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        CoopError: whatever the user can mend: data, weights, prompts that do not fit.
+    """
+    splits = sample(read_dataset(cfg.dataset, cfg.data_root), cfg.shots, cfg.seed, cfg.dataset.classes)
+    if not splits.train:
+        raise CoopError(
+            f"dataset={cfg.dataset.name}: has no training images; train on another, then use it with coop.evaluate"
+        )
+    clip = FrozenCLIP.load(**cfg.backbone)
+    pl.seed_everything(cfg.seed, verbose=False)
+    method = build_method(cfg.method, clip, splits.classnames)
+    epochs = resolve_epochs(cfg) if method.trainable_params else 0
+
+    cached = cfg.features == "cached"
+    extractor = FeatureExtractor(clip, cfg.num_workers, AUTOCAST[cfg.trainer.precision], cached, cfg.cache_dir)
+    data = FewShotData(splits, extractor, cfg.seed, cfg.augmentation, cfg.batch_size, cfg.num_workers)
+    logger = build_logger(cfg, run_dir)
+    trainer = build_trainer(cfg, run_dir, epochs, logger)
+    checkpoint = run_dir / CHECKPOINT
+    resume = checkpoint if checkpoint.exists() else None
+    started = time.perf_counter()
+    trainer.fit(LitClassifier(clip, method, cfg.optimizer, epochs), data, ckpt_path=resume, weights_only=True)
+    timing = {"fit_seconds": time.perf_counter() - started}
+
+    started, labels = time.perf_counter(), splits.labels("test")
+    scores = score(method, data.test_features, labels)
+    timing["test_seconds"] = time.perf_counter() - started
+    zero_shot = score(ZeroShot(clip, splits.classnames, template=cfg.dataset.template), data.test_features, labels)
+    results = describe(cfg, method, splits, epochs) | figures("test", scores) | figures("zero_shot", zero_shot) | timing
+    if trainer.is_global_zero:
+        save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
+        log_results(logger, results, run_dir / PROMPT)
+        write_json(run_dir / RESULTS, results)  # last: its presence says that the run is finished
+    return results
+
+
+def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> dict:
+    """What was run, in the words of results.json."""
+    return {
+        "task": "train",
+        "method": cfg.method.name,
+        "backbone": method.clip.name,
+        "pretrained": method.clip.pretrained,
+        "dataset": cfg.dataset.name,
+        "classes": cfg.dataset.classes,
+        "split": splits.origin,
+        "shots": cfg.shots,
+        "seed": cfg.seed,
+        "n_ctx": getattr(method, "n_ctx", None),
+        "class_specific": getattr(method, "class_specific", None),
+        "class_token_position": getattr(method, "class_token_position", None),
+        "augmentation": cfg.augmentation,
+        "features": cfg.features,
+        "batch_size": cfg.batch_size,
+        "precision": cfg.trainer.precision,
+        "num_classes": len(splits.classnames),
+        "trainable_params": method.trainable_params,
+        "epochs": epochs,
+        "n_train": len(splits.train),
+        "n_val": len(splits.val),
+        "n_test": len(splits.test),
+        "version": coop.__version__,
+    }
+
+
+def figures(name: str, scores: dict[str, float]) -> dict[str, float]:
+    """Scores under their names in results.json: "test/acc", "test/macro_acc"."""
+    return {f"{name}/{key}": value for key, value in scores.items()}
+
+
+def show(results: dict, run_dir: Path) -> None:
+    """The closing table: zero-shot, the method, and where everything lies."""
+    title = (
+        f"{results['dataset']}, {results['shots']} shots, seed {results['seed']}, {results['backbone']}: "
+        f"{results['n_test']} test images of {results['num_classes']} classes (split: {results['split']}, "
+        f"augmentation: {results['augmentation']}); {results['trainable_params']:,} trained parameters, "
+        f"{results['epochs']} epochs, {results['fit_seconds']:.0f} s"
+    )
+    rows = [
+        (label, {key: results[f"{name}/{key}"] for key in ("acc", "macro_acc")})
+        for label, name in (("zero-shot", "zero_shot"), (results["method"], "test"))
+    ]
+    closing_table(title, rows, {"results": run_dir / RESULTS, "prompt": run_dir / PROMPT, "run": run_dir})
+
+
+if __name__ == "__main__":
+    launch(main, "train")

@@ -1,0 +1,51 @@
+"""Shared fixtures: the deterministic small CLIP of the reference figures, the bundled one, and real data where given."""
+
+import gzip
+import json
+import os
+import sys
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+
+from coop import FrozenCLIP
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+# With a second busy process on a small machine, spinning OpenMP threads make a step several times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+import small_clip as small  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def small_clip() -> FrozenCLIP:
+    """The small CLIP that the reference figures were computed with."""
+    return FrozenCLIP(small.small_clip(), open_clip.SimpleTokenizer(), name="small")
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> FrozenCLIP:
+    """The bundled CLIP."""
+    import coop
+
+    return FrozenCLIP.load(f"local-dir:{Path(coop.__file__).parent / 'assets' / 'tiny_clip'}", name="tiny")
+
+
+@pytest.fixture(scope="session")
+def reference() -> dict:
+    """Figures computed with the CoOp authors' code (see tests/data/README.md)."""
+    with gzip.open(TESTS / "data" / "coop_reference.json.gz", "rt") as file:
+        return json.load(file)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder that holds `caltech-101/`, where COOP_TEST_DATA names one."""
+    folder = os.environ.get("COOP_TEST_DATA")
+    if not folder:
+        pytest.skip("COOP_TEST_DATA is not set")
+    return Path(folder)
