@@ -40,9 +40,11 @@ class BackboneConfig:
 
 @dataclass
 class OptimizerConfig:
+    name: str = "sgd"
     lr: float = 0.002
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    eps: float = 1e-8
     warmup_epochs: int = 1
     warmup_lr: float = 1e-5
 
@@ -54,6 +56,8 @@ class TrainerConfig:
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "32"
+    tf32: bool = False
+    compile: bool = False
 
 
 @dataclass
@@ -190,6 +194,7 @@ def check(cfg: DictConfig) -> None:
             raise CoopError(f"{key}={cfg[key]}: must not be negative")
     if cfg.trainer.precision not in AUTOCAST:
         raise CoopError(f"trainer.precision={cfg.trainer.precision}: allowed are {', '.join(AUTOCAST)}")
+    check_optimizer(cfg.optimizer)
     parse_augmentation(cfg.augmentation)
     check_features(cfg.features)
     check_dataset(cfg.dataset)
@@ -199,6 +204,15 @@ def check(cfg: DictConfig) -> None:
 # Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
 AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 FEATURES = ("online", "cached")
+OPTIMIZERS = ("sgd", "adamw")
+
+
+def check_optimizer(node: DictConfig) -> None:
+    """Raises CoopError for an unknown optimiser, or a learning rate that trains nothing."""
+    if node.name not in OPTIMIZERS:
+        raise CoopError(f"optimizer.name={node.name}: allowed are {', '.join(OPTIMIZERS)}")
+    if node.lr <= 0:
+        raise CoopError(f"optimizer.lr={node.lr}: must be positive")
 
 
 def check_features(features: str) -> None:

@@ -30,7 +30,7 @@ from coop.results import (
     load_prompt,
     read_results,
 )
-from coop.scoring import score
+from coop.scoring import features_for, score
 
 log = logging.getLogger("coop")
 
@@ -81,9 +81,10 @@ def evaluate(
     splits = [sample(read_dataset(node, data_root), -1, run_cfg.seed, node.classes) for node in datasets]
     clip = FrozenCLIP.load(**(cfg.backbone or run_cfg.backbone))
     check_backbone(prompt, clip, run_dir / PROMPT)
-    clip.to(device_of(cfg.accelerator))
+    device = device_of(cfg.accelerator)
+    clip.to(device)
     cached, precision = cfg.features == "cached", run_cfg.trainer.precision
-    extractor = FeatureExtractor(clip, cfg.num_workers, AUTOCAST[precision], cached, cfg.cache_dir)
+    extractor = FeatureExtractor(clip, device, cfg.num_workers, AUTOCAST[precision], cached, cfg.cache_dir)
     methods = [
         trained(run_cfg, prompt, clip, node, split, run_dir) for node, split in zip(datasets, splits, strict=True)
     ]
@@ -127,7 +128,8 @@ def score_target(method: Method, extractor: FeatureExtractor, node: DictConfig, 
         "n_test": len(split.test),
     }
     for name, scored in (("test", method), ("zero_shot", zero_shot)):
-        entry |= {f"{name}/{key}": value for key, value in score(scored, features, labels).items()}
+        seen = features_for(scored, extractor, split, features)
+        entry |= {f"{name}/{key}": value for key, value in score(scored, seen, labels).items()}
     return entry | {"test_seconds": time.perf_counter() - started}
 
 

@@ -1,11 +1,11 @@
-"""The one LightningModule: cross-entropy over a method's logits, SGD on the method's parameters alone."""
+"""The one LightningModule: cross-entropy over a method's logits, an optimiser on the method's parameters alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from coop.clip.backbone import FrozenCLIP
@@ -19,9 +19,9 @@ class LitClassifier(pl.LightningModule):
     A checkpoint holds the method and the optimiser, never the CLIP.
 
     Args:
-        clip: the frozen CLIP; encodes images where a batch brings no features.
-        method: what is trained.
-        optimizer: lr, momentum, weight_decay, warmup_epochs, warmup_lr.
+        clip: the frozen CLIP.
+        method: what is trained; encodes images where a batch brings no features.
+        optimizer: name (sgd if not given), lr, momentum, weight_decay, eps, warmup_epochs, warmup_lr.
         epochs: T of the schedule.
     """
 
@@ -31,9 +31,14 @@ class LitClassifier(pl.LightningModule):
         self.clip, self.method, self.optimizer_config, self.epochs = clip, method, optimizer, epochs
         self.val_acc = MulticlassAccuracy(num_classes=len(method.classnames), average="micro")
 
+    def setup(self, stage: str) -> None:
+        """Let the method see the labelled features before anything is trained, where a data module gives them."""
+        if self.trainer.datamodule is not None:
+            self.method.prepare(self.trainer.datamodule.labelled)
+
     def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, K)."""
-        features = batch["image_features"] if "image_features" in batch else self.clip.encode_image(batch["image"])
+        features = batch["image_features"] if "image_features" in batch else self.method.encode_image(batch["image"])
         return self.method.logits(features)
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
@@ -53,9 +58,7 @@ class LitClassifier(pl.LightningModule):
         trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
         if not trained:
             return None
-        optimizer = torch.optim.SGD(
-            trained, lr=options["lr"], momentum=options["momentum"], weight_decay=options["weight_decay"]
-        )
+        optimizer = build_optimizer(trained, options)
         # LambdaLR multiplies the base rate, so that the schedule stays a pure function of the epoch after a resume too.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: self._rate(epoch) / options["lr"])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch", "name": "lr"}}
@@ -67,3 +70,14 @@ class LitClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("clip.")}
+
+
+def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping) -> torch.optim.Optimizer:
+    """SGD with momentum (CoOp, section 4.1), or AdamW for methods that are published with it."""
+    if options.get("name") == "adamw":
+        return torch.optim.AdamW(
+            parameters, lr=options["lr"], weight_decay=options["weight_decay"], eps=options["eps"]
+        )
+    return torch.optim.SGD(
+        parameters, lr=options["lr"], momentum=options["momentum"], weight_decay=options["weight_decay"]
+    )

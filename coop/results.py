@@ -110,7 +110,7 @@ def load_into(method: Method, prompt: Prompt, path: Path) -> None:
 def decisive(cfg: DictConfig) -> dict[str, Any]:
     """The part of a config that decides the result."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    return {key: plain[key] for key in DECISIVE} | {"precision": plain["trainer"]["precision"]}
+    return {key: plain[key] for key in DECISIVE} | {key: plain["trainer"][key] for key in ("precision", "tf32")}
 
 
 def claim_folder(run_dir: Path, cfg: DictConfig) -> None:

@@ -1,13 +1,32 @@
 """Accuracy of a method on image features."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from coop.data.features import FeatureExtractor
+from coop.data.fewshot import Splits
 from coop.methods.base import Method
 
 BATCH_SIZE = 4096
+
+
+def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, frozen: Tensor) -> Tensor:
+    """Test features (N, E) as the method sees them.
+
+    Args:
+        method: left in eval mode.
+        extractor: of the frozen CLIP.
+        splits: whose test images are encoded again if the method has trained an image encoder.
+        frozen: the frozen CLIP's features of them, which all other methods see.
+    """
+    if not method.trains_image_encoder:
+        return frozen
+    method.to(extractor.device).eval()
+    return replace(extractor, encode=method.encode_image, cached=False)(splits.test, splits.preprocess, "test images")
 
 
 @torch.no_grad()

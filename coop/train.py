@@ -20,7 +20,7 @@ from coop.lit import LitClassifier
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 from coop.results import CHECKPOINT, PROMPT, RESULTS, claim_folder, closing_table, read_results, save_prompt
-from coop.scoring import score
+from coop.scoring import features_for, score
 from coop.trainer import build_logger, build_trainer, log_results
 
 log = logging.getLogger("coop")
@@ -57,21 +57,31 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     clip = FrozenCLIP.load(**cfg.backbone)
     pl.seed_everything(cfg.seed, verbose=False)
     method = build_method(cfg.method, clip, splits.classnames)
-    epochs = resolve_epochs(cfg) if method.trainable_params else 0
+    epochs = resolve_epochs(cfg) if method.trained_in_steps else 0
 
-    cached = cfg.features == "cached"
-    extractor = FeatureExtractor(clip, cfg.num_workers, AUTOCAST[cfg.trainer.precision], cached, cfg.cache_dir)
-    data = FewShotData(splits, extractor, cfg.seed, cfg.augmentation, cfg.batch_size, cfg.num_workers)
     logger = build_logger(cfg, run_dir)
     trainer = build_trainer(cfg, run_dir, epochs, logger)
+    extractor = FeatureExtractor(
+        clip,
+        trainer.strategy.root_device,
+        cfg.num_workers,
+        autocast=AUTOCAST[cfg.trainer.precision],
+        cached=cfg.features == "cached",
+        cache_dir=cfg.cache_dir,
+    )
+    options = (cfg.seed, cfg.augmentation, cfg.batch_size, cfg.num_workers)
+    data = FewShotData(splits, extractor, *options, with_images=method.trains_image_encoder)
+    if cfg.trainer.compile:
+        method.compile()
     checkpoint = run_dir / CHECKPOINT
     resume = checkpoint if checkpoint.exists() else None
     started = time.perf_counter()
     trainer.fit(LitClassifier(clip, method, cfg.optimizer, epochs), data, ckpt_path=resume, weights_only=True)
+    method.select(data.labelled)
     timing = {"fit_seconds": time.perf_counter() - started}
 
     started, labels = time.perf_counter(), splits.labels("test")
-    scores = score(method, data.test_features, labels)
+    scores = score(method, features_for(method, extractor, splits, data.test_features), labels)
     timing["test_seconds"] = time.perf_counter() - started
     zero_shot = score(ZeroShot(clip, splits.classnames, template=cfg.dataset.template), data.test_features, labels)
     results = describe(cfg, method, splits, epochs) | figures("test", scores) | figures("zero_shot", zero_shot) | timing
@@ -101,8 +111,10 @@ def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> di
         "features": cfg.features,
         "batch_size": cfg.batch_size,
         "precision": cfg.trainer.precision,
+        "tf32": cfg.trainer.tf32,
         "num_classes": len(splits.classnames),
         "trainable_params": method.trainable_params,
+        "chosen": method.chosen,
         "epochs": epochs,
         "n_train": len(splits.train),
         "n_val": len(splits.val),

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
@@ -32,6 +33,7 @@ CHECKPOINTS_PER_RUN = 50
 
 def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, logger: Logger | None) -> pl.Trainer:
     """A Trainer that checkpoints into `run_dir` and shows one bar for the whole run."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.trainer.tf32
     checkpoint = ModelCheckpoint(
         dirpath=run_dir,
         filename=CHECKPOINT.removesuffix(".ckpt"),

@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from coop.clip.text import token_embedding
 from coop.clip.weights import load_model
 from coop.errors import CoopError
 
@@ -26,6 +28,9 @@ class FrozenCLIP(nn.Module):
         name: what results call this backbone.
         pretrained: tag or file of its weights, for the record.
         precision: open_clip's name of the weights' precision, for the record.
+
+    Attributes:
+        preprocess_cfg: the model's own image preprocessing: size, mean, std, interpolation, resize mode.
     """
 
     def __init__(
@@ -36,6 +41,8 @@ class FrozenCLIP(nn.Module):
         self.model.visual.to(memory_format=torch.channels_last)  # convolutions run up to twice as fast
         self.tokenizer = tokenizer
         self.name, self.pretrained, self.precision = name, pretrained, precision
+        visual = model.visual
+        self.preprocess_cfg = PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
         self.eval()
 
     @classmethod
@@ -77,12 +84,6 @@ class FrozenCLIP(nn.Module):
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
-    @property
-    def preprocess_cfg(self) -> PreprocessCfg:
-        """The model's own image preprocessing: size, mean, std, interpolation, resize mode."""
-        visual = self.model.visual
-        return PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
-
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32."""
@@ -102,8 +103,7 @@ class FrozenCLIP(nn.Module):
     @property
     def token_embedding(self) -> nn.Module:
         """The text tower's embedding of token ids."""
-        text = getattr(self.model, "text", self.model)
-        return text.token_embedding if hasattr(text, "token_embedding") else text.transformer.get_input_embeddings()
+        return token_embedding(self.model)
 
     @property
     def text_width(self) -> int:
@@ -149,6 +149,12 @@ class FrozenCLIP(nn.Module):
         hf_tokenizer = getattr(self.tokenizer, "tokenizer", None)
         return getattr(hf_tokenizer, "pad_token_id", None) or 0
 
+    def release_image_tower(self) -> None:
+        """Free the image tower's memory, where all image features are there already."""
+        self.fingerprint()
+        self.model.visual = None
+
+    @cache  # noqa: B019 the weights are frozen, and a process has few backbones
     def fingerprint(self) -> str:
         """SHA-256 of all weights and the preprocessing: equal fingerprints give equal features."""
         digest = hashlib.sha256(repr(self.preprocess_cfg).encode())

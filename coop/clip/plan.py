@@ -8,21 +8,19 @@ A prompt is cut after the token that the tower pools ([EOS]) and then falls into
     constants  if the trunk holds no context vector: what else stands before the prompt's first one
     own        everything else, [EOS] included
 
-A shared context at the end or in the middle is in the trunk; behind a context vector nothing is constant, so the
-second part is empty. With a context at the front, or one per class, the trunk is constant itself.
+A shared context at the end, or the first half of one in the middle, is in the trunk, and nothing behind it is constant.
+With a context in front, or one per class, the trunk is constant itself.
 
-Own tokens (and constants) are laid out as rows of one or several whole prompts, and rows of equal width are stacked,
-so that no padding is computed at all. How many prompts share a row matters for speed alone.
+Prompts lie in rows, one or several whole prompts to a row, and rows of equal width are stacked, so that no padding is
+computed at all. How many prompts share a row matters for speed alone.
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-ROW_WIDTH = 32  # fastest for attention on a CPU by measurement (24 to 48 are within 10%); longer prompts have longer rows
+ROW_WIDTH = 32  # 24 to 48 are about equally fast on a CPU; a longer prompt gets a row to itself
 NO_KEY = -1
 
 
@@ -31,58 +29,61 @@ class Rows:
     """A stack of N rows of R tokens.
 
     Attributes:
-        prompt: (N, R) the prompt that each token belongs to, `NO_KEY` where a row of keys has fewer than R.
+        prompt: (N, R) the prompt that each token belongs to; `NO_KEY` where a row of keys holds fewer than R.
         position: (N, R) its position in that prompt.
     """
 
     prompt: Tensor
     position: Tensor
 
-    def sees(self, keys: Rows) -> Tensor:
-        """Causal attention within each prompt: (N, R, C), true where a token sees a key of the same row of `keys`."""
+    def sees(self, keys: "Rows") -> Tensor:
+        """Causal attention within each prompt: (N, R, C), true where a token sees a key in the same row of `keys`."""
         same_prompt = self.prompt[:, :, None] == keys.prompt[:, None, :]
         return same_prompt & (keys.position[:, None, :] <= self.position[:, :, None])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Tokens in the order in which they are computed: stack after stack, row after row.
+    """T tokens in the order in which they are computed: stack after stack, row after row.
 
     Attributes:
-        stacks: rows, stacked by width.
-        base: (K,) position p of prompt k is the (base[k] + p)-th token of the layout.
+        stacks: the trunk as a single row, if it is computed here; then the prompts' rows, stacked by width.
+        keys: for each stack, the constants (N, C) that its rows see.
+        masks: for each stack, (N, R, P + C + R) which keys a token sees of trunk, constants and its own row. The trunk
+            itself sees nothing before it, (1, P, P).
+        base: (K,) position p of prompt k is the (base[k] + p)-th token.
     """
 
     stacks: list[Rows]
+    keys: list[Rows]
+    masks: list[Tensor]
     base: Tensor
 
     @property
     def prompts(self) -> Tensor:
-        """(T,) the prompt of each token."""
+        """(T,) the prompt of each token; 0 in the trunk."""
         return torch.cat([rows.prompt.flatten() for rows in self.stacks])
 
     @property
     def positions(self) -> Tensor:
-        """(T,) the position of each token."""
+        """(T,) the position of each token in its prompt."""
         return torch.cat([rows.position.flatten() for rows in self.stacks])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compute for K prompts besides their trunk of P tokens.
+    """What to compute for K prompts.
 
     Attributes:
-        own: the own tokens, T of them: what every step computes.
-        constants: the constant tokens; None if there are none.
-        constant_keys: for each stack of `own`, the constant tokens (N, C) that the prompts of each row need.
-        masks: for each stack of `own`, (N, R, P + C + R) what a token sees of the trunk, these and its own row.
-        pooled: (K,) which of the own tokens each prompt's pooled token is.
+        own: own tokens, and the trunk if it holds a context vector: computed in every step.
+        constants: constants, and the trunk if it holds none: computed once. Empty if the trunk holds a context vector.
+        constants_seen: for each stack of `own`, which tokens (N, C) of `constants` its `keys` are.
+        pooled: (K,) which tokens of `own` the tower pools.
     """
 
     own: Layout
-    constants: Layout | None
-    constant_keys: list[Rows]
-    masks: list[Tensor]
+    constants: Layout
+    constants_seen: list[Tensor]
     pooled: Tensor
 
 
@@ -102,74 +103,43 @@ def common_beginning(ids: Tensor, slots: Tensor, end: Tensor, class_specific: bo
 
 
 def build_plan(slots: Tensor, end: Tensor, trunk: int) -> Plan:
-    """Lay out what comes after the trunk.
+    """Lay prompts out.
 
     Args:
-        slots: (K, L) as in `common_beginning`.
-        end: (K,) likewise.
-        trunk: P, common to these prompts and maybe others.
+        slots: (K, L), see `common_beginning`.
+        end: (K,), see there.
+        trunk: P, common to these prompts and maybe to others.
     """
     learnt = slots >= 0
-    first_learnt = torch.where(learnt.any(1), learnt.int().argmax(1), end)
-    start = first_learnt.clamp(min=trunk).minimum(end)
-    if bool((slots[:, :trunk] >= 0).any()):
-        start = torch.full_like(end, trunk)
-    own = lay_out(start, end + 1)
-    constants, constant_keys = None, []
-    if bool((start > trunk).any()):
-        constants = lay_out(torch.full_like(start, trunk), start)
-        constant_keys = [_constants_of(rows, trunk, start) for rows in own.stacks]
-    masks = []
-    for i, rows in enumerate(own.stacks):
-        sees_trunk = torch.ones(*rows.prompt.shape, trunk, dtype=torch.bool)
-        sees_constants = [rows.sees(constant_keys[i])] if constants else []
-        masks.append(torch.cat([sees_trunk, *sees_constants, rows.sees(rows)], dim=2))
-    return Plan(own, constants, constant_keys, masks, own.base + end)
+    trunk_learns = bool(learnt[:, :trunk].any())
+    after_trunk = torch.full_like(end, trunk)
+    first_learnt = torch.where(learnt.any(1), learnt.int().argmax(1), end).minimum(end)
+    start = after_trunk if trunk_learns else first_learnt
+    constants = _lay_out(after_trunk, start, trunk, computes_trunk=not trunk_learns)
+    own = _lay_out(start, end + 1, trunk, computes_trunk=trunk_learns)
+    seen = [torch.where(k.prompt == NO_KEY, 0, constants.base[k.prompt] + k.position) for k in own.keys]
+    return Plan(own, constants, seen, own.base + end)
 
 
-def distinct_tokens(layout: Layout, ids: Tensor, slots: Tensor, class_specific: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Find tokens that are the same at the same position: their input to the first layer is the same.
+def distinct_tokens(
+    layout: Layout, ids: Tensor, slots: Tensor, class_specific: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find tokens that are the same at the same position: in the first layer, they are computed once.
 
     Returns:
-        (2, U) id and position of each distinct constant token; (3, V) prompt (0 if the context is shared), slot and
-        position of each distinct learnt one; (T,) which of them each token is, learnt ones counted from U on.
+        (2, U) id and position of the distinct constant tokens; (3, V) prompt (0 if the context is shared), slot and
+        position of the distinct learnt ones; (T,) which of either kind each token is; (T,) whether it is learnt.
     """
     prompt, position = layout.prompts, layout.positions
     slot = slots[prompt, position]
+    learnt = slot >= 0
     owner = prompt if class_specific else torch.zeros_like(prompt)
-    constant, learnt = slot < 0, slot >= 0
     index = torch.empty_like(slot)
-    constants = torch.stack([ids[prompt, position], position])[:, constant]
-    constants, index[constant] = constants.unique(dim=1, return_inverse=True)
-    learnts = torch.stack([owner, slot, position])[:, learnt]
-    learnts, index[learnt] = learnts.unique(dim=1, return_inverse=True) if learnt.any() else (learnts, index[learnt])
-    index[learnt] += constants.shape[1]
-    return constants, learnts, index
-
-
-def lay_out(start: Tensor, stop: Tensor) -> Layout:
-    """Lay out positions start..stop (K,) of every prompt, each prompt within one row."""
-    sizes = stop - start
-    row, offset = (torch.tensor(t) for t in best_fit(sizes.tolist(), max(ROW_WIDTH, int(sizes.max()))))
-    widths = torch.zeros(int(row.max()) + 1, dtype=torch.long).index_add_(0, row, sizes)
-    by_width = widths.argsort(stable=True)
-    row_begin = torch.empty_like(widths)
-    row_begin[by_width] = widths[by_width].cumsum(0) - widths[by_width]
-    base = row_begin[row] + offset - start
-
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    position = torch.arange(len(owner)) - torch.repeat_interleave(sizes.cumsum(0) - sizes - start, sizes)
-    place = base[owner] + position
-    order = place.argsort()
-    distinct, count = torch.unique(widths[widths > 0], return_counts=True)
-    lengths = (distinct * count).tolist()
-    stacks = [
-        Rows(prompts.view(-1, width), positions.view(-1, width))
-        for prompts, positions, width in zip(
-            owner[order].split(lengths), position[order].split(lengths), distinct.tolist(), strict=True
-        )
-    ]
-    return Layout(stacks, base)
+    constants, index[~learnt] = torch.stack([ids[prompt, position], position])[:, ~learnt].unique(
+        dim=1, return_inverse=True
+    )
+    learnts, index[learnt] = torch.stack([owner, slot, position])[:, learnt].unique(dim=1, return_inverse=True)
+    return constants, learnts, index, learnt
 
 
 def best_fit(sizes: list[int], width: int) -> tuple[list[int], list[int]]:
@@ -187,15 +157,56 @@ def best_fit(sizes: list[int], width: int) -> tuple[list[int], list[int]]:
     return row, offset
 
 
-def _constants_of(rows: Rows, trunk: int, stop: Tensor) -> Rows:
-    """The constant tokens (positions trunk..stop of each prompt) that the prompts of each row need, side by side."""
-    count = stop - trunk
-    prompts_of_row = [row.unique() for row in rows.prompt]
-    widest = max(int(count[prompts].sum()) for prompts in prompts_of_row)
-    prompt = torch.full((len(prompts_of_row), widest), NO_KEY)
-    position = torch.zeros_like(prompt)
-    for i, prompts in enumerate(prompts_of_row):
-        owner = torch.repeat_interleave(prompts, count[prompts])
-        prompt[i, : len(owner)] = owner
-        position[i, : len(owner)] = trunk + torch.cat([torch.arange(n) for n in count[prompts].tolist()])
-    return Rows(prompt, position)
+def _lay_out(start: Tensor, stop: Tensor, trunk: int, computes_trunk: bool) -> Layout:
+    """Lay out positions start..stop (K,) of every prompt, seeing the trunk and its constants trunk..start."""
+    stacks, base = _stack(start, stop)
+    keys = [_keys(rows, start, trunk) for rows in stacks]
+    masks = [
+        torch.cat([torch.ones(*rows.prompt.shape, trunk, dtype=torch.bool), rows.sees(seen), rows.sees(rows)], dim=2)
+        for rows, seen in zip(stacks, keys, strict=True)
+    ]
+    if not computes_trunk:
+        return Layout(stacks, keys, masks, base)
+    row = Rows(torch.zeros(1, trunk, dtype=torch.long), torch.arange(trunk)[None])
+    nothing = Rows(row.prompt[:, :0], row.position[:, :0])
+    return Layout([row, *stacks], [nothing, *keys], [row.sees(row), *masks], base + trunk)
+
+
+def _stack(start: Tensor, stop: Tensor) -> tuple[list[Rows], Tensor]:
+    """Pack positions start..stop (K,) of every prompt into rows and stack rows of equal width; and `Layout.base`."""
+    sizes = stop - start
+    row, offset = (torch.tensor(t) for t in best_fit(sizes.tolist(), max(ROW_WIDTH, int(sizes.max()))))
+    widths = torch.zeros(len(sizes), dtype=torch.long).index_add_(0, row, sizes)
+    by_width = widths.argsort(stable=True)
+    row_begin = torch.empty_like(widths)
+    row_begin[by_width] = widths[by_width].cumsum(0) - widths[by_width]
+    base = row_begin[row] + offset - start
+
+    owner, step = _enumerate(sizes)
+    order = (base[owner] + start[owner] + step).argsort()
+    prompt, position = owner[order], (start[owner] + step)[order]
+    distinct, count = widths[widths > 0].unique(return_counts=True)
+    lengths = (distinct * count).tolist()
+    pieces = zip(prompt.split(lengths), position.split(lengths), distinct.tolist(), strict=True)
+    return [Rows(p.view(-1, width), q.view(-1, width)) for p, q, width in pieces], base
+
+
+def _keys(rows: Rows, start: Tensor, trunk: int) -> Rows:
+    """The constants (positions trunk..start of each prompt) that the prompts of each row see, side by side."""
+    begins = rows.position == start[rows.prompt]
+    row, prompt = begins.nonzero()[:, 0], rows.prompt[begins]
+    sizes = start[prompt] - trunk
+    widths = torch.zeros(len(rows.prompt), dtype=torch.long).index_add_(0, row, sizes)
+    offset = sizes.cumsum(0) - sizes - (widths.cumsum(0) - widths)[row]
+
+    owner, step = _enumerate(sizes)
+    keys = Rows(*torch.tensor([NO_KEY, 0])[:, None, None].repeat(1, len(widths), int(widths.max())))
+    keys.prompt[row[owner], offset[owner] + step] = prompt[owner]
+    keys.position[row[owner], offset[owner] + step] = trunk + step
+    return keys
+
+
+def _enumerate(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """For runs of these sizes one after the other: the run that each element belongs to, and its place in the run."""
+    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    return owner, torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]

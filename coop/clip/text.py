@@ -148,7 +148,7 @@ class PromptEncoder(nn.Module):
 
     def forward(self, ctx: Tensor) -> Tensor:
         """Context (M, D), or (K, M, D) if class-specific, to text features (K, E) in ctx's dtype, not normalised."""
-        chunks = self.way.chunks(ctx)
+        chunks = self.way.chunks()
         if len(chunks) == 1:
             return chunks[0](ctx)
         parts = ctx.split(self.chunk) if self.class_specific else [ctx] * len(chunks)
@@ -173,7 +173,7 @@ class PlainWay:
         self.model, self.tokens = model, ids.numel()
         self.prompts = list(zip(ids.split(chunk), slots.split(chunk), strict=True))
 
-    def chunks(self, ctx: Tensor) -> list[Callable[[Tensor], Tensor]]:
+    def chunks(self) -> list[Callable[[Tensor], Tensor]]:
         """For each chunk of prompts, its features as a function of its context vectors."""
         return [partial(self._encode, ids, slots) for ids, slots in self.prompts]
 
@@ -196,26 +196,31 @@ def _checkpoint_layers(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Constants:
-    """What encoding a chunk of prompts needs besides context and trunk, on the tower's device and in its dtype.
+    """A chunk's plan on the tower's device, with all that does not depend on the context.
 
     Attributes:
-        x: (U, D) input of the first layer for each distinct constant token.
-        qkv: (U, 3D) queries, keys and values there.
+        x: (U, D) input to the first layer of each distinct constant token.
+        qkv: (U, 3D) its query, key and value there.
+        index: (T,) which of them each own token is; anything for a learnt token.
         learnt: (2, V) prompt (0 if the context is shared) and slot of each distinct learnt token.
-        learnt_position: (V, D) positional embeddings of these.
-        index: (T,) which distinct token each own token is, learnt ones counted from U on.
-        masks: per stack, (N, 1, R, P + C + R) what a token sees of the trunk, its row's constants and its row.
-        keys_values: per layer and stack, (N, C, D) keys and values of the rows' constants; None without constants.
+        learnt_position: (V, D) its positional embedding.
+        learnt_places: (W,) which of the own tokens are learnt, and
+        learnt_index: (W,) which of the distinct learnt tokens they are.
+        masks: for each stack, (N, 1, R, P + C + R), see `coop.clip.plan.Layout`.
+        seen: for each layer, keys and values of the trunk (1, P, D), None if it is one of the stacks; and for each
+            stack those of its constants (N, C, D).
         pooled: (K,) the pooled tokens among the own.
     """
 
     x: Tensor
     qkv: Tensor
+    index: Tensor
     learnt: Tensor
     learnt_position: Tensor
-    index: Tensor
+    learnt_places: Tensor
+    learnt_index: Tensor
     masks: list[Tensor]
-    keys_values: list[list[KeysValues | None]]
+    seen: list[tuple[KeysValues | None, list[KeysValues | None]]]
     pooled: Tensor
 
 
@@ -225,122 +230,106 @@ class TreeWay:
     def __init__(
         self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, chunk: int, checkpoint: bool
     ):
-        self.model, self.tower = model, getattr(model, "text", model)
+        self.tower = getattr(model, "text", model)
         self.blocks = list(self.tower.transformer.resblocks)
         self.class_specific, self.checkpoint = class_specific, checkpoint
         end = pooled_positions(self.tower, ids)
-        self.trunk = common_beginning(ids, slots, end, class_specific)
-        self.trunk_ids, self.trunk_slots = ids[:1, : self.trunk], slots[:1, : self.trunk]
-        self.trunk_learns = bool((self.trunk_slots >= 0).any())
-        self.parts = [
-            (ids_, slots_, build_plan(slots_, end_, self.trunk))
-            for ids_, slots_, end_ in zip(ids.split(chunk), slots.split(chunk), end.split(chunk), strict=True)
+        trunk = common_beginning(ids, slots, end, class_specific)
+        self.prompts = [
+            (chunk_ids, chunk_slots, build_plan(chunk_slots, chunk_end, trunk))
+            for chunk_ids, chunk_slots, chunk_end in zip(
+                ids.split(chunk), slots.split(chunk), end.split(chunk), strict=True
+            )
         ]
-        self.tokens = sum(len(plan.own.prompts) for _, _, plan in self.parts) + self.trunk * self.trunk_learns
-        self._weights = self._constant_trunk = self._constants = None
+        self.tokens = sum(len(plan.own.prompts) for _, _, plan in self.prompts)
+        self._constants: list[Constants] = []
+        self._constants_of = None
 
-    def chunks(self, ctx: Tensor) -> list[Callable[[Tensor], Tensor]]:
+    def chunks(self) -> list[Callable[[Tensor], Tensor]]:
         """For each chunk of prompts, its features as a function of its context vectors."""
-        self._refresh_constants()
-        trunk = self._constant_trunk
-        if self.trunk_learns:
-            trunk = self._run_trunk(prompt_embeddings(self.model, self.trunk_ids, self.trunk_slots, ctx)[0])
-        return [partial(self._encode, constants, trunk) for constants in self._constants]
+        return [partial(self._encode, constants) for constants in self.constants()]
 
-    def _encode(self, c: Constants, trunk: list[KeysValues], ctx: Tensor) -> Tensor:
+    def _encode(self, c: Constants, ctx: Tensor) -> Tensor:
         x, qkv = self._first_inputs(c, ctx)
         for i in range(len(self.blocks)):
-            args = (i, x, qkv if i == 0 else None, c, trunk)
+            args = (i, x, qkv if i == 0 else None, c)
             x = _recomputed(self._layer, *args) if self.checkpoint else self._layer(*args)
         return project(self.tower, self.tower.ln_final(x)).to(ctx.dtype)
 
     def _first_inputs(self, c: Constants, ctx: Tensor) -> tuple[Tensor, Tensor]:
         """Input (T, D) of the first layer, and its queries, keys and values (T, 3D)."""
-        if not c.learnt.numel():
-            return c.x.index_select(0, c.index), c.qkv.index_select(0, c.index)
         prompt, slot = c.learnt
         learnt = F.embedding(prompt * ctx.shape[-2] + slot, ctx.reshape(-1, ctx.shape[-1])).to(c.x.dtype)
         learnt = learnt + c.learnt_position
-        qkv = queries_keys_values(self.blocks[0], learnt).to(c.qkv.dtype)
-        return F.embedding(c.index, torch.cat([c.x, learnt])), F.embedding(c.index, torch.cat([c.qkv, qkv]))
+        learnt_qkv = queries_keys_values(self.blocks[0], learnt).to(c.qkv.dtype)
+        x = c.x.index_select(0, c.index).index_copy(0, c.learnt_places, F.embedding(c.learnt_index, learnt))
+        qkv = c.qkv.index_select(0, c.index).index_copy(0, c.learnt_places, F.embedding(c.learnt_index, learnt_qkv))
+        return x, qkv
 
-    def _layer(self, i: int, x: Tensor, qkv: Tensor | None, c: Constants, trunk: list[KeysValues]) -> Tensor:
+    def _layer(self, i: int, x: Tensor, qkv: Tensor | None, c: Constants) -> Tensor:
         """Layer i on the own tokens (T, D); of the last layer's output, only the pooled tokens (K, D)."""
         block = self.blocks[i]
         qkv = queries_keys_values(block, x) if qkv is None else qkv
-        attended = attend(block, qkv, c.masks, trunk[i], c.keys_values[i])
+        attended = attend(block, qkv, c.masks, *c.seen[i])
         if block is self.blocks[-1]:
             x, attended = x.index_select(0, c.pooled), attended.index_select(0, c.pooled)
         return residual_and_mlp(block, x, attended)
 
-    def _run_trunk(self, embeddings: Tensor) -> list[KeysValues]:
-        """Token embeddings of the trunk (P, D) to its keys and values (1, P, D) in each layer."""
-        x = self._add_position(embeddings, torch.arange(self.trunk))
-        causal = torch.ones(self.trunk, self.trunk, dtype=torch.bool, device=x.device).tril()[None, None]
-        kept = []
-        for block in self.blocks:
-            qkv = queries_keys_values(block, x)
-            kept.append(qkv[None].chunk(3, dim=-1)[1:])
-            if block is not self.blocks[-1]:
-                x = residual_and_mlp(block, x, attend(block, qkv, [causal], None, [None]))
-        return kept
-
-    def _add_position(self, embeddings: Tensor, positions: Tensor) -> Tensor:
-        """Input of the first layer, rounded as open_clip does."""
-        dtype, table = self.blocks[0].get_weight_dtype(), self.tower.positional_embedding
-        return embeddings.to(dtype) + table[positions.to(table.device)].to(dtype)
-
-    def _refresh_constants(self) -> None:
-        """Compute what does not depend on the context, if not yet done for the weights as they are now."""
+    def constants(self) -> list[Constants]:
+        """Each chunk's constants, for the weights as they are now."""
         tower = self.tower
         weights = [tower.token_embedding.weight, tower.positional_embedding, *tower.transformer.parameters()]
-        state = (weights[0].device, self.blocks[0].get_weight_dtype(), sum(w._version for w in weights))
-        if self._weights == state:
-            return
-        # No inference tensors (a validation may come first: they could not be used in training), and never in a
-        # caller's autocast: no result may depend on which call happened to be the first.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(state[0].type, enabled=False):
-            if not self.trunk_learns:
-                self._constant_trunk = self._run_trunk(tower.token_embedding(self.trunk_ids[0].to(state[0])))
-            self._constants = [self._compute_constants(*part) for part in self.parts]
-        self._weights = state
+        device = weights[0].device
+        state = (device, self.blocks[0].get_weight_dtype(), sum(weight._version for weight in weights))
+        if self._constants_of != state:
+            # Not as inference tensors (a validation may come first, and training could not use them), nor under the
+            # caller's autocast: no result may depend on which call happened to be the first.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._constants = [self._compute_constants(*prompts) for prompts in self.prompts]
+            self._constants_of = state
+        return self._constants
 
     def _compute_constants(self, ids: Tensor, slots: Tensor, plan: Plan) -> Constants:
-        device, dtype = self.tower.token_embedding.weight.device, self.blocks[0].get_weight_dtype()
-        constants, learnt, index = distinct_tokens(plan.own, ids, slots, self.class_specific)
+        device = self.tower.token_embedding.weight.device
+        constants, learnt, index, is_learnt = distinct_tokens(plan.own, ids, slots, self.class_specific)
         x = self._embed(*constants)
         return Constants(
             x=x,
             qkv=queries_keys_values(self.blocks[0], x),
+            index=index.where(~is_learnt, 0).to(device),
             learnt=learnt[:2].to(device),
-            learnt_position=self.tower.positional_embedding[learnt[2].to(device)].to(dtype),
-            index=index.to(device),
-            masks=[mask[:, None].to(device) for mask in plan.masks],
-            keys_values=self._run_constants(ids, plan),
+            learnt_position=self._positional(learnt[2]),
+            learnt_places=is_learnt.nonzero()[:, 0].to(device),
+            learnt_index=index[is_learnt].to(device),
+            masks=[mask[:, None].to(device) for mask in plan.own.masks],
+            seen=self._compute_seen(ids, plan),
             pooled=plan.pooled.to(device),
         )
 
-    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Input (T, D) of the first layer for constant tokens."""
-        embedding = self.tower.token_embedding
-        return self._add_position(embedding(ids.to(embedding.weight.device)), positions)
-
-    def _run_constants(self, ids: Tensor, plan: Plan) -> list[list[KeysValues | None]]:
-        """Keys and values of the constants in each layer, for each stack of own rows."""
-        if plan.constants is None:
-            return [[None] * len(plan.own.stacks)] * len(self.blocks)
+    def _compute_seen(self, ids: Tensor, plan: Plan) -> list[tuple[KeysValues | None, list[KeysValues | None]]]:
+        """`Constants.seen`: what runs through the tower once."""
         layout = plan.constants
+        if not layout.stacks:
+            return [(None, [None] * len(plan.own.stacks))] * len(self.blocks)
         x = self._embed(ids[layout.prompts, layout.positions], layout.positions)
-        trunk_sees = lambda rows: torch.ones(*rows.prompt.shape, self.trunk, dtype=torch.bool)
-        masks = [torch.cat([trunk_sees(rows), rows.sees(rows)], dim=2)[:, None].to(x.device) for rows in layout.stacks]
-        places = [(layout.base[keys.prompt] + keys.position).clamp(min=0).to(x.device) for keys in plan.constant_keys]
-        kept = []
-        for block, trunk in zip(self.blocks, self._constant_trunk, strict=True):
+        masks = [mask[:, None].to(x.device) for mask in layout.masks]
+        trunk, seen = layout.stacks[0].prompt.numel(), []
+        for block in self.blocks:
             qkv = queries_keys_values(block, x)
             _, k, v = qkv.chunk(3, dim=-1)
-            kept.append([(k[place], v[place]) for place in places])
-            x = residual_and_mlp(block, x, attend(block, qkv, masks, trunk, [None] * len(masks)))
-        return kept
+            constants = [(k[places], v[places]) for places in plan.constants_seen]
+            seen.append(((k[None, :trunk], v[None, :trunk]), constants))
+            x = residual_and_mlp(block, x, attend(block, qkv, masks, None, [None] * len(masks)))
+        return seen
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Input (T, D) of the first layer for constant tokens, rounded as open_clip does."""
+        embedding = self.tower.token_embedding
+        return embedding(ids.to(embedding.weight.device)).to(self.blocks[0].get_weight_dtype()) + self._positional(positions)
+
+    def _positional(self, positions: Tensor) -> Tensor:
+        table = self.tower.positional_embedding
+        return table[positions.to(table.device)].to(self.blocks[0].get_weight_dtype())
 
 
 def queries_keys_values(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
@@ -355,25 +344,28 @@ def attend(
     trunk: KeysValues | None,
     constants: list[KeysValues | None],
 ) -> Tensor:
-    """Attention of tokens in stacked rows to what they may see.
+    """Attention of stacked rows to the trunk, to constants and to themselves.
 
     Args:
         block: the layer, for its number of heads.
         qkv: (T, 3D) queries, keys and values, stack after stack.
-        masks: per stack, (N, 1, R, P + C + R).
-        trunk: keys and values (1, P, D) that every row sees.
-        constants: per stack, keys and values (N, C, D) of each row.
+        masks: for each stack, (N, 1, R, P + C + R) which keys a token sees.
+        trunk: keys and values (1, P, D) of the trunk; None if it is the first stack.
+        constants: for each stack, keys and values (N, C, D); None if there are none.
 
     Returns:
-        (T, D) the heads' outputs side by side.
+        (T, D) what the heads found, side by side.
     """
     attended = []
     stacks = qkv.split([mask.shape[0] * mask.shape[2] for mask in masks])
-    for stack, mask, row_constants in zip(stacks, masks, constants, strict=True):
-        q, k, v = stack.unflatten(0, (len(mask), -1)).chunk(3, dim=-1)
-        seen = [kv for kv in (trunk, row_constants) if kv is not None]
-        k = torch.cat([*(key.to(k.dtype).expand(len(mask), -1, -1) for key, _ in seen), k], dim=1)
-        v = torch.cat([*(value.to(v.dtype).expand(len(mask), -1, -1) for _, value in seen), v], dim=1)
+    for stack, mask, seen in zip(stacks, masks, constants, strict=True):
+        n = len(mask)
+        q, k, v = stack.unflatten(0, (n, -1)).chunk(3, dim=-1)
+        before = [keys_values for keys_values in (trunk, seen) if keys_values is not None]
+        if trunk is None:
+            trunk = (k, v)
+        k = torch.cat([*(keys.to(k.dtype).expand(n, -1, -1) for keys, _ in before), k], dim=1)
+        v = torch.cat([*(values.to(v.dtype).expand(n, -1, -1) for _, values in before), v], dim=1)
         q, k, v = (t.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         attended.append(out.transpose(1, 2).flatten(2).flatten(0, 1))

@@ -27,8 +27,12 @@ PUBLISHED = {
         "after registration at https://image-net.org, put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and "
         "ILSVRC2012_devkit_t12.tar.gz into DATA_ROOT/imagenet; `prepare` unpacks them (about 150 GB)",
     ),
-    "caltech101": Published((4128, 1649, 2465), 100, "Caltech101", "https://data.caltech.edu/records/mzrjq-6wc02 (0.14 GB)"),
-    "oxford_pets": Published((2944, 736, 3669), 37, "OxfordIIITPet", "https://www.robots.ox.ac.uk/~vgg/data/pets (0.8 GB)"),
+    "caltech101": Published(
+        (4128, 1649, 2465), 100, "Caltech101", "https://data.caltech.edu/records/mzrjq-6wc02 (0.14 GB)"
+    ),
+    "oxford_pets": Published(
+        (2944, 736, 3669), 37, "OxfordIIITPet", "https://www.robots.ox.ac.uk/~vgg/data/pets (0.8 GB)"
+    ),
     "stanford_cars": Published(
         (6509, 1635, 8041),
         196,
@@ -74,7 +78,8 @@ PUBLISHED = {
         (0, 0, 7500),
         200,
         None,
-        "https://github.com/hendrycks/natural-adv-examples: unpack imagenet-a.tar into DATA_ROOT/imagenet-adversarial (0.7 GB)",
+        "https://github.com/hendrycks/natural-adv-examples: unpack imagenet-a.tar into DATA_ROOT/imagenet-adversarial "
+        "(0.7 GB)",
     ),
     "imagenet_r": Published(
         (0, 0, 30000),

@@ -15,7 +15,7 @@ class Report(NamedTuple):
 
     Attributes:
         name: the data set's name.
-        state: "complete", "counts differ", "not there", "not usable" (damaged), or "there" where no counts are published.
+        state: "complete", "counts differ", "not there", "not usable" (damaged), or "there" (no counts are published).
         splits: what the reader gave, or None.
         notes: lines for the user: what is wrong and how to mend it.
     """
@@ -85,5 +85,5 @@ def show_reports(reports: Sequence[Report], data_root: str | None) -> None:
 def _row(item: Report) -> tuple[str, ...]:
     if item.splits is None:
         return item.name, item.state, *["-"] * 6
-    counts = map(str, count(item.splits))
-    return item.name, item.state, str(len(item.splits.classnames)), *counts, item.splits.origin, common_folder(item.splits)
+    counts = map(str, (len(item.splits.classnames), *count(item.splits)))
+    return item.name, item.state, *counts, item.splits.origin, common_folder(item.splits)

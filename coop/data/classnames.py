@@ -45,7 +45,7 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise CoopError(f"{path}: can't read this list of class names (UTF-8, one `folder name` a line): {error}") from None
+        raise CoopError(f"{path}: can't read this list of class names (`folder name` lines, UTF-8): {error}") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -1,13 +1,13 @@
 """The few-shot data of one run, as Lightning wants it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from coop.data.features import FeatureExtractor
+from coop.data.features import FeatureExtractor, FixedViews
 from coop.data.fewshot import Item, Splits
 from coop.data.images import open_image
 from coop.data.transforms import Transform, parse_augmentation, reproducible, stable_seed, train_transform
@@ -26,6 +26,7 @@ class FewShotData(pl.LightningDataModule):
         augmentation: "online", "none" or "views:V".
         batch_size: images per step, over all devices together.
         num_workers: processes that decode training images.
+        with_images: batches bring images, for a method that trains an image encoder.
     """
 
     def __init__(
@@ -36,25 +37,46 @@ class FewShotData(pl.LightningDataModule):
         augmentation: str,
         batch_size: int,
         num_workers: int,
+        with_images: bool = False,
     ):
         super().__init__()
         self.splits, self.extractor, self.seed = splits, extractor, seed
         self.views = parse_augmentation(augmentation)
-        self.batch_size, self.num_workers = batch_size, num_workers
+        self.batch_size, self.num_workers, self.with_images = batch_size, num_workers, with_images
         self.test_features: Tensor | None = None
 
     def setup(self, stage: str) -> None:
         if self.test_features is not None:
             return
         clip, splits = self.extractor.clip, self.splits
-        clip.to(self.trainer.strategy.root_device)
         self.test_features = self.extractor(splits.test, splits.preprocess, "test images")
         val_features = self.extractor(splits.val, splits.preprocess, "validation images")
-        self.val_set = FeatureSet(val_features[None], splits.val, self.seed)
+        self.val_set: Dataset = FeatureSet(val_features[None], splits.val, self.seed)
         if self.views is None:
             self.train_set: Dataset = AugmentedImages(splits, train_transform(clip.preprocess_cfg), self.seed)
+        elif self.with_images:
+            self.train_set = self._fixed_views(splits.train, [None] if self.views == 1 else range(self.views))
         else:
             self.train_set = FeatureSet(self._train_views(), splits.train, self.seed)
+            clip.release_image_tower()
+
+        if self.with_images:
+            self.val_set = self._fixed_views(splits.val, [None])
+
+    def labelled(self, part: str) -> tuple[Tensor, Tensor]:
+        """Features (V, N, E) of the fixed views of the "train" or "val" images, and labels (N).
+
+        With online augmentation, and for methods that train an image encoder, the one view of the test transform.
+        """
+        dataset = {"train": self.train_set, "val": self.val_set}[part]
+        if isinstance(dataset, FeatureSet):
+            return dataset.features, dataset.labels
+        items = getattr(self.splits, part)
+        return self.extractor(items, self.splits.preprocess, f"{part} images")[None], self.splits.labels(part)
+
+    def _fixed_views(self, items: Sequence[Item], views: Iterable[int | None]) -> "ViewedImages":
+        clip, preprocess = self.extractor.clip, self.splits.preprocess
+        return ViewedImages([FixedViews(items, preprocess, clip, view) for view in views], self.seed)
 
     def _train_views(self) -> Tensor:
         """Features (V, N, E) of the fixed views of the training images."""
@@ -75,7 +97,7 @@ class FewShotData(pl.LightningDataModule):
         drop_last = len(self.train_set) >= self.batch_size
         sampler = EpochSampler(self.train_set, num_replicas=world, rank=rank, seed=self.seed, drop_last=drop_last)
         return DataLoader(
-            self.train_set, batch_size=self.batch_size // world, sampler=sampler, drop_last=drop_last, **self._loading()
+            self.train_set, batch_size=self.batch_size // world, sampler=sampler, drop_last=drop_last, **self._loading(self.train_set)
         )
 
     def val_dataloader(self) -> DataLoader | list:
@@ -83,12 +105,13 @@ class FewShotData(pl.LightningDataModule):
             return []
         world, rank = self.trainer.world_size, self.trainer.global_rank
         sampler = EpochSampler(self.val_set, num_replicas=world, rank=rank, shuffle=False)
-        return DataLoader(self.val_set, batch_size=1024, sampler=sampler, collate_fn=whole_batch)
+        batch_size = self.batch_size if self.with_images else 1024
+        return DataLoader(self.val_set, batch_size=batch_size, sampler=sampler, **self._loading(self.val_set))
 
-    def _loading(self) -> dict:
-        if isinstance(self.train_set, FeatureSet):
+    def _loading(self, dataset: Dataset) -> dict:
+        if isinstance(dataset, FeatureSet):
             return {"collate_fn": whole_batch}
-        pin_memory = self.extractor.clip.device.type == "cuda"
+        pin_memory = self.extractor.device.type == "cuda"
         return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": pin_memory}
 
 
@@ -115,6 +138,20 @@ class AugmentedImages(Dataset):
         return {"image": reproducible(self.transform, image, self.seed, epoch, index), "label": item.label}
 
 
+class ViewedImages(Dataset):
+    """Images decoded in every step; each epoch sees one of their V fixed views."""
+
+    def __init__(self, views: Sequence[FixedViews], seed: int):
+        self.views, self.seed = views, seed
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
+        view, index = self.views[chosen_view(self.seed, key, len(self.views))], key[1]
+        return {"image": view[index], "label": view.items[index].label}
+
+
 class FeatureSet(Dataset):
     """Features (V, N, E) in memory; each epoch sees one of the V views of each image."""
 
@@ -126,10 +163,14 @@ class FeatureSet(Dataset):
         return len(self.labels)
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
-        views = len(self.features)
-        view = torch.tensor([stable_seed(self.seed, *key) % views if views > 1 else 0 for key in keys])
+        view = torch.tensor([chosen_view(self.seed, key, len(self.features)) for key in keys])
         index = torch.tensor([index for _, index in keys])
         return {"image_features": self.features[view, index], "label": self.labels[index]}
+
+
+def chosen_view(seed: int, key: tuple[int, int], views: int) -> int:
+    """Which of an image's views an epoch sees; `key` is (epoch, index)."""
+    return stable_seed(seed, *key) % views if views > 1 else 0
 
 
 def whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Image features of fixed views: the frozen image tower run once over a list of images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,18 +26,22 @@ class FeatureExtractor:
     """Encodes images of fixed views.
 
     Args:
-        clip: the frozen CLIP, on its device.
+        clip: the frozen CLIP; moved to `device` when there is something to encode.
+        device: where images are encoded.
         num_workers: processes that decode.
         autocast: dtype of mixed precision, None for the weights' own, so that features are those of a training step.
         cached: keep features on disk and take them from there.
         cache_dir: where; None for the default.
+        encode: encodes images in place of `clip.encode_image`; belongs together with `cached=False`.
     """
 
     clip: FrozenCLIP
+    device: torch.device
     num_workers: int
     autocast: torch.dtype | None = None
     cached: bool = False
     cache_dir: str | None = None
+    encode: Callable[[Tensor], Tensor] | None = None
 
     def __call__(
         self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None = None
@@ -62,7 +66,7 @@ class FeatureExtractor:
             return self._encode(images, label)
         key = (self.clip.fingerprint(), preprocess and f"{preprocess.__module__}.{preprocess.__qualname__}", view)
         root = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
-        cache = FeatureCache(root, *key, str(self.autocast), self.clip.device.type)
+        cache = FeatureCache(root, *key, str(self.autocast), self.device.type)
         paths = [item.path for item in items]
         known = _same_everywhere(cache.lookup(paths))
         missing = [index for index in range(len(items)) if index not in known]
@@ -75,17 +79,18 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def _encode(self, images: Dataset, label: str) -> Tensor:
-        rank, world, device = _rank(), _world(), self.clip.device
+        rank, world, device = _rank(), _world(), self.device
+        self.clip.to(device)
         share = torch.utils.data.Subset(images, range(rank, len(images), world))
         batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
         loader = DataLoader(share, batch_size, num_workers=self.num_workers, pin_memory=device.type == "cuda")
         precision = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
-        chunks = []
+        encode, chunks = self.encode or self.clip.encode_image, []
         with precision, tqdm(total=len(share), desc=label, unit="image", disable=rank != 0, leave=False) as bar:
             for batch in loader:
                 # Always a full batch: kernels differ with its size, and features must not depend on an image's company.
                 full = batch[torch.arange(batch_size) % len(batch)].to(device, non_blocking=True)
-                chunks.append(self.clip.encode_image(full)[: len(batch)].float().cpu())
+                chunks.append(encode(full)[: len(batch)].float().cpu())
                 bar.update(len(batch))
         mine = torch.cat(chunks) if chunks else torch.empty(0)
         return mine if world == 1 else _interleave(mine, len(images))

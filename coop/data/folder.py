@@ -18,7 +18,9 @@ TRAIN_SHARE, VAL_SHARE = 0.5, 0.2
 Images = dict[str, list[str]]  # paths by class folder, both sorted
 
 
-def read_folder(data_root: str | None, *, path: str | None = None, classnames_file: str | None = None, seed: int = 1) -> Splits:
+def read_folder(
+    data_root: str | None, *, path: str | None = None, classnames: dict[str, str] | str | None = None, seed: int = 1
+) -> Splits:
     """Read class folders.
 
     With `train` and `test` (and `val`, `valid` or `validation`) folders inside, these are the splits. Without them,
@@ -27,7 +29,7 @@ def read_folder(data_root: str | None, *, path: str | None = None, classnames_fi
     Args:
         data_root: not used.
         path: the folder that holds the class folders, or the train/val/test folders.
-        classnames_file: a list of `folder name` lines, for names other than the folders'.
+        classnames: names other than the folders': a mapping, folder to name, or a file of `folder name` lines.
         seed: seed of the 50/20/30 split; another seed gives another test set.
 
     Raises:
@@ -36,18 +38,18 @@ def read_folder(data_root: str | None, *, path: str | None = None, classnames_fi
     if not path:
         raise CoopError("dataset=folder needs dataset.path=DIR, the folder that holds one folder per class")
     root = Path(path).expanduser()
-    names = split_folders(root)
-    if names:
-        parts = {part: class_images(root / name) if name else {} for part, name in names.items()}
+    above = split_folders(root)
+    if above:
+        parts = {part: class_images(root / name) if name else {} for part, name in above.items()}
         check_classes(root, parts)
         origin = "own"
     else:
         parts = split_each_class(root, class_images(root), seed)
         origin = "generated"
     folders = sorted(parts["train"])
-    classnames = name_classes(folders, classnames_file, root)
-    items = {part: to_items(images, folders, classnames) for part, images in parts.items()}
-    return Splits(**items, classnames=classnames, origin=origin)
+    names = name_classes(folders, classnames, root)
+    items = {part: to_items(images, folders, names) for part, images in parts.items()}
+    return Splits(**items, classnames=names, origin=origin)
 
 
 def split_folders(root: Path) -> dict[str, str | None] | None:
@@ -61,7 +63,7 @@ def split_folders(root: Path) -> dict[str, str | None] | None:
     if "test" not in listing.folders:
         raise CoopError(
             f"{root}: there is train/ but no test/ (found: {shorten(listing.folders)}). Accuracy is measured on "
-            "test/: rename a folder to test/, or give dataset.path a folder of classes alone to have them split 50/20/30"
+            "test/: rename a folder to test/, or have a folder of classes alone split 50/20/30 (dataset.path)"
         )
     if extra := sorted(set(listing.folders) - {"train", "test", *vals}):
         log.warning("%s: these folders stand beside train/ and test/ and are left out: %s", root, shorten(extra))
@@ -114,8 +116,8 @@ def check_classes(root: Path, parts: dict[str, Images]) -> None:
     for part in ("val", "test"):
         if unknown := sorted(set(parts[part]) - train):
             raise CoopError(
-                f"{root}: {part} has classes that train has not: {shorten(unknown)}. A class has to have the same name in "
-                "all splits (upper and lower case too); rename or move them"
+                f"{root}: {part} has classes that train has not: {shorten(unknown)}. A class has to have the same name "
+                "in all splits (upper and lower case too); rename or move them"
             )
         if parts[part] and (absent := sorted(train - set(parts[part]))):
             log.warning("%s: classes without images in %s: %s", root, part, shorten(absent))
@@ -148,24 +150,30 @@ def split_sizes(count: int) -> tuple[int, int]:
     return num_train, max(0, min(round(count * VAL_SHARE), count - num_train - 1))
 
 
-def name_classes(folders: Sequence[str], classnames_file: str | None, root: Path) -> list[str]:
-    """Names of the class folders: their own, or those of a list.
+def name_classes(folders: Sequence[str], names: dict[str, str] | str | None, root: Path) -> list[str]:
+    """Names of the class folders: their own, or those given.
+
+    Args:
+        folders: class folders, or labels of a list.
+        names: by folder, or the path of a file of `folder name` lines; None for the folders' own names.
+        root: the data set, for messages.
 
     Raises:
-        CoopError: the list lacks a folder. A name without a folder is a warning.
+        CoopError: a folder has no name. A name without a folder is a warning.
     """
-    if classnames_file is None:
+    if names is None:
         return list(folders)
-    names = read_classnames(classnames_file)
-    if unlisted := [folder for folder in folders if folder not in names]:
+    source = names if isinstance(names, str) else "dataset.classnames"
+    by_folder = read_classnames(names) if isinstance(names, str) else {str(key): str(names[key]) for key in names}
+    if unlisted := [folder for folder in folders if folder not in by_folder]:
         raise CoopError(
-            f"{root}: class folders that are not in {classnames_file}: {shorten(unlisted)}. Add a line `folder name` "
-            "for each of them, or move the folder away"
+            f"{root}: classes that are not in {source}: {shorten(unlisted)}. Give each of them a name there, or take "
+            "it out of the data set"
         )
-    if absent := [folder for folder in names if folder not in set(folders)]:
-        log.warning("%s: %d classes of %s have no folder: %s", root, len(absent), classnames_file, shorten(absent))
-    classnames = [names[folder] for folder in folders]
-    warn_duplicates(classnames, classnames_file)
+    if absent := [folder for folder in by_folder if folder not in set(folders)]:
+        log.warning("%s: %d classes of %s have no images: %s", root, len(absent), source, shorten(absent))
+    classnames = [by_folder[folder] for folder in folders]
+    warn_duplicates(classnames, source)
     return classnames
 
 

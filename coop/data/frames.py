@@ -10,7 +10,7 @@ from tqdm import tqdm
 from coop.data.listing import shorten
 from coop.data.splits import PUBLISHED, load_rows
 from coop.errors import CoopError
-from coop.results import write_atomically
+from coop.files import write_atomically
 
 SPLIT_FILE = "split_zhou_UCF101.json"
 FRAMES = "ucf101/UCF-101-midframes"

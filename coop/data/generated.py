@@ -1,4 +1,4 @@
-"""Data sets whose published split is not to be had: the user's split file, or else 50/20/30 per class by a fixed seed."""
+"""Data sets whose published split is not to be had: the user's split file, else 50/20/30 per class by a fixed seed."""
 
 from coop.data.fewshot import Splits
 from coop.data.folder import class_images, split_each_class, to_items

@@ -5,13 +5,12 @@ import json
 import os
 from pathlib import Path
 
+from coop.data.cache import default_cache_dir
 from coop.data.fewshot import Splits
-from coop.data.folder import PART_OF, Images, check_classes, split_each_class, to_items
-from coop.data.index import cache_folder
+from coop.data.folder import PART_OF, Images, check_classes, name_classes, split_each_class, to_items
 from coop.data.listing import EXTENSIONS, log, shorten
-from coop.data.splits import warn_duplicates
 from coop.errors import CoopError
-from coop.results import write_atomically
+from coop.files import write_atomically
 
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 
@@ -22,19 +21,21 @@ def read_huggingface(
     path: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
+    classnames: dict[str, str] | str | None = None,
     seed: int = 1,
 ) -> Splits:
     """Read an image data set of Hugging Face's `datasets`: what `save_to_disk` wrote, or a folder of parquet files.
 
-    The splits train, validation (val, valid) and test are taken where the data set has train and test; a data set of one
-    split is split 50/20/30 per class by `seed`. Images that lie inside arrow or parquet files are unpacked once, as they
-    are, into the cache folder ($COOP_CACHE, else ~/.cache/coop).
+    The splits train, validation (val, valid) and test are taken where the data set has train and test; a data set of
+    one split is split 50/20/30 per class by `seed`. Images that lie inside arrow or parquet files are unpacked once, as
+    they are, into the cache folder ($COOP_CACHE, else ~/.cache/coop).
 
     Args:
         data_root: not used.
         path: the data set's folder.
         image_column: name of the column with images.
         label_column: name of the column with labels: a ClassLabel, whose names are taken, or text.
+        classnames: names other than the labels': a mapping, label to name, or a file of `label name` lines.
         seed: seed of the 50/20/30 split.
 
     Raises:
@@ -52,10 +53,10 @@ def read_huggingface(
         parts, origin = split_each_class(folder, only, seed), "generated"
     else:
         parts, origin = name_parts(folder, parts), "own"
-    classnames = class_names(loaded, label_column, parts)
-    warn_duplicates(classnames, folder)
-    items = {part: to_items(images, classnames, classnames) for part, images in parts.items()}
-    return Splits(**items, classnames=classnames, origin=origin)
+    labels = label_order(loaded, label_column, parts)
+    names = name_classes(labels, classnames, folder)
+    items = {part: to_items(images, labels, names) for part, images in parts.items()}
+    return Splits(**items, classnames=names, origin=origin)
 
 
 def load(folder: Path) -> dict:
@@ -101,7 +102,7 @@ def image_paths(part, image_column: str) -> list[str]:
     """Paths of all images; those without a file of their own are unpacked into the cache folder, once."""
     import datasets
 
-    folder = cache_folder() / "huggingface" / _fingerprint(part, image_column)
+    folder = default_cache_dir() / "huggingface" / _fingerprint(part, image_column)
     done = folder / "paths.json"
     if done.is_file():
         return json.loads(done.read_text(encoding="utf-8"))
@@ -143,7 +144,7 @@ def name_parts(folder: Path, parts: dict[str, Images]) -> dict[str, Images]:
     return named
 
 
-def class_names(loaded: dict, label_column: str, parts: dict[str, Images]) -> list[str]:
+def label_order(loaded: dict, label_column: str, parts: dict[str, Images]) -> list[str]:
     """The ClassLabel's names in its order, as far as they have training images; text labels sorted."""
     feature = next(iter(loaded.values())).features[label_column]
     order = feature.names if hasattr(feature, "names") else sorted(parts["train"])

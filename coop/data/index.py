@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
+from coop.data.cache import default_cache_dir
 from coop.data.listing import Listing, list_folder, log
 from coop.errors import CoopError
-from coop.results import write_atomically
+from coop.files import write_atomically
 
 FORMAT = 1
 # A folder changed this shortly before it was listed may change again without a visible change of its time stamp.
@@ -19,13 +20,6 @@ SETTLED_NS = 2_000_000_000
 
 Stamp = tuple[int, int, int]  # modification time (ns), inode, time of listing (ns)
 Index = dict[str, tuple[Stamp, bytes]]  # by folder; the bytes are an encoded listing
-
-
-def cache_folder() -> Path:
-    """Where indexes and unpacked images are kept: $COOP_CACHE, else `coop` in the user's cache folder."""
-    if chosen := os.environ.get("COOP_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "coop"
 
 
 def list_class_folders(root: Path, folders: list[str]) -> Iterator[tuple[str, Listing]]:
@@ -60,7 +54,7 @@ def _settled(stamp: Stamp) -> bool:
 
 def _index_file(root: Path) -> Path:
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:24]
-    return cache_folder() / "listings" / name
+    return default_cache_dir() / "listings" / name
 
 
 # One listing is its names with "/" between them, kinds with "//" between them: no file name holds a slash. The file is

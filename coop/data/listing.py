@@ -110,7 +110,8 @@ def _hint(root: Path, candidates: list[str]) -> str:
                 return f". It is one level down: data_root={root / name}"
         if found := other_case(root, candidate):
             return f". There is {root / found}, whose name differs in case: rename it"
-    return f". It holds: {shorten(list_folder(root).folders) or 'no folder'}; python -m coop.data check NAME says how to get it"
+    there = shorten(list_folder(root).folders) or "no folder"
+    return f". It holds: {there}; python -m coop.data check NAME says how to get it"
 
 
 def other_case(root: Path, relative: str) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from coop.data.fewshot import Item, Splits
 from coop.data.listing import shorten
 from coop.errors import CoopError
-from coop.results import write_atomically
+from coop.files import write_atomically
 
 FORMAT = "coop-manifest-1"
 PARTS = ("train", "val", "test")
@@ -83,7 +83,8 @@ def apply_manifest(splits: Splits, path: str, *, shots: int, classes: str = "all
     for key, value in (("shots", shots), ("classes", classes)):
         if manifest[key] != value:
             option = key if key == "shots" else "dataset.classes"
-            raise CoopError(f"{path}: was written for {option}={manifest[key]}, not {value}; set {option}={manifest[key]}")
+            wanted = f"{option}={manifest[key]}"
+            raise CoopError(f"{path}: was written for {wanted}, not {value}; set {wanted}")
     folder = common_folder(splits)
     paths = {_relative(item.path, folder): item for part in PARTS for item in getattr(splits, part)}
     listed = {part: [Item(row[0], row[1], row[2]) for row in manifest[part]] for part in PARTS}
@@ -109,17 +110,18 @@ def load_manifest(path: str) -> dict:
     Raises:
         CoopError: the file is missing, not JSON, or not a manifest.
     """
+    where = f"dataset.manifest={path}"
     try:
         manifest = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CoopError(f"dataset.manifest={path}: can't be read as JSON: {error}") from None
+        raise CoopError(f"{where}: can't be read as JSON: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not set(KEYS) <= manifest.keys():
-        raise CoopError(f"dataset.manifest={path}: not a manifest ({FORMAT}). Write one with: python -m coop.data export NAME")
+        raise CoopError(f"{where}: not a manifest ({FORMAT}). Write one with: python -m coop.data export NAME")
     names = manifest["classnames"]
     for part in PARTS:
         for row in manifest[part]:
             if not (isinstance(row, list) and [type(value) for value in row] == [str, int, str]):
-                raise CoopError(f"dataset.manifest={path}: {part} holds {row!r}; expected [image path, label, class name]")
+                raise CoopError(f"{where}: {part} holds {row!r}; expected [image path, label, class name]")
             if not (0 <= row[1] < len(names) and names[row[1]] == row[2]):
-                raise CoopError(f"dataset.manifest={path}: {part} holds {row!r}, which its list of class names does not")
+                raise CoopError(f"{where}: {part} holds {row!r}, which its list of class names does not")
     return manifest

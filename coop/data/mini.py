@@ -23,7 +23,10 @@ SKETCH_RADIUS = 1 / 50  # of the short side
 SKETCH_CONTRAST = 4
 
 
-def read_mini(data_root: str | None, *, shift: Literal["none", "grayscale", "blur", "noise", "sketch"] = "none") -> Splits:
+Shift = Literal["none", "grayscale", "blur", "noise", "sketch"]
+
+
+def read_mini(data_root: str | None, *, shift: Shift = "none") -> Splits:
     """Read the mini data set that comes with the package; `data_root` is not needed.
 
     Args:

@@ -46,9 +46,9 @@ def prepare(name: str, data_root: str) -> None:
 def download(name: str, torchvision_class: str, root: Path) -> None:
     """Download with torchvision, its checksums and its layout; what is unpacked appears under `root` all at once."""
     staging = root / f".prepare-{name}"
-    staging.mkdir(parents=True, exist_ok=True)
-    _drop_all_but_archives(staging)
     try:
+        staging.mkdir(parents=True, exist_ok=True)
+        _drop_all_but_archives(staging)
         with resumed_downloads():
             getattr(torchvision.datasets, torchvision_class)(str(staging), download=True)
     except ImportError as error:
@@ -56,8 +56,8 @@ def download(name: str, torchvision_class: str, root: Path) -> None:
         log.info("%s: not needed here: %s", name, error)
     except (OSError, RuntimeError, EOFError) as error:
         raise CoopError(
-            f"{name}: the download did not succeed ({error}). Run the same command again to go on where it stopped, or get "
-            f"it by hand: {PUBLISHED[name].how}"
+            f"{name}: the download did not succeed ({error}). Run the same command again to go on where it stopped, or "
+            f"get it by hand: {PUBLISHED[name].how}"
         ) from error
     _move_folders(staging, root)
     shutil.rmtree(staging)
@@ -79,8 +79,8 @@ def _move_folders(staging: Path, root: Path) -> None:
     for folder in folders:
         if (root / folder.name).exists():
             raise CoopError(
-                f"{root / folder.name}: is there already, but not complete. Move it away and run the same command again: "
-                "what was downloaded is kept"
+                f"{root / folder.name}: is there already, but not complete. Move it away and run the same command "
+                "again: what was downloaded is kept"
             )
     for folder in folders:
         for file in folder.iterdir():

@@ -8,14 +8,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from coop.data.fewshot import Item, Splits
 from coop.data.images import open_image
-from coop.results import write_atomically
+from coop.files import write_atomically
 
 CLASSES, SHOTS = 12, 8  # at most
 TILE, MARGIN, NAME_WIDTH, FONT_SIZE = 112, 4, 220, 15
 
 
 def draw(splits: Splits, title: str) -> Image.Image:
-    """A grid: one class in a row, its name and its first training images (test images where there are none to train)."""
+    """A grid: in each row a class, its name and its first training images (test images where there are none)."""
     by_label = defaultdict(list)
     for item in splits.train or splits.test:
         by_label[item.label].append(item)

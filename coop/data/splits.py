@@ -61,7 +61,7 @@ def load_rows(path: Path) -> Rows:
     except (ValueError, OSError, EOFError) as error:
         raise CoopError(f"{path}: not a readable JSON file ({error}). Copy or download the split file again.") from None
     if not isinstance(rows, dict) or not {"train", "test"} <= rows.keys():
-        raise CoopError(f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}, which this file does not hold')
+        raise CoopError(f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}')
     rows = {name: rows.get(name, []) for name in ("train", "val", "test")}
     for name, part in rows.items():
         _check_rows(path, name, part)

@@ -64,7 +64,9 @@ def scene_images(root: Path) -> Images:
         listing = list_folder(path)
         folder = Path(path).relative_to(root).as_posix()
         if listing.images and "/" not in folder:
-            raise CoopError(f"{root}: images lie in {folder}/. Expected a letter and a class above them: {root}/a/abbey/x.jpg")
+            raise CoopError(
+                f"{root}: images lie in {folder}/. Expected a letter and a class above them: {root}/a/abbey/x.jpg"
+            )
         if listing.images:
             found[folder] = [os.path.join(path, name) for name in listing.images]
             others += [f"{folder}/{name}" for name in listing.others]

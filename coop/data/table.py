@@ -18,7 +18,7 @@ def read_csv(
     *,
     path: str | None = None,
     images: str | None = None,
-    classnames_file: str | None = None,
+    classnames: dict[str, str] | str | None = None,
     seed: int = 1,
 ) -> Splits:
     """Read a CSV file (UTF-8) with a header line: `path,label`, or `path,label,split`.
@@ -30,14 +30,15 @@ def read_csv(
         data_root: not used.
         path: the CSV file.
         images: the folder that relative paths start from; the CSV file's own folder if not given.
-        classnames_file: a list of `label name` lines, where labels are not the names (numbers, codes).
+        classnames: where labels are not the names (numbers, codes): a mapping, label to name, or a file of
+            `label name` lines.
         seed: seed of the 50/20/30 split; another seed gives another test set.
 
     Raises:
         CoopError: the file is missing or malformed, or names images that don't exist.
     """
     if not path:
-        raise CoopError("dataset=csv needs dataset.path=FILE, a CSV file with a header line: path,label or path,label,split")
+        raise CoopError("dataset=csv needs dataset.path=FILE, a CSV file that starts path,label or path,label,split")
     file = Path(path).expanduser()
     folder = Path(images).expanduser() if images else file.parent
     rows = read_rows(file)
@@ -50,9 +51,9 @@ def read_csv(
         parts = split_each_class(file, parts["train"], seed)
         origin = "generated"
     labels = sort_labels(parts["train"])
-    classnames = name_classes(labels, classnames_file, file)
-    items = {part: to_items(by_class, labels, classnames) for part, by_class in parts.items()}
-    return Splits(**items, classnames=classnames, origin=origin)
+    names = name_classes(labels, classnames, file)
+    items = {part: to_items(by_class, labels, names) for part, by_class in parts.items()}
+    return Splits(**items, classnames=names, origin=origin)
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
@@ -66,7 +67,8 @@ def read_rows(file: Path) -> list[dict[str, str]]:
             reader = csv.DictReader(stream, skipinitialspace=True)
             header = [name.strip() for name in reader.fieldnames or []]
             if header not in (list(COLUMNS[:2]), list(COLUMNS)):
-                raise CoopError(f"{file}: the first line is {','.join(header)!r}; expected path,label or path,label,split")
+                found = ",".join(header)
+                raise CoopError(f"{file}: the first line is {found!r}; expected path,label or path,label,split")
             reader.fieldnames = header
             rows = [_check_row(row, file, reader.line_num) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -92,10 +94,8 @@ def _check_repeated(rows: list[dict[str, str]], file: Path) -> None:
     for row in rows:
         first = seen.setdefault(os.path.normpath(row["path"]), row)
         if first != row:
-            raise CoopError(
-                f"{file}: {row['path']} stands there twice, as {','.join(first.values())} and {','.join(row.values())}. "
-                "Keep one of the two"
-            )
+            two = " and ".join(",".join(values.values()) for values in (first, row))
+            raise CoopError(f"{file}: {row['path']} stands there twice, as {two}. Keep one of the two")
         if first is not row:
             repeated.append(row["path"])
     if repeated:
@@ -109,7 +109,7 @@ def _by_part(rows: list[dict[str, str]], folder: Path, file: Path) -> dict[str, 
         by_label = parts[PART_OF[row.get("split", "train")]]
         by_label.setdefault(row["label"], []).append(os.path.join(folder, row["path"]))
     if "split" in rows[0] and not (parts["train"] and parts["test"]):
-        raise CoopError(f"{file}: the split column needs rows of both train and test; without the column, 50/20/30 is made")
+        raise CoopError(f"{file}: the split column needs rows of both train and test; without it, 50/20/30 is made")
     return parts
 
 

@@ -1,18 +1,26 @@
 """The interface of a method."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
+
+#: Labelled features of the few shots: of "train" or "val" (never of the test set) the image_features (V, N, E) of
+#: V fixed views, L2-normalised, and the labels (N). "val" has one view, and N = 0 where there are no validation images.
+Labelled = Callable[[str], tuple[Tensor, Tensor]]
 
 
 class Method(nn.Module):
     """A classifier over K classes that rests on a frozen CLIP.
 
     A subclass takes `clip` and `classnames` first and its own options as keyword arguments with types: the config's
-    keys are exactly these arguments and are checked against them. Its parameters are what is trained. The usual
-    method computes class weights in `forward`; one that does not work by class weights overrides `logits`.
+    keys are exactly these arguments and are checked against them. Its parameters are what is trained; its state_dict
+    is what is saved and loaded. The usual method computes class weights in `forward`; one that does not work by class
+    weights overrides `logits`. What can't be trained step by step happens in `prepare` and `select`.
+
+    Attributes:
+        chosen: what `prepare` and `select` chose, by name; goes into results.json.
 
     Args:
         clip: the frozen CLIP. Not registered as a submodule: it is nobody's to train, move or save but its owner's.
@@ -21,11 +29,14 @@ class Method(nn.Module):
 
     #: Whether the trained state has a meaning for other classes than those it was trained with.
     transfers_to_other_classes = True
+    #: Whether `encode_image` is its own, and trained: then every step brings images, never features.
+    trains_image_encoder = False
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str]):
         super().__init__()
         self._clip = (clip,)
         self.classnames = [name.replace("_", " ") for name in classnames]
+        self.chosen: dict[str, float] = {}
         self._kept: tuple[object, Tensor] | None = None
 
     @classmethod
@@ -37,9 +48,32 @@ class Method(nn.Module):
         return self._clip[0]
 
     @property
+    def joint_width(self) -> int:
+        """E, the width of image and text features."""
+        return self.clip.encode_text(["X"]).shape[1]
+
+    @property
+    def trained_in_steps(self) -> bool:
+        """Whether there is anything for an optimiser; otherwise a run has no epochs."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
     def trainable_params(self) -> int:
-        """How many numbers are trained."""
+        """How many numbers are fitted to the training images; final after `prepare`."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+
+    def prepare(self, labelled: Labelled) -> None:
+        """Called once before the first step, before a checkpoint is taken up: closed forms, caches.
+
+        Features are on the CPU; what is made of them belongs where the method's parameters are.
+        """
+
+    def select(self, labelled: Labelled) -> None:
+        """Called once after the last step: hyper-parameters chosen on the validation images."""
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised."""
+        return self.clip.encode_image(images)
 
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised."""

@@ -1,6 +1,7 @@
 """CoOp's PromptLearner: M context vectors, learned, around the class name (CoOp, section 3.2)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -66,9 +67,7 @@ class PromptLearner(Method):
         prompts = _layout(clip, self.classnames, self.n_ctx, class_token_position)
         self.register_buffer("ids", clip.pad([prompt.ids for prompt in prompts]), persistent=False)
         self.register_buffer("slots", _pad_slots(prompts, clip.context_length), persistent=False)
-        self.encoder = prompt_encoder(
-            clip.model, self.ids, self.slots, class_specific, checkpoint=checkpoint, class_chunk=class_chunk
-        )
+        self._encoding = {"checkpoint": checkpoint, "class_chunk": class_chunk}
 
     @classmethod
     def check(
@@ -102,6 +101,11 @@ class PromptLearner(Method):
     def n_ctx(self) -> int:
         """M, the number of context vectors of a prompt."""
         return self.ctx.shape[-2]
+
+    @cached_property
+    def encoder(self) -> nn.Module:
+        """The text side; made at the first use, when it is known whether several processes share the classes."""
+        return prompt_encoder(self.clip.model, self.ids.cpu(), self.slots.cpu(), self.class_specific, **self._encoding)
 
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised, differentiable in ctx."""

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from coop.clip.backbone import FrozenCLIP
+from coop.clip.backbone import FrozenCLIP, normalize
 from coop.errors import CoopError
 from coop.methods.base import Method
 
@@ -15,19 +16,57 @@ class ZeroShot(Method):
     Args:
         clip: the frozen CLIP.
         classnames: K class names.
-        template: a prompt with `{}` where the class name goes.
+        template: a prompt with `{}` where the class name goes; "{}" is the class name alone.
     """
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
         self.check(template=template)
         super().__init__(clip, classnames)
         self.template = template
+        self.prompts = HandWritten(clip, self.classnames, [template])
 
     @classmethod
     def check(cls, template: str) -> None:
         """Raises CoopError without exactly one place for the class name."""
-        if template.count("{}") != 1:
-            raise CoopError(f'template="{template}": needs one {{}} where the class name goes')
+        check_template(template)
 
     def forward(self) -> Tensor:
-        return self.clip.encode_text([self.template.format(name) for name in self.classnames])
+        return self.prompts()
+
+
+class HandWritten(nn.Module):
+    """Text features of hand-written prompts, averaged over the templates, normalised before and after.
+
+    Computed when first asked for, where the CLIP is by then, and kept; never saved.
+
+    Args:
+        clip: the frozen CLIP.
+        classnames: K class names, their underscores replaced.
+        templates: prompts with one `{}` each.
+    """
+
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], templates: Sequence[str]):
+        super().__init__()
+        self._clip, self.classnames, self.templates = (clip,), classnames, templates
+        self.register_buffer("features", None, persistent=False)
+
+    def forward(self) -> Tensor:
+        """text_features (K, E), L2-normalised, without gradient."""
+        if self.features is None:
+            with torch.inference_mode(False):  # the first to ask may be Lightning's validation
+                self.features = self._encode()
+        return self.features
+
+    @torch.no_grad()
+    def _encode(self) -> Tensor:
+        (clip,) = self._clip
+        total = sum(
+            clip.encode_text([template.replace("{}", name) for name in self.classnames]) for template in self.templates
+        )
+        return total if len(self.templates) == 1 else normalize(total)
+
+
+def check_template(template: str) -> None:
+    """Raises CoopError without exactly one place for the class name."""
+    if not isinstance(template, str) or template.count("{}") != 1:
+        raise CoopError(f'template="{template}": needs one {{}} where the class name goes')

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coop.data.__main__ import run
+from coop.config import conf_dir, read_dataset
+from coop.data.__main__ import load_config, run
 from coop.data.catalogue import PUBLISHED
 from coop.data.manifest import apply_manifest
 from coop.data.mini import read_mini
@@ -26,7 +27,8 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 @pytest.fixture
 def textures(tmp_path):
     """All of DTD, as empty files."""
-    for row in (row for part in load_rows(SPLIT_FILES / "split_zhou_DescribableTextures.json.gz").values() for row in part):
+    rows = load_rows(SPLIT_FILES / "split_zhou_DescribableTextures.json.gz")
+    for row in (row for part in rows.values() for row in part):
         path = tmp_path / "dtd/images" / row[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -114,6 +116,33 @@ def test_show_names_that_are_hard_to_draw(tmp_path):
             Image.new("RGB", (30, 20)).save(tmp_path / "mine" / name / f"{index}.png")
     assert run(["show", "folder", f"dataset.path={tmp_path / 'mine'}", "shots=1"]) == 0
     assert (tmp_path / "folder.png").is_file()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (conf_dir() / "dataset").glob("*.yaml")))
+def test_every_config_fits_its_reader(name):
+    cfg = load_config(name, {})
+    assert cfg.dataset.name == name
+    assert cfg.dataset.template.count("{}") == 1
+
+
+def test_own_config_file(tmp_path):
+    for name in ("n01", "n02"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        for index in range(4):
+            (tmp_path / "mine" / name / f"{index}.jpg").touch()
+    lines = [
+        "_target_: coop.data.folder.read_folder",
+        "name: birds",
+        'template: "a photo of a {}, a type of bird."',
+        "classes: all",
+        "epochs: null",
+        f"path: {tmp_path}/mine",
+        "classnames: {n01: great tit, n02: 'robin ''red'' / breast'}",
+    ]
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    (tmp_path / "conf/dataset/birds.yaml").write_text("\n".join(lines))
+    cfg = load_config("birds", {"hydra.searchpath": f"[{tmp_path}/conf]"})
+    assert read_dataset(cfg.dataset, None).classnames == ["great tit", "robin 'red' / breast"]
 
 
 def test_spread():

@@ -30,8 +30,8 @@ def test_without_splits_50_20_30(tmp_path):
     splits = read(fill(tmp_path, {"dog": 20, "Cat's eye": 10, "été": 3}), seed=1)
     assert splits.classnames == ["Cat's eye", "dog", "été"]
     assert splits.origin == "generated"
-    per_class = [[sum(item.label == label for item in part) for label in range(3)] for part in (splits.train, splits.val, splits.test)]
-    assert per_class == [[5, 10, 2], [2, 4, 0], [3, 6, 1]]
+    for part, counts in (("train", [5, 10, 2]), ("val", [2, 4, 0]), ("test", [3, 6, 1])):
+        assert [sum(item.label == label for item in getattr(splits, part)) for label in range(3)] == counts
     everything = names([*splits.train, *splits.val, *splits.test])
     assert len(set(everything)) == len(everything) == 33
 
@@ -45,7 +45,7 @@ def test_split_depends_on_the_seed_and_on_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("count", "sizes"), [(1, (1, 0)), (2, (1, 0)), (3, (2, 0)), (4, (2, 1)), (5, (2, 1)), (10, (5, 2)), (1000, (500, 200))]
+    ("count", "sizes"), [(1, (1, 0)), (2, (1, 0)), (3, (2, 0)), (4, (2, 1)), (10, (5, 2)), (1000, (500, 200))]
 )
 def test_split_sizes_leave_something_to_test(count, sizes):
     assert split_sizes(count) == sizes
@@ -88,13 +88,21 @@ def test_what_is_left_out_is_named(tmp_path, caplog):
 
 def test_classnames_file(tmp_path, caplog):
     root = fill(tmp_path / "data", {"n01": 4, "n 02": 4})
-    (tmp_path / "names.txt").write_text("n01\ttabby cat\nn 02\tGrüner Baum-/\"Ast\"\nn03\tunused\n", encoding="utf-8")
-    splits = read(root, classnames_file=str(tmp_path / "names.txt"))
-    assert splits.classnames == ["Grüner Baum-/\"Ast\"", "tabby cat"]
+    (tmp_path / "names.txt").write_text('n01\ttabby cat\nn 02\tGrüner Baum-/"Ast"\nn03\tunused\n', encoding="utf-8")
+    splits = read(root, classnames=str(tmp_path / "names.txt"))
+    assert splits.classnames == ['Grüner Baum-/"Ast"', "tabby cat"]
     assert "1 classes of" in caplog.text and "n03" in caplog.text
     (tmp_path / "names.txt").write_text("n01 tabby cat\n")
-    with pytest.raises(CoopError, match=r"class folders that are not in .*names\.txt: n 02"):
-        read(root, classnames_file=str(tmp_path / "names.txt"))
+    with pytest.raises(CoopError, match=r"classes that are not in .*names\.txt: n 02"):
+        read(root, classnames=str(tmp_path / "names.txt"))
+
+
+def test_classnames_in_the_config(tmp_path, caplog):
+    root = fill(tmp_path, {"n01": 4, "n02": 4})
+    assert read(root, classnames={"n02": "crane", "n01": "crane"}).classnames == ["crane", "crane"]
+    assert "dataset.classnames: different classes share one name" in caplog.text
+    with pytest.raises(CoopError, match=r"classes that are not in dataset\.classnames: n02"):
+        read(root, classnames={"n01": "crane"})
 
 
 @pytest.mark.parametrize(
@@ -110,7 +118,7 @@ def test_malformed_classnames_file(tmp_path, content, message):
     if content is not None:
         (tmp_path / "names.txt").write_text(content)
     with pytest.raises(CoopError, match=message):
-        read(fill(tmp_path / "data", {"a": 4, "b": 4}), classnames_file=str(tmp_path / "names.txt"))
+        read(fill(tmp_path / "data", {"a": 4, "b": 4}), classnames=str(tmp_path / "names.txt"))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +127,7 @@ def test_malformed_classnames_file(tmp_path, content, message):
         ({}, "holds no class folders"),
         ({".": 3}, "holds 3 images but no class folders. Expected one folder per class"),
         ({"a": 3, "b": 0}, "no images in the class folder b"),
-        ({"data/a": 3, "data/b": 3}, r"folder data/ holds folders \(a, b\) and no images. If those are the classes, give .*/data"),
+        ({"data/a": 3, "data/b": 3}, r"folder data/ holds folders \(a, b\) and no images. If those .* give .*/data"),
         ({"training/a": 3, "testing/a": 3}, "splits are called train, val and test"),
         ({"train/a": 3, "val/a": 3}, r"train/ but no test/ \(found: train, val\)"),
         ({"train/a": 3, "val/a": 3, "valid/a": 1, "test/a": 3}, "both val/ and valid/"),
@@ -147,12 +155,12 @@ def test_warnings(tmp_path, caplog):
 
 
 def test_no_path_and_no_folder(tmp_path):
-    with pytest.raises(CoopError, match="needs dataset.path=DIR"):
+    with pytest.raises(CoopError, match=r"needs dataset.path=DIR"):
         read_folder(None)
-    with pytest.raises(CoopError, match="this folder does not exist"):
+    with pytest.raises(CoopError, match=r"this folder does not exist"):
         read(tmp_path / "nowhere")
     (tmp_path / "file").touch()
-    with pytest.raises(CoopError, match="is a file where a folder was expected"):
+    with pytest.raises(CoopError, match=r"is a file where a folder was expected"):
         read(tmp_path / "file")
 
 
@@ -160,7 +168,7 @@ def test_no_path_and_no_folder(tmp_path):
 def test_unreadable_folder(tmp_path):
     root = fill(tmp_path, {"a": 3, "b": 3})
     (root / "a").chmod(0)
-    with pytest.raises(CoopError, match="no permission to read this folder"):
+    with pytest.raises(CoopError, match=r"no permission to read this folder"):
         read(root)
 
 

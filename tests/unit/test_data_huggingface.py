@@ -93,9 +93,10 @@ def test_columns(datasets, tmp_path):
     data.save_to_disk(tmp_path / "saved")
     with pytest.raises(CoopError, match=r"no column 'image'; give dataset\.image_column=NAME, one of photo, species"):
         read_huggingface(None, path=str(tmp_path / "saved"))
-    with pytest.raises(CoopError, match="'species' does not hold images"):
+    with pytest.raises(CoopError, match=r"'species' does not hold images"):
         read_huggingface(None, path=str(tmp_path / "saved"), image_column="species", label_column="photo")
-    assert len(read_huggingface(None, path=str(tmp_path / "saved"), image_column="photo", label_column="species").test) == 4
+    splits = read_huggingface(None, path=str(tmp_path / "saved"), image_column="photo", label_column="species")
+    assert len(splits.test) == 4
 
 
 def test_text_labels(datasets, tmp_path):
@@ -107,18 +108,18 @@ def test_text_labels(datasets, tmp_path):
 
 def test_unhappy(datasets, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CoopError, match="can't load this folder"):
+    with pytest.raises(CoopError, match=r"can't load this folder"):
         read_huggingface(None, path=str(tmp_path / "empty"))
-    with pytest.raises(CoopError, match="this folder does not exist"):
+    with pytest.raises(CoopError, match=r"this folder does not exist"):
         read_huggingface(None, path=str(tmp_path / "nowhere"))
     parts = {"train": make(datasets, [0, 1]), "dev": make(datasets, [0, 1])}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
-    with pytest.raises(CoopError, match="has the splits train, dev; expected train and test"):
+    with pytest.raises(CoopError, match=r"has the splits train, dev; expected train and test"):
         read_huggingface(None, path=str(tmp_path / "saved"))
 
 
 def test_package_or_path_missing(monkeypatch):
-    with pytest.raises(CoopError, match="needs dataset.path=DIR"):
+    with pytest.raises(CoopError, match=r"needs dataset.path=DIR"):
         read_huggingface(None)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(CoopError, match=r"pip install 'coop-clip\[datasets\]'"):

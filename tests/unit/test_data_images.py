@@ -120,7 +120,9 @@ def test_truncated(tmp_path, suffix, kept):
         open_image(str(path))
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image at all", b"\xff\xd8\xff\xe0" + b"\0" * 50, b"\x89PNG\r\n\x1a\n" + b"x" * 99])
+@pytest.mark.parametrize(
+    "content", [b"", b"not an image at all", b"\xff\xd8\xff\xe0" + b"\0" * 50, b"\x89PNG\r\n\x1a\n" + b"x" * 99]
+)
 def test_corrupt(tmp_path, content):
     (tmp_path / "x.jpg").write_bytes(content)
     with pytest.raises(CoopError, match=r"x\.jpg: not a readable image"):
@@ -133,7 +135,7 @@ def test_missing(tmp_path):
     (tmp_path / "link.jpg").symlink_to(tmp_path / "x.jpg")
     with pytest.raises(CoopError, match=r"link\.jpg: the image file is a link to a file that does not exist"):
         open_image(str(tmp_path / "link.jpg"))
-    with pytest.raises(CoopError, match="not a readable image"):
+    with pytest.raises(CoopError, match=r"not a readable image"):
         open_image(str(tmp_path))
 
 
@@ -141,5 +143,5 @@ def test_missing(tmp_path):
 def test_no_permission(tmp_path, picture):
     picture.save(tmp_path / "x.png")
     (tmp_path / "x.png").chmod(0)
-    with pytest.raises(CoopError, match="no permission to read"):
+    with pytest.raises(CoopError, match=r"no permission to read"):
         open_image(str(tmp_path / "x.png"))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from coop.data import index
-from coop.data.index import cache_folder, list_class_folders
+from coop.data.cache import default_cache_dir
+from coop.data.index import list_class_folders
 from coop.data.listing import Listing, list_folder
 
 
@@ -77,7 +78,7 @@ def test_a_folder_that_may_still_be_changing_is_not_trusted(root, listed):
 
 
 def test_all_kinds_of_entries_and_names(root):
-    for name in ("notes.txt", "größe \t\n\"x\".jpg", os.fsdecode(b"\xff.jpg")):
+    for name in ("notes.txt", 'größe \t\n"x".jpg', os.fsdecode(b"\xff.jpg")):
         (root / "n1" / name).touch()
     (root / "n1/inner").mkdir()
     age(root / "n1")
@@ -93,7 +94,7 @@ def test_another_choice_of_folders(root, listed):
 @pytest.mark.parametrize("damage", [b"", b"{}", b"not json\nx", None])
 def test_damaged_index_is_made_anew(root, listed, damage):
     first = both(root)
-    (file,) = (cache_folder() / "listings").iterdir()
+    (file,) = (default_cache_dir() / "listings").iterdir()
     file.write_bytes(file.read_bytes().replace(b"1.JPEG", b"4.JPEG") if damage is None else damage)
     assert both(root) == first
     assert listed == ["n1", "n2"] * 2
@@ -106,14 +107,6 @@ def test_unwritable_cache_is_no_obstacle(root, listed, monkeypatch, tmp_path):
     monkeypatch.setenv("COOP_CACHE", str(tmp_path / "file"))
     assert both(root) == both(root)
     assert listed == ["n1", "n2"] * 2
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.delenv("COOP_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "coop"
-    monkeypatch.setenv("COOP_CACHE", str(tmp_path / "mine"))
-    assert cache_folder() == tmp_path / "mine"
 
 
 def test_speed_of_a_hundredth_of_imagenet(tmp_path, monkeypatch):

@@ -57,9 +57,9 @@ def names(items, root: Path) -> list[str]:
 
 
 OWN_ROWS = {
-    "train": [["b/1.jpg", 1, "bee"], ["a/1.jpg", 0, "ant's \"nest\""], ["b/2.jpg", 1, "bee"]],
-    "val": [["a/2.jpg", 0, "ant's \"nest\""]],
-    "test": [["c/1.jpg", 2, "Käfer / beetle"], ["a/3.jpg", 0, "ant's \"nest\""]],
+    "train": [["b/1.jpg", 1, "bee"], ["a/1.jpg", 0, 'ant\'s "nest"'], ["b/2.jpg", 1, "bee"]],
+    "val": [["a/2.jpg", 0, 'ant\'s "nest"']],
+    "test": [["c/1.jpg", 2, "Käfer / beetle"], ["a/3.jpg", 0, 'ant\'s "nest"']],
 }
 
 
@@ -74,7 +74,7 @@ def test_own_split_file(tmp_path, name, folder):
     assert names(splits.train, tmp_path / folder) == ["b/1.jpg", "a/1.jpg", "b/2.jpg"]
     assert [item.label for item in splits.train] == [1, 0, 1]
     assert [item.label for item in splits.test] == [2, 0]
-    assert splits.classnames == ["ant's \"nest\"", "bee", "Käfer / beetle"]
+    assert splits.classnames == ['ant\'s "nest"', "bee", "Käfer / beetle"]
     assert splits.origin == "own"
 
 
@@ -158,7 +158,8 @@ def test_food101_is_generated_without_a_split_file(tmp_path):
     assert {item.path for part in (splits.train, splits.val, splits.test) for item in part} == {
         str(path) for path in (tmp_path / "food-101/images").rglob("*.jpg")
     }
-    assert names(splits.train[:5], tmp_path / "food-101/images/apple_pie") == ["2.jpg", "1.jpg", "4.jpg", "0.jpg", "3.jpg"]
+    first_class = tmp_path / "food-101/images/apple_pie"
+    assert names(splits.train[:5], first_class) == ["2.jpg", "1.jpg", "4.jpg", "0.jpg", "3.jpg"]
     assert read("food101", tmp_path, "seed=7") == splits, "the run's seed must not move the split"
     assert read("food101", tmp_path, "dataset.seed=7") != splits
 
@@ -177,7 +178,7 @@ def test_sun397_is_generated_without_lists(tmp_path, folder):
     assert splits.origin == "generated"
     assert splits.classnames == ["abbey", "outdoor apartment_building", "zoo"]
     assert count(splits) == (15, 6, 9)
-    assert all(f"/{'abbey' if item.label == 0 else 'outdoor' if item.label == 1 else 'zoo'}/" in item.path for item in splits.test)
+    assert all(Path(item.path).parent.name == ("abbey", "outdoor", "zoo")[item.label] for item in splits.test)
 
 
 def test_sun397_keeps_its_own_test_list(tmp_path):
@@ -305,7 +306,7 @@ def test_imagenet_shifts(tmp_path, name, folder, subset, first, caplog):
         assert read(name, tmp_path).classnames == splits.classnames, "a missing folder must not make the task easier"
     assert f"1 of the {len(wnids)} class folders are missing: {wnids[3]}" in caplog.text
     touch(tmp_path / folder / "n00000000/x.jpg")
-    with pytest.raises(CoopError, match="1 folders are not classes of this data set: n00000000"):
+    with pytest.raises(CoopError, match=r"1 folders are not classes of this data set: n00000000"):
         read(name, tmp_path)
 
 
@@ -316,7 +317,7 @@ def test_shift_takes_imagenets_class_names(tmp_path):
     (tmp_path / "imagenet/classnames.txt").write_text("\n".join(lines))
     assert read("imagenet_a", tmp_path).test[0].classname == "name of n01498041"
     (tmp_path / "imagenet/classnames.txt").write_text("\n".join(lines[:5]))
-    with pytest.raises(CoopError, match="has no line for 200 classes of imagenet-a"):
+    with pytest.raises(CoopError, match=r"lacks 200 classes of imagenet-a"):
         read("imagenet_a", tmp_path)
 
 
@@ -326,9 +327,9 @@ def test_shift_takes_imagenets_class_names(tmp_path):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_missing_data_root_and_folder(tmp_path, name):
     cfg = load_config(name, {})
-    with pytest.raises(CoopError, match="needs data_root=DIR, where DIR is the folder that holds"):
+    with pytest.raises(CoopError, match=r"needs data_root=DIR, where DIR is the folder that holds"):
         read_dataset(cfg.dataset, None)
-    with pytest.raises(CoopError, match="this folder does not exist"):
+    with pytest.raises(CoopError, match=r"this folder does not exist"):
         read(name, tmp_path / "nowhere")
     (tmp_path / "other").mkdir()
     with pytest.raises(CoopError, match=r"looked for the folder .*which does not exist\. It holds: other"):
@@ -345,5 +346,5 @@ def test_wrong_level_of_data_root(tmp_path):
 
 def test_case_of_a_folder(tmp_path):
     (tmp_path / "DTD/Images").mkdir(parents=True)
-    with pytest.raises(CoopError, match="There is .*DTD/Images, whose name differs in case"):
+    with pytest.raises(CoopError, match=r"There is .*DTD/Images, whose name differs in case"):
         read("dtd", tmp_path)

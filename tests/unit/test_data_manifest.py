@@ -14,7 +14,7 @@ from coop.errors import CoopError
 
 
 def data_set(root: Path) -> Splits:
-    for folder in ("ant", "bee", "été \"x\""):
+    for folder in ("ant", "bee", 'été "x"'):
         (root / folder).mkdir(parents=True)
         for index in range(20):
             (root / folder / f"{index}.jpg").touch()

@@ -64,7 +64,7 @@ def gets(server: Server) -> list[int]:
 
 def test_goes_on_where_it_stopped(server, tmp_path):
     server.breaks_after = 100_000
-    with pytest.raises(OSError, match="connection ended after 100000 of 1048576 bytes"):
+    with pytest.raises(OSError, match=r"connection ended after 100000 of 1048576 bytes"):
         resume_download(url(server), tmp_path / "x.tar")
     assert not (tmp_path / "x.tar").exists()
     server.breaks_after = None
@@ -94,7 +94,7 @@ def test_torchvision_resumes_and_checks_the_sum(server, tmp_path):
         utils.download_url(url(server), str(tmp_path), md5=hashlib.md5(CONTENT).hexdigest())
         assert gets(server)[-1] == 5000
         (tmp_path / "data.tar").unlink()
-        with pytest.raises(RuntimeError, match="corrupted"):
+        with pytest.raises(RuntimeError, match=r"corrupted"):
             utils.download_url(url(server), str(tmp_path), md5="0" * 32)
     assert utils._urlretrieve is original
 
@@ -121,7 +121,7 @@ def layout(root: Path, fails: Exception | None = None) -> type:
 def test_unpacked_folder_appears_whole(tmp_path, monkeypatch):
     fake = layout(tmp_path, fails=OSError("the line is dead"))
     monkeypatch.setattr(torchvision.datasets, "DTD", fake)
-    with pytest.raises(CoopError, match=r"dtd: the download did not succeed \(the line is dead\)\. Run the same command"):
+    with pytest.raises(CoopError, match=r"dtd: the download did not succeed \(the line is dead\)\. Run the same"):
         prepare("dtd", str(tmp_path))
     assert not (tmp_path / "dtd").exists()
     prepare("dtd", str(tmp_path))
@@ -137,7 +137,7 @@ def test_unpacked_folder_appears_whole(tmp_path, monkeypatch):
 def test_what_is_there_is_not_overwritten(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "DTD", layout(tmp_path))
     (tmp_path / "dtd").mkdir()
-    with pytest.raises(CoopError, match="is there already, but not complete. Move it away"):
+    with pytest.raises(CoopError, match=r"is there already, but not complete. Move it away"):
         prepare("dtd", str(tmp_path))
     assert not list((tmp_path / "dtd").iterdir())
 
@@ -155,9 +155,11 @@ def test_every_named_class_of_torchvision_exists():
 
 @pytest.mark.parametrize("name", ["imagenet_a", "imagenetv2", "stanford_cars"])
 def test_by_hand(tmp_path, name):
-    with pytest.raises(CoopError, match=f"{name}: can't be downloaded or built automatically. To get it by hand: .*DATA_ROOT/"):
+    with pytest.raises(
+        CoopError, match=f"{name}: can't be downloaded or built automatically. .* by hand: .*DATA_ROOT/"
+    ):
         prepare(name, str(tmp_path))
-    with pytest.raises(CoopError, match="mini: can't be downloaded"):
+    with pytest.raises(CoopError, match=r"mini: can't be downloaded"):
         prepare("mini", str(tmp_path))
 
 
@@ -169,7 +171,8 @@ def test_imagenet_without_archives(tmp_path):
 
 # UCF101
 
-ROWS = {"train": [["Yo_Yo/v_YoYo_g01_c01.jpg", 0, "Yo_Yo"]], "val": [], "test": [["Yo_Yo/v_YoYo_g02_c01.jpg", 0, "Yo_Yo"]]}
+NAMES = ["Yo_Yo/v_YoYo_g01_c01.jpg", "Yo_Yo/v_YoYo_g02_c01.jpg"]
+ROWS = {"train": [[NAMES[0], 0, "Yo_Yo"]], "val": [], "test": [[NAMES[1], 0, "Yo_Yo"]]}
 
 
 @pytest.fixture
@@ -213,5 +216,5 @@ def test_damaged_video_is_named(tmp_path, two_videos):
 
 
 def test_absent_videos_are_counted(tmp_path, two_videos):
-    with pytest.raises(CoopError, match=r"2 of the 2 videos that are needed are not there: v_YoYo_g01_c01, .*UCF101\.rar"):
+    with pytest.raises(CoopError, match=r"2 of the 2 videos that are needed are not there: v_YoYo_g01_c01, .*\.rar"):
         prepare("ucf101", str(tmp_path))

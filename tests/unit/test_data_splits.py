@@ -99,7 +99,7 @@ def test_no_split_file_at_all(data_root):
 def test_truncated_gzip(tmp_path):
     content = gzip.compress(json.dumps(ROWS).encode())
     (tmp_path / "split.json.gz").write_bytes(content[:-12])
-    with pytest.raises(CoopError, match="not a readable JSON file"):
+    with pytest.raises(CoopError, match=r"not a readable JSON file"):
         load_rows(tmp_path / "split.json.gz")
 
 

@@ -58,7 +58,8 @@ def test_numbers_sort_by_value_and_get_names(folder):
     path = write(folder, "path,label\n" + "\n".join(rows))
     assert read_csv(None, path=path).classnames == ["9", "10"]
     (folder / "names.txt").write_text("9 bumble bee\n10 ant\n")
-    assert read_csv(None, path=path, classnames_file=str(folder / "names.txt")).classnames == ["bumble bee", "ant"]
+    assert read_csv(None, path=path, classnames=str(folder / "names.txt")).classnames == ["bumble bee", "ant"]
+    assert read_csv(None, path=path, classnames={9: "bumble bee", 10: "ant"}).classnames == ["bumble bee", "ant"]
 
 
 def test_images_elsewhere_and_absolute_paths(folder, tmp_path_factory):
@@ -78,10 +79,13 @@ def test_images_elsewhere_and_absolute_paths(folder, tmp_path_factory):
         ("path,label\na/1.jpg\n", "line 2: expected 2 values, none of them empty"),
         ("path,label\na/1.jpg,\n", "line 2: expected 2 values"),
         ("path,label\na/1.jpg,ant,train\n", "line 2: expected 2 values"),
-        ("path,label,split\na/1.jpg,ant,dev\n", "line 2: split is 'dev'; allowed are train, test, val, valid, validation"),
+        ("path,label,split\na/1.jpg,ant,dev\n", "line 2: split is 'dev'; allowed are train, test, val, valid, val"),
         ("path,label,split\na/1.jpg,ant,train\n", "needs rows of both train and test"),
         ("path,label,split\na/1.jpg,ant,train\nb/1.jpg,bee,test\n", "test has classes that train has not: bee"),
-        ("path,label,split\na/1.jpg,ant,train\na/1.jpg,ant,test\n", r"a/1\.jpg stands there twice, as .*,train and .*,test"),
+        (
+            "path,label,split\na/1.jpg,ant,train\na/1.jpg,ant,test\n",
+            r"a/1\.jpg stands there twice, .*,train and .*,test",
+        ),
         ("path,label\na/1.jpg,ant\na/./1.jpg,bee\n", "stands there twice"),
         ("path,label\na/1.jpg,ant\nc/1.jpg,ant\na/99.jpg,ant\n", r"2 of the 3 images named in .*c/1\.jpg, a/99\.jpg"),
     ],
@@ -93,12 +97,12 @@ def test_malformed(folder, text, message):
 
 
 def test_missing_or_not_text(tmp_path):
-    with pytest.raises(CoopError, match="dataset=csv needs dataset.path=FILE"):
+    with pytest.raises(CoopError, match=r"dataset=csv needs dataset.path=FILE"):
         read_csv(None)
-    with pytest.raises(CoopError, match="can't be read as a CSV file"):
+    with pytest.raises(CoopError, match=r"can't be read as a CSV file"):
         read_csv(None, path=str(tmp_path / "nowhere.csv"))
     (tmp_path / "x.csv").write_bytes(b"path,label\n\xff\xfe,a\n")
-    with pytest.raises(CoopError, match="can't be read as a CSV file in UTF-8"):
+    with pytest.raises(CoopError, match=r"can't be read as a CSV file in UTF-8"):
         read_csv(None, path=str(tmp_path / "x.csv"))
 
 

@@ -104,7 +104,7 @@ def test_base_has_the_middle_class(num_classes, base, new):
 
 
 def test_unknown_half():
-    with pytest.raises(CoopError, match="dataset.classes=left: allowed are all, base, new"):
+    with pytest.raises(CoopError, match=r"dataset.classes=left: allowed are all, base, new"):
         selected_labels(4, "left")
 
 

@@ -1,0 +1,20 @@
+"""CLIP's own lists of prompt templates."""
+
+from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+from coop.errors import CoopError
+
+_BY_NUMBER = {80: OPENAI_IMAGENET_TEMPLATES, 7: SIMPLE_IMAGENET_TEMPLATES}
+
+
+def clip_templates(number: int) -> list[str]:
+    """CLIP's templates for ImageNet, each with one `{}`: all 80, or the 7 that its authors selected.
+
+    Source: Radford et al. 2021, section 3.1.4, as listed in open_clip's metadata.
+
+    Raises:
+        CoopError: there is no list of that many.
+    """
+    if number not in _BY_NUMBER:
+        raise CoopError(f"templates={number}: CLIP's lists have 80 or 7 templates; a list of your own can be given too")
+    return [fill("{}") for fill in _BY_NUMBER[number]]

@@ -1,0 +1,42 @@
+"""A bias on the text features."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from coop.clip.backbone import FrozenCLIP, normalize
+from coop.methods.base import Method
+from coop.methods.zero_shot import HandWritten, check_template
+
+
+class TextBias(Method):
+    """text_features (K, E) of a hand-written prompt, plus a trained vector that starts at zero, normalised again.
+
+    One of the fine-tuning alternatives that CoOp is compared with (section 4.4).
+
+    Args:
+        clip: the frozen CLIP.
+        classnames: K class names.
+        template: a prompt with `{}` where the class name goes.
+        class_specific: a vector of its own for every class, (K, E), instead of one (E) for all.
+    """
+
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, class_specific: bool = False
+    ):
+        self.check(template)
+        super().__init__(clip, classnames)
+        self.class_specific = class_specific
+        self.transfers_to_other_classes = not class_specific
+        self.prompts = HandWritten(clip, self.classnames, [template])
+        copies = (len(classnames),) if class_specific else ()
+        self.bias = nn.Parameter(torch.zeros(*copies, self.joint_width))
+
+    @classmethod
+    def check(cls, template: str, **_) -> None:
+        """Raises CoopError without exactly one place for the class name."""
+        check_template(template)
+
+    def forward(self) -> Tensor:
+        return normalize(self.prompts().to(self.bias.dtype) + self.bias)

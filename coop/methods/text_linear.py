@@ -1,0 +1,37 @@
+"""A linear layer on the text features."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coop.clip.backbone import FrozenCLIP, normalize
+from coop.methods.base import Method
+from coop.methods.zero_shot import HandWritten, check_template
+
+
+class TextLinear(Method):
+    """text_features (K, E) of a hand-written prompt, times a trained matrix (E, E) that starts as the identity.
+
+    The "transformation layer" among the fine-tuning alternatives that CoOp is compared with (section 4.4).
+
+    Args:
+        clip: the frozen CLIP.
+        classnames: K class names.
+        template: a prompt with `{}` where the class name goes.
+    """
+
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
+        self.check(template)
+        super().__init__(clip, classnames)
+        self.prompts = HandWritten(clip, self.classnames, [template])
+        self.weight = nn.Parameter(torch.eye(self.joint_width))
+
+    @classmethod
+    def check(cls, template: str) -> None:
+        """Raises CoopError without exactly one place for the class name."""
+        check_template(template)
+
+    def forward(self) -> Tensor:
+        return normalize(F.linear(self.prompts().to(self.weight.dtype), self.weight))

@@ -1,0 +1,41 @@
+"""Zero-shot CLIP with many hand-written prompts per class."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from coop.clip.backbone import FrozenCLIP
+from coop.clip.templates import clip_templates
+from coop.errors import CoopError
+from coop.methods.base import Method
+from coop.methods.zero_shot import HandWritten, check_template
+
+
+class ZeroShotEnsemble(Method):
+    """Class weights are averages over templates in embedding space, normalised before and after.
+
+    Source: Radford et al. 2021, section 3.1.4.
+
+    Args:
+        clip: the frozen CLIP.
+        classnames: K class names.
+        templates: 80 (all of CLIP's ImageNet templates), 7 (those that its authors selected), or a list of prompts
+            with one `{}` each.
+    """
+
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: int | list[str] = 80):
+        self.check(templates)
+        super().__init__(clip, classnames)
+        chosen = clip_templates(templates) if isinstance(templates, int) else templates
+        self.prompts = HandWritten(clip, self.classnames, chosen)
+
+    @classmethod
+    def check(cls, templates: int | list[str] = 80) -> None:
+        """Raises CoopError for an unknown list, an empty one, or a template without one place for the class name."""
+        if not templates:
+            raise CoopError("method.templates: the list is empty; give 80, 7, or a list of prompts with one {} each")
+        for template in clip_templates(templates) if isinstance(templates, int) else templates:
+            check_template(template)
+
+    def forward(self) -> Tensor:
+        return self.prompts()
