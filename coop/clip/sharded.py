@@ -9,8 +9,6 @@ the sum of all losses through its own prompts; averaging over processes, as Dist
 gradient of the mean loss through all prompts: what one process with the whole batch would have.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,5 +47,5 @@ class ShardedPromptEncoder(nn.Module):
 
     def forward(self, ctx: Tensor) -> Tensor:
         """Context (M, D), or (K, M, D) if class-specific, to text features (K, E), not normalised."""
-        features = self.encoder(ctx[self.mine.to(ctx.device)] if self.class_specific else ctx)
+        features = self.encoder(ctx.index_select(0, self.mine.to(ctx.device)) if self.class_specific else ctx)
         return torch.cat(all_gather(features))[: self.classes]

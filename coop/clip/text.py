@@ -11,10 +11,11 @@ token alone outside of attention, and is frozen:
    prompt. Its gradient is the sum over the prompts, as autograd forms it.
 3. What stands before a prompt's first context vector (the class name in front of the context, [SOS]) is the same in
    every step: its keys and values are computed once, ever.
-4. The remaining tokens, each prompt's own, are packed into rows without regard to their length, and a mask lets
-   a token attend to the trunk, to its own prompt's constants and to its own prompt's earlier tokens: its ancestors.
-5. In the last layer only [EOS] needs a query, an output projection and an MLP; the others give keys and values.
-6. In the first layer a constant token's query, key and value are constant.
+4. The remaining tokens, each prompt's own, form one flat batch without padding. Only attention needs to know which
+   prompt a token belongs to: there, whole prompts lie side by side in rows (`coop.clip.plan`), and a mask lets a token
+   see the trunk, its own prompt's constants and its own prompt's tokens up to itself. These are the tokens before it.
+5. Of the last layer's output only [EOS] is computed; the other tokens give their keys and values.
+6. In the first layer, queries, keys and values of constant tokens are constant.
 
 No step approximates anything; only the order of floating-point sums differs. With open_clip's 1000 ImageNet names and
 16 shared context vectors at the end, 4182 of 77 000 tokens are computed (`PromptEncoder.tokens_computed`, `.tokens`).
@@ -25,8 +26,6 @@ and gives the same features at the plain cost.
 
 Letters: K prompts (classes), L tokens, M context vectors, D width, E joint width, P trunk tokens, N rows of R tokens.
 """
-
-from __future__ import annotations
 
 import logging
 from collections.abc import Callable
@@ -57,7 +56,7 @@ def prompt_embeddings(model: nn.Module, ids: Tensor, slots: Tensor, ctx: Tensor)
         ctx: (M, D), or (K, M, D) with a context per class.
 
     Returns:
-        (K, L, D) embeddings before the positional embedding, in the dtype of the tower's embedding, differentiable in ctx.
+        (K, L, D) embeddings before the positional embedding, in the embedding's dtype, differentiable in ctx.
     """
     weight = token_embedding(model).weight
     ids, slots = ids.to(weight.device), slots.to(weight.device)
@@ -136,9 +135,9 @@ class PromptEncoder(nn.Module):
             )
         self.class_specific, self.chunk = class_specific, class_chunk or len(ids)
         reason = why_plain(model)
-        way = PlainWay if reason else TreeWay
-        self.way = way(model, ids.cpu(), slots.cpu(), class_specific, self.chunk, checkpoint)
-        self.tokens, self.tokens_computed = ids.numel(), self.way.tokens
+        tower = PlainTower if reason else PackedTower
+        self.tower = tower(model, ids.cpu(), slots.cpu(), class_specific, self.chunk, checkpoint)
+        self.tokens, self.tokens_computed = ids.numel(), self.tower.tokens
         log.info(
             "Text side: %d of %d tokens computed per step%s.",
             self.tokens_computed,
@@ -148,7 +147,7 @@ class PromptEncoder(nn.Module):
 
     def forward(self, ctx: Tensor) -> Tensor:
         """Context (M, D), or (K, M, D) if class-specific, to text features (K, E) in ctx's dtype, not normalised."""
-        chunks = self.way.chunks()
+        chunks = self.tower.chunks()
         if len(chunks) == 1:
             return chunks[0](ctx)
         parts = ctx.split(self.chunk) if self.class_specific else [ctx] * len(chunks)
@@ -162,7 +161,7 @@ def _recomputed(function, *args):
     return recompute_in_backward(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-class PlainWay:
+class PlainTower:
     """Every token, by the tower's own forward."""
 
     def __init__(
@@ -178,6 +177,7 @@ class PlainWay:
         return [partial(self._encode, ids, slots) for ids, slots in self.prompts]
 
     def _encode(self, ids: Tensor, slots: Tensor, ctx: Tensor) -> Tensor:
+        """(M, D), or (K, M, D) with a context per prompt, to (K, E)."""
         embeddings = prompt_embeddings(self.model, ids, slots, ctx)
         return plain_text_features(self.model, ids, embeddings).to(ctx.dtype)
 
@@ -224,7 +224,7 @@ class Constants:
     pooled: Tensor
 
 
-class TreeWay:
+class PackedTower:
     """Steps 1 to 6 of the module's docstring, for a tower of open_clip's causal blocks."""
 
     def __init__(
@@ -250,6 +250,7 @@ class TreeWay:
         return [partial(self._encode, constants) for constants in self.constants()]
 
     def _encode(self, c: Constants, ctx: Tensor) -> Tensor:
+        """(M, D), or (K, M, D) with a context per prompt, to (K, E)."""
         x, qkv = self._first_inputs(c, ctx)
         for i in range(len(self.blocks)):
             args = (i, x, qkv if i == 0 else None, c)
@@ -262,8 +263,9 @@ class TreeWay:
         learnt = F.embedding(prompt * ctx.shape[-2] + slot, ctx.reshape(-1, ctx.shape[-1])).to(c.x.dtype)
         learnt = learnt + c.learnt_position
         learnt_qkv = queries_keys_values(self.blocks[0], learnt).to(c.qkv.dtype)
-        x = c.x.index_select(0, c.index).index_copy(0, c.learnt_places, F.embedding(c.learnt_index, learnt))
-        qkv = c.qkv.index_select(0, c.index).index_copy(0, c.learnt_places, F.embedding(c.learnt_index, learnt_qkv))
+        x, qkv = c.x.index_select(0, c.index), c.qkv.index_select(0, c.index)
+        x.index_copy_(0, c.learnt_places, F.embedding(c.learnt_index, learnt))
+        qkv.index_copy_(0, c.learnt_places, F.embedding(c.learnt_index, learnt_qkv))
         return x, qkv
 
     def _layer(self, i: int, x: Tensor, qkv: Tensor | None, c: Constants) -> Tensor:
@@ -290,6 +292,7 @@ class TreeWay:
         return self._constants
 
     def _compute_constants(self, ids: Tensor, slots: Tensor, plan: Plan) -> Constants:
+        """The constants of one chunk."""
         device = self.tower.token_embedding.weight.device
         constants, learnt, index, is_learnt = distinct_tokens(plan.own, ids, slots, self.class_specific)
         x = self._embed(*constants)
@@ -324,10 +327,11 @@ class TreeWay:
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Input (T, D) of the first layer for constant tokens, rounded as open_clip does."""
-        embedding = self.tower.token_embedding
-        return embedding(ids.to(embedding.weight.device)).to(self.blocks[0].get_weight_dtype()) + self._positional(positions)
+        tokens = self.tower.token_embedding(ids.to(self.tower.token_embedding.weight.device))
+        return tokens.to(self.blocks[0].get_weight_dtype()) + self._positional(positions)
 
     def _positional(self, positions: Tensor) -> Tensor:
+        """Positional embeddings (T, D)."""
         table = self.tower.positional_embedding
         return table[positions.to(table.device)].to(self.blocks[0].get_weight_dtype())
 
@@ -363,7 +367,7 @@ def attend(
         q, k, v = stack.unflatten(0, (n, -1)).chunk(3, dim=-1)
         before = [keys_values for keys_values in (trunk, seen) if keys_values is not None]
         if trunk is None:
-            trunk = (k, v)
+            trunk = (k, v)  # this is the trunk, for the stacks to come
         k = torch.cat([*(keys.to(k.dtype).expand(n, -1, -1) for keys, _ in before), k], dim=1)
         v = torch.cat([*(values.to(v.dtype).expand(n, -1, -1) for _, values in before), v], dim=1)
         q, k, v = (t.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
@@ -405,7 +409,7 @@ def pooled_positions(tower: nn.Module, ids: Tensor) -> Tensor:
 
 
 def why_plain(model: nn.Module) -> str | None:
-    """What in a model's text tower keeps `TreeSide` from being exact for it; None if nothing does."""
+    """What in a model's text tower keeps `PackedTower` from being exact for it; None if nothing does."""
     tower = getattr(model, "text", model)
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
     if not blocks or not isinstance(getattr(tower, "positional_embedding", None), Tensor):
@@ -422,7 +426,7 @@ def why_plain(model: nn.Module) -> str | None:
 
 
 def _is_standard(block: nn.Module) -> bool:
-    """Pre-norm attention and MLP with biases, nothing besides: what `TreeSide.layer` computes."""
+    """Pre-norm attention and MLP with biases, nothing besides: what `PackedTower` computes."""
     if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
         return False
     attn, fc, proj = block.attn, block.mlp.c_fc, block.mlp.c_proj

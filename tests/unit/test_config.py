@@ -1,0 +1,225 @@
+"""What is wrong with a config is said in one message, before anything is loaded."""
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from coop.config import AUTOCAST, build_method, check, conf_dir, explain, paper_epochs, resolve_epochs
+from coop.errors import CoopError
+
+
+def composed(*overrides: str, command: str = "train"):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(command, overrides=list(overrides))
+
+
+def message(*overrides: str) -> str:
+    """What a user reads; fails if the config is accepted or ends in a traceback."""
+    with pytest.raises(Exception) as caught:  # noqa: PT011 Hydra, OmegaConf and we raise different ones
+        check(composed(*overrides))
+    explained = explain(caught.value)
+    assert explained is not None, f"a traceback: {caught.value!r}"
+    return explained
+
+
+def group(name: str) -> list[str]:
+    return sorted(path.stem for path in (conf_dir() / name).glob("*.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        # typos in keys
+        ("shot=3", ["shot", "did you mean shots"]),
+        ("+shot=3", ["shot", "shots"]),
+        ("bacbone=tiny", ["bacbone", "did you mean backbone"]),
+        ("method.n_ctxx=3", ["method.n_ctxx", "did you mean n_ctx"]),
+        ("+method.n_ctxx=3", ["method.n_ctxx", "did you mean n_ctx"]),
+        ("+dataset.shft=blur", ["dataset.shft", "shift"]),
+        ("+optimizer.nesterov=true", ["optimizer.nesterov", "momentum"]),
+        ("+trainer.max_epochs=5", ["trainer.max_epochs", "devices"]),
+        ("+backbone.foo=1", ["backbone.foo", "pretrained"]),
+        ("+logger.nme=x", ["logger.nme", "project"]),
+        ("backbone.modl=x", ["backbone.modl", "did you mean model"]),
+        ("foo", ["foo"]),
+        # wrong types
+        ("shots=abc", ["shots", "abc"]),
+        ("shots=1.5", ["shots", "1.5"]),
+        ("epochs=many", ["epochs", "many"]),
+        ("optimizer.lr=fast", ["optimizer.lr", "fast"]),
+        ("method.n_ctx=four", ["method.n_ctx=four", "int or null"]),
+        ("method.n_ctx=1.5", ["method.n_ctx=1.5", "int or null"]),
+        ("method.n_ctx=true", ["method.n_ctx=True", "int or null"]),
+        ("method.class_specific=maybe", ["method.class_specific=maybe", "bool"]),
+        ("method.class_specific=1", ["method.class_specific=1", "bool"]),
+        ("method.ctx_init=5", ["method.ctx_init=5", "str or null"]),
+        ("dataset.template=5", ["dataset.template=5"]),
+        ("dataset.template=null", ["dataset.template"]),
+        ("dataset.epochs=abc", ["dataset.epochs=abc"]),
+        ("logger.tags=one", ["logger.tags"]),
+        ("'shots=3,4'", ["shots"]),
+        # values out of range
+        ("shots=-3", ["shots=-3", "-1 for all"]),
+        ("shots=0", ["shots=0", "zero_shot"]),
+        ("epochs=0", ["epochs=0", "at least 1"]),
+        ("epochs=-1", ["epochs=-1", "at least 1"]),
+        ("batch_size=0", ["batch_size=0", "at least 1"]),
+        ("seed=-1", ["seed=-1"]),
+        ("seed=5000000000", ["seed=5000000000"]),
+        ("num_workers=-1", ["num_workers=-1"]),
+        ("dataset.epochs=-3", ["dataset.epochs=-3"]),
+        ("dataset.epochs=0", ["dataset.epochs=0"]),
+        ("optimizer.lr=0", ["optimizer.lr=0"]),
+        ("optimizer.lr=-1", ["optimizer.lr=-1"]),
+        ("optimizer.lr=nan", ["optimizer.lr=nan"]),
+        ("optimizer.momentum=-1", ["optimizer.momentum=-1"]),
+        ("optimizer.weight_decay=-1", ["optimizer.weight_decay=-1"]),
+        ("optimizer.warmup_epochs=-1", ["optimizer.warmup_epochs=-1"]),
+        ("method.n_ctx=0", ["method.n_ctx=0", "at least 1"]),
+        ("method.n_ctx=-4", ["method.n_ctx=-4", "at least 1"]),
+        ("method.class_chunk=0", ["method.class_chunk=0", "at least 1"]),
+        # values out of a list
+        ("method.class_token_position=left", ["method.class_token_position=left", "end, middle, front"]),
+        ("dataset.classes=left", ["dataset.classes=left", "all, base, new"]),
+        ("dataset.shift=fog", ["dataset.shift=fog", "grayscale"]),
+        ("features=disk", ["features=disk", "online, cached"]),
+        ("augmentation=views", ["augmentation=views", "views:V"]),
+        ("augmentation=views:0", ["augmentation=views:0", "views:V"]),
+        ("augmentation=always", ["augmentation=always", "online, none"]),
+        ("trainer.precision=8", ["trainer.precision=8", "bf16-mixed"]),
+        ("optimizer.name=adam", ["optimizer.name=adam", "adamw"]),
+        ("logger.kind=tensorboard", ["logger.kind=tensorboard", "wandb, csv, none"]),
+        ("backbone.precision=fp8", ["backbone.precision=fp8", "fp16"]),
+        ("dataset.template=photo", ["photo", "{}"]),
+        # combinations
+        ("method.ctx_init=photo method.n_ctx=16", ["n_ctx=16", "1 tokens"]),
+        ('method.ctx_init="a photo of a" method.n_ctx=3', ["n_ctx=3", "4", "leave n_ctx out"]),
+        ("method.ctx_init=''", ["method.ctx_init", "words"]),
+        # names of groups
+        ("dataset=caltech", ["dataset=caltech", "near matches: caltech101"]),
+        ("dataset=cifar", ["dataset=cifar", "mini"]),
+        ("backbone=vit_b61", ["backbone=vit_b61", "near matches: vit_b16"]),
+        ("+exp=16shot_imagenett", ["exp=16shot_imagenett", "near matches: 16shot_imagenet"]),
+        ("method=cop", ["method=cop", "near matches: coop"]),
+        ("logger=tensorboard", ["logger=tensorboard", "wandb"]),
+        ("dataset=null", ["dataset"]),
+        ("method=null", ["method"]),
+        # targets of one's own
+        ("method._target_=os.system", ["method._target_=os.system", "Method"]),
+        ("method._target_=coop.methods.nope.X", ["method._target_=coop.methods.nope.X"]),
+        ("dataset._target_=coop.data.mini.MINI", ["dataset._target_=coop.data.mini.MINI"]),
+        ("~method", ["method", "method=NAME"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_configs(override, parts):
+    said = message(*shlex.split(override))
+    assert all(part in said for part in parts), said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("template", ["{} and {}", "a {} of {x}", "{0} {}", "a {} with a {"])
+def test_a_template_takes_the_class_name_once_and_nothing_else(template):
+    assert "{}" in message(f'dataset.template="{template}"')
+
+
+@pytest.mark.parametrize("name", group("method"))
+def test_every_method_config_passes(name):
+    check(composed(f"method={name}"))
+
+
+@pytest.mark.parametrize("name", group("dataset"))
+def test_every_dataset_config_passes(name):
+    check(composed(f"dataset={name}"))
+    if name == "imagenet":
+        assert resolve_epochs(composed("dataset=imagenet", "shots=16")) == 50
+
+
+@pytest.mark.parametrize("name", group("backbone"))
+def test_every_backbone_config_passes(name):
+    cfg = composed(f"backbone={name}")
+    check(cfg)
+    if name != "open_clip":
+        assert cfg.backbone.name in (cfg.backbone.model, "tiny")
+
+
+@pytest.mark.parametrize("name", group("exp"))
+def test_every_experiment_config_passes(name):
+    check(composed(f"+exp={name}"))
+
+
+@pytest.mark.parametrize("name", [name for name in group("backbone") if name not in ("tiny", "open_clip")])
+def test_backbones_have_the_activation_of_their_weights(name):
+    """The registry's names and tags exist, and no config pairs GELU with weights trained with QuickGELU."""
+    from open_clip.factory import get_model_config
+    from open_clip.pretrained import get_pretrained_cfg
+
+    node = composed(f"backbone={name}").backbone
+    weights = get_pretrained_cfg(node.model, node.pretrained)
+    assert weights, f"{node.model} has no tag {node.pretrained}"
+    assert weights.get("quick_gelu", False) == get_model_config(node.model).get("quick_gelu", False)
+
+
+def test_the_main_experiment_is_the_papers():
+    cfg = composed("+exp=16shot_imagenet", "data_root=/x")
+    assert (cfg.dataset.name, cfg.backbone.model, cfg.backbone.pretrained) == ("imagenet", "RN50-quickgelu", "openai")
+    assert (cfg.shots, cfg.method.n_ctx, cfg.method.class_token_position, cfg.augmentation) == (16, 16, "end", "online")
+    assert (cfg.batch_size, cfg.optimizer.lr, cfg.optimizer.momentum, cfg.optimizer.weight_decay) == (32, 2e-3, 0.9, 5e-4)
+    assert (cfg.optimizer.warmup_epochs, cfg.optimizer.warmup_lr, resolve_epochs(cfg)) == (1, 1e-5, 50)
+    assert composed("+exp=16shot_imagenet", "shots=4", "method.n_ctx=4").shots == 4
+
+
+def test_the_default_is_the_bundled_one():
+    cfg = composed()
+    assert (cfg.backbone.name, cfg.dataset.name, cfg.method.name, cfg.logger.kind) == ("tiny", "mini", "coop", "wandb")
+    assert (cfg.augmentation, cfg.shots, cfg.seed) == ("none", 16, 1)
+    assert Path(cfg.backbone.model.removeprefix("local-dir:")).is_dir()
+
+
+@pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (3, 100), (4, 100), (8, 200), (16, 200), (-1, 200)])
+def test_the_papers_epochs(shots, epochs):
+    assert paper_epochs(shots) == epochs
+    assert resolve_epochs(composed(f"shots={shots}")) == epochs
+    assert resolve_epochs(composed(f"shots={shots}", "epochs=7")) == 7
+    assert resolve_epochs(composed(f"shots={shots}", "dataset=imagenet")) == 50
+
+
+def test_documented_precisions_are_accepted():
+    """Every precision that conf/trainer/default.yaml offers in its comment is one."""
+    line = next(x for x in (conf_dir() / "trainer/default.yaml").read_text().splitlines() if x.startswith("precision"))
+    offered = [word.strip() for word in line.partition("#")[2].split("|")]
+    assert set(offered) == set(AUTOCAST)
+
+
+def test_method_arguments_reach_the_method(small_clip):
+    cfg = composed("method.n_ctx=3", "method.class_token_position=middle", "method.class_specific=true")
+    learner = build_method(cfg.method, small_clip, ["dog", "cat"])
+    assert tuple(learner.ctx.shape) == (2, 3, 128)
+    assert learner.class_token_position == "middle"
+
+
+def test_a_workers_traceback_is_cut_off():
+    wrapped = CoopError("Caught CoopError in DataLoader worker process 0.\nOriginal Traceback\n  coop.errors.CoopError: x.jpg: bad")
+    assert explain(wrapped) == "x.jpg: bad"
+
+
+def test_a_cause_in_the_chain_is_explained():
+    try:
+        try:
+            raise CoopError("mend it")
+        except CoopError as error:
+            raise RuntimeError("in between") from error
+    except RuntimeError as error:
+        assert explain(error) == "mend it"
+
+
+def test_our_own_mistakes_are_not_explained_away():
+    assert explain(ZeroDivisionError("ours")) is None
+
+
+def test_the_conf_folder_is_the_packages():
+    assert (conf_dir() / "train.yaml").is_file()
+    assert os.path.isabs(conf_dir())
