@@ -20,13 +20,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
+from coop.sweep import in_sweep, run_cell
 
 PACKAGE = Path(__file__).resolve().parent
 PAPER_EPOCHS = ((1, 50), (4, 100))
 PAPER_EPOCHS_MAX = 200
 # Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
 METHOD_KEYS = {"name"}
-DATASET_KEYS = {"name", "template", "classes", "epochs"}
+DATASET_KEYS = {"name", "template", "classes", "epochs", "manifest"}
 
 
 @dataclass
@@ -80,7 +81,7 @@ class TrainConfig:
     batch_size: int = 32
     num_workers: int = 2
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    dataset: dict[str, Any] = field(default_factory=dict)
+    dataset: dict[str, Any] = field(default_factory=lambda: {"manifest": None})
     method: dict[str, Any] = field(default_factory=dict)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -90,6 +91,7 @@ class TrainConfig:
 @dataclass
 class EvaluateConfig:
     run: str = MISSING
+    seed: int | None = None
     targets: list[str] = field(default_factory=list)
     data_root: str | None = None
     dataset: dict[str, Any] | None = None
@@ -111,7 +113,7 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else PACKAGE.parent / "conf"
 
 
-def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
+def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
     """Run a command under Hydra; what the user can mend ends as one message and exit code 1.
 
     With HYDRA_FULL_ERROR set, the traceback is shown as well.
@@ -119,9 +121,9 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
     wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to us
 
-    def explained(call: Callable[..., None], *args) -> None:
+    def explained(call: Callable[..., Any], *args) -> Any:
         try:
-            call(*args)
+            return call(*args)
         except Exception as error:
             message = explain(error)
             if message is None or wants_traceback:
@@ -129,8 +131,8 @@ def launch(task: Callable[[DictConfig], None], config_name: str) -> None:
             print(f"\nerror: {message}", file=sys.stderr)
             sys.exit(1)
 
-    def job(cfg: DictConfig) -> None:
-        explained(task, cfg)
+    def job(cfg: DictConfig) -> Any:
+        return run_cell(task, cfg, explain) if in_sweep() else explained(task, cfg)
 
     explained(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job))
 

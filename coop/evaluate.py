@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> None:
     prompt = load_prompt(run_dir / PROMPT)
     run_cfg = OmegaConf.load(run_dir / CONFIG)
     check_features(cfg.features)
+    cfg.seed = run_cfg.seed if cfg.seed is None else cfg.seed
     datasets = chosen_datasets(cfg, run_cfg)
     targets = evaluate(cfg, run_dir, run_cfg, prompt, datasets)
     results = {
@@ -61,7 +62,7 @@ def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig) -> list[DictConfig]:
         CoopError: a config that its reader does not accept.
     """
     if cfg.targets:
-        nodes = [compose(f"dataset/{name}", overrides=[f"+seed={run_cfg.seed}"]).dataset for name in cfg.targets]
+        nodes = [compose(f"dataset/{name}", overrides=[f"+seed={cfg.seed}"]).dataset for name in cfg.targets]
     else:
         nodes = [cfg.dataset or run_cfg.dataset]
     for node in nodes:

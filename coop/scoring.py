@@ -14,19 +14,22 @@ from coop.methods.base import Method
 BATCH_SIZE = 4096
 
 
-def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, frozen: Tensor) -> Tensor:
-    """Test features (N, E) as the method sees them.
+def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, part: str, frozen: Tensor) -> Tensor:
+    """Features (N, E) of the "val" or "test" images as the method sees them.
 
     Args:
         method: left in eval mode.
         extractor: of the frozen CLIP.
-        splits: whose test images are encoded again if the method has trained an image encoder.
+        splits: whose images are encoded again if the method has trained an image encoder.
+        part: "val" or "test".
         frozen: the frozen CLIP's features of them, which all other methods see.
     """
     if not method.trains_image_encoder:
         return frozen
     method.to(extractor.device).eval()
-    return replace(extractor, encode=method.encode_image, cached=False)(splits.test, splits.preprocess, "test images")
+    return replace(extractor, encode=method.encode_image, cached=False)(
+        getattr(splits, part), splits.preprocess, f"{part} images"
+    )
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from torch import Tensor
 
 import coop
 from coop.clip.backbone import FrozenCLIP
@@ -14,6 +15,7 @@ from coop.config import AUTOCAST, build_method, check, launch, read_dataset, res
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
 from coop.data.fewshot import Splits, sample
+from coop.data.manifest import apply_manifest
 from coop.errors import CoopError
 from coop.files import write_json
 from coop.lit import LitClassifier
@@ -21,23 +23,30 @@ from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 from coop.results import CHECKPOINT, PROMPT, RESULTS, claim_folder, closing_table, read_results, save_prompt
 from coop.scoring import features_for, score
+from coop.sweep import exclusive
 from coop.trainer import build_logger, build_trainer, log_results
 
 log = logging.getLogger("coop")
 
 
-def main(cfg: DictConfig) -> None:
-    """Check the config, then run it, unless its folder already holds the result."""
+def main(cfg: DictConfig) -> float | None:
+    """Check the config, then run it, unless its folder already holds the result.
+
+    Returns:
+        The validation accuracy: what a sweeper may optimise.
+    """
     check(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    claim_folder(run_dir, cfg)
-    if (run_dir / RESULTS).exists():
-        log.info("already finished with this config, nothing is computed again")
-        results = read_results(run_dir)
-    else:
-        results = train(cfg, run_dir)
+    with exclusive(run_dir):
+        claim_folder(run_dir, cfg)
+        if (run_dir / RESULTS).exists():
+            log.info("%s: already finished with this config, nothing is computed again", run_dir)
+            results = read_results(run_dir)
+        else:
+            results = train(cfg, run_dir)
     if pl.utilities.rank_zero_only.rank == 0:
         show(results, run_dir)
+    return results["val/acc"]
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict:
@@ -49,7 +58,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     Raises:
         CoopError: whatever the user can mend: data, weights, prompts that do not fit.
     """
-    splits = sample(read_dataset(cfg.dataset, cfg.data_root), cfg.shots, cfg.seed, cfg.dataset.classes)
+    splits = sampled_splits(cfg)
     if not splits.train:
         raise CoopError(
             f"dataset={cfg.dataset.name}: has no training images; train on another, then use it with coop.evaluate"
@@ -80,16 +89,29 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     method.select(data.labelled)
     timing = {"fit_seconds": time.perf_counter() - started}
 
-    started, labels = time.perf_counter(), splits.labels("test")
-    scores = score(method, features_for(method, extractor, splits, data.test_features), labels)
+    def scores_on(part: str, frozen: Tensor) -> dict[str, float]:
+        return score(method, features_for(method, extractor, splits, part, frozen), splits.labels(part))
+
+    started = time.perf_counter()
+    scores = figures("test", scores_on("test", data.test_features))
     timing["test_seconds"] = time.perf_counter() - started
-    zero_shot = score(ZeroShot(clip, splits.classnames, template=cfg.dataset.template), data.test_features, labels)
-    results = describe(cfg, method, splits, epochs) | figures("test", scores) | figures("zero_shot", zero_shot) | timing
+    scores["val/acc"] = scores_on("val", data.labelled("val")[0][0])["acc"] if splits.val else None
+    zero_shot = ZeroShot(clip, splits.classnames, template=cfg.dataset.template)
+    scores |= figures("zero_shot", score(zero_shot, data.test_features, splits.labels("test")))
+    results = describe(cfg, method, splits, epochs) | scores | timing
     if trainer.is_global_zero:
         save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
         log_results(logger, results, run_dir / PROMPT)
         write_json(run_dir / RESULTS, results)  # last: its presence says that the run is finished
     return results
+
+
+def sampled_splits(cfg: DictConfig) -> Splits:
+    """The images of a run: sampled by the protocol, or as a manifest lists them."""
+    whole = read_dataset(cfg.dataset, cfg.data_root)
+    if cfg.dataset.manifest:
+        return apply_manifest(whole, cfg.dataset.manifest, shots=cfg.shots, classes=cfg.dataset.classes)
+    return sample(whole, cfg.shots, cfg.seed, cfg.dataset.classes)
 
 
 def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> dict:

@@ -1,5 +1,7 @@
 """Image features of fixed views: the frozen image tower run once over a list of images."""
 
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -64,7 +66,7 @@ class FeatureExtractor:
             return torch.empty(0, 0)
         if not self.cached:
             return self._encode(images, label)
-        key = (self.clip.fingerprint(), preprocess and f"{preprocess.__module__}.{preprocess.__qualname__}", view)
+        key = (self.clip.fingerprint(), preprocess and _source(preprocess), view)
         root = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
         cache = FeatureCache(root, *key, str(self.autocast), self.device.type)
         paths = [item.path for item in items]
@@ -111,6 +113,12 @@ class FixedViews(Dataset):
         item = self.items[index]
         image = open_image(item.path, self.preprocess)
         return reproducible(self.transform, image, "view", self.view, item.classname, Path(item.path).name)
+
+
+def _source(function: Preprocess) -> tuple[str, str]:
+    """A function by name and by the content of its module: other constants there make other features."""
+    content = Path(inspect.getsourcefile(function)).read_bytes()
+    return function.__qualname__, hashlib.sha256(content).hexdigest()
 
 
 def _rank() -> int:

@@ -115,6 +115,8 @@ def sample(splits: Splits, shots: int, seed: int, classes: str = "all") -> Split
 
 def _warn_of_small_classes(train: Sequence[Item], shots: int, classnames: Sequence[str]) -> None:
     count = Counter(item.label for item in train)
+    if not train:  # a data set to test on
+        return
     small = [f"{name} ({count[label]})" for label, name in enumerate(classnames) if count[label] < shots]
     if small:
         shown = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import small_clip as small
 import torch
 import torch.nn.functional as F
+from clip_folder import write_clip_folder
 from torch.utils.data import DataLoader
 
 from coop import CoopError, FrozenCLIP, PromptLearner
@@ -151,6 +152,11 @@ def test_fingerprint_sees_what_is_no_weight(small_clip, change):
     other = FrozenCLIP(model, open_clip.SimpleTokenizer())
     assert (other.encode_image(images()) - small_clip.encode_image(images())).abs().max() > 1e-4
     assert other.fingerprint() != small_clip.fingerprint()
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory):
+    return write_clip_folder(tmp_path_factory.mktemp("clip") / "small")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16", "pure_fp16", "pure_bf16"])
