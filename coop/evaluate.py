@@ -129,7 +129,7 @@ def score_target(method: Method, extractor: FeatureExtractor, node: DictConfig, 
         "n_test": len(split.test),
     }
     for name, scored in (("test", method), ("zero_shot", zero_shot)):
-        seen = features_for(scored, extractor, split, features)
+        seen = features_for(scored, extractor, split, "test", features)
         entry |= {f"{name}/{key}": value for key, value in score(scored, seen, labels).items()}
     return entry | {"test_seconds": time.perf_counter() - started}
 

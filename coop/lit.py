@@ -1,10 +1,9 @@
-"""The one LightningModule: cross-entropy over a method's logits, an optimiser on the method's parameters alone."""
+"""The one LightningModule: a method's loss, and an optimiser on the method's parameters alone."""
 
 from collections.abc import Mapping, Sequence
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -36,21 +35,19 @@ class LitClassifier(pl.LightningModule):
         if self.trainer.datamodule is not None:
             self.method.prepare(self.trainer.datamodule.labelled)
 
-    def logits(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, K)."""
-        features = batch["image_features"] if "image_features" in batch else self.method.encode_image(batch["image"])
-        return self.method.logits(features)
+    def image_features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """image_features (B, E)."""
+        return batch["image_features"] if "image_features" in batch else self.method.encode_image(batch["image"])
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
-        logits = self.logits(batch)
-        loss = F.cross_entropy(logits, batch["label"])
+        loss, logits = self.method.loss(self.image_features(batch), batch["label"])
         self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
         accuracy = (logits.detach().argmax(dim=1) == batch["label"]).float().mean()
         self.log("train/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
-        self.val_acc(self.logits(batch), batch["label"])
+        self.val_acc(self.method.logits(self.image_features(batch)), batch["label"])
         self.log("val/acc", self.val_acc, on_step=False, on_epoch=True, prog_bar=True)
 
     def configure_optimizers(self):

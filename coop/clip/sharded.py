@@ -12,7 +12,6 @@ gradient of the mean loss through all prompts: what one process with the whole b
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from coop.clip.text import PromptEncoder
 
@@ -48,4 +47,20 @@ class ShardedPromptEncoder(nn.Module):
     def forward(self, ctx: Tensor) -> Tensor:
         """Context (M, D), or (K, M, D) if class-specific, to text features (K, E), not normalised."""
         features = self.encoder(ctx.index_select(0, self.mine.to(ctx.device)) if self.class_specific else ctx)
-        return torch.cat(all_gather(features))[: self.classes]
+        return _GatherWithGradient.apply(features)[: self.classes]
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """Rows (n, E) of every process, (W * n, E), on every process; backwards, the sum of what each says of mine."""
+
+    @staticmethod
+    def forward(ctx, mine: Tensor) -> Tensor:
+        everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(everyone, mine.contiguous())
+        return torch.cat(everyone)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]

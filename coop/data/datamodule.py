@@ -50,8 +50,8 @@ class FewShotData(pl.LightningDataModule):
             return
         clip, splits = self.extractor.clip, self.splits
         self.test_features = self.extractor(splits.test, splits.preprocess, "test images")
-        val_features = self.extractor(splits.val, splits.preprocess, "validation images")
-        self.val_set: Dataset = FeatureSet(val_features[None], splits.val, self.seed)
+        self.val_features = self.extractor(splits.val, splits.preprocess, "validation images")[None]
+        self.val_set: Dataset = FeatureSet(self.val_features, splits.val, self.seed)
         if self.views is None:
             self.train_set: Dataset = AugmentedImages(splits, train_transform(clip.preprocess_cfg), self.seed)
         elif self.with_images:
@@ -68,11 +68,13 @@ class FewShotData(pl.LightningDataModule):
 
         With online augmentation, and for methods that train an image encoder, the one view of the test transform.
         """
-        dataset = {"train": self.train_set, "val": self.val_set}[part]
-        if isinstance(dataset, FeatureSet):
-            return dataset.features, dataset.labels
-        items = getattr(self.splits, part)
-        return self.extractor(items, self.splits.preprocess, f"{part} images")[None], self.splits.labels(part)
+        if part == "val":
+            features = self.val_features
+        elif isinstance(self.train_set, FeatureSet):
+            features = self.train_set.features
+        else:
+            features = self.extractor(self.splits.train, self.splits.preprocess, "training images")[None]
+        return features, self.splits.labels(part)
 
     def _fixed_views(self, items: Sequence[Item], views: Iterable[int | None]) -> "ViewedImages":
         clip, preprocess = self.extractor.clip, self.splits.preprocess
@@ -97,7 +99,11 @@ class FewShotData(pl.LightningDataModule):
         drop_last = len(self.train_set) >= self.batch_size
         sampler = EpochSampler(self.train_set, num_replicas=world, rank=rank, seed=self.seed, drop_last=drop_last)
         return DataLoader(
-            self.train_set, batch_size=self.batch_size // world, sampler=sampler, drop_last=drop_last, **self._loading(self.train_set)
+            self.train_set,
+            batch_size=self.batch_size // world,
+            sampler=sampler,
+            drop_last=drop_last,
+            **self._loading(self.train_set),
         )
 
     def val_dataloader(self) -> DataLoader | list:

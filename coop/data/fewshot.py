@@ -83,7 +83,7 @@ def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> list[Item]
 
 
 def select_classes(items: Sequence[Item], num_classes: int, classes: str) -> list[Item]:
-    """Keep the base half (the first ceil(K / 2) labels), the new half, or all, relabelled from 0 (CoCoOp, section 4.1)."""
+    """Keep the base half (the first ceil(K / 2) labels), the new half, or all; relabel from 0 (CoCoOp, section 4.1)."""
     kept = selected_labels(num_classes, classes)
     return [item._replace(label=item.label - kept.start) for item in items if item.label in kept]
 

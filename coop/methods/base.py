@@ -1,7 +1,10 @@
 """The interface of a method."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
@@ -29,6 +32,8 @@ class Method(nn.Module):
 
     #: Whether the trained state has a meaning for other classes than those it was trained with.
     transfers_to_other_classes = True
+    #: Names of parameters and buffers whose shape is known with the training data alone; loading takes a file's shapes.
+    sized_by_training: tuple[str, ...] = ()
     #: Whether `encode_image` is its own, and trained: then every step brings images, never features.
     trains_image_encoder = False
 
@@ -71,6 +76,13 @@ class Method(nn.Module):
     def select(self, labelled: Labelled) -> None:
         """Called once after the last step: hyper-parameters chosen on the validation images."""
 
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
+        for name in self.sized_by_training:
+            if name in state_dict:
+                tensor = getattr(self, name)
+                tensor.data = torch.empty_like(state_dict[name], dtype=tensor.dtype, device=tensor.device)
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised."""
         return self.clip.encode_image(images)
@@ -80,8 +92,8 @@ class Method(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines neither forward() nor logits()")
 
     def text_features(self) -> Tensor:
-        """`forward()`; in evaluation computed once and kept until a parameter changes."""
-        if self.training:
+        """`forward()`; without gradients computed once and kept until a parameter changes."""
+        if torch.is_grad_enabled():
             return self()
         state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
         if self._kept is None or self._kept[0] != state:
@@ -91,3 +103,16 @@ class Method(nn.Module):
     def logits(self, image_features: Tensor) -> Tensor:
         """image_features (B, E), L2-normalised, to logits (B, K) (CoOp, equation 1)."""
         return self.clip.logit_scale.exp() * image_features @ self.text_features().T.to(image_features.dtype)
+
+    def loss(self, image_features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What training minimises on a batch: by default the cross-entropy.
+
+        Args:
+            image_features: (B, E), L2-normalised.
+            labels: (B).
+
+        Returns:
+            The loss, and logits (B, K), from which the training accuracy is taken.
+        """
+        logits = self.logits(image_features)
+        return F.cross_entropy(logits, labels), logits

@@ -1,7 +1,7 @@
 """Tip-Adapter: a cache of the training images beside the zero-shot classifier (Zhang et al., ECCV 2022)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,7 @@ class TipAdapter(Method):
     """
 
     transfers_to_other_classes = False
+    sized_by_training = ("keys", "labels")
 
     def __init__(
         self,
@@ -55,7 +56,6 @@ class TipAdapter(Method):
         super().__init__(clip, classnames)
         self.prompts = HandWritten(clip, self.classnames, [template])
         self.search, self.alpha_max, self.beta_max = search, alpha_max, beta_max
-        # How many there are is known with the training images.
         self.keys = nn.Parameter(torch.empty(0, self.joint_width), requires_grad=train_keys)
         self.register_buffer("labels", torch.empty(0, dtype=torch.long))
         self.register_buffer("alpha", torch.tensor(float(alpha)))
@@ -82,16 +82,8 @@ class TipAdapter(Method):
 
     def prepare(self, labelled: Labelled) -> None:
         features, labels = labelled("train")
-        self._hold(normalize(features.mean(dim=0)), labels)
-
-    def _hold(self, keys: Tensor, labels: Tensor) -> None:
-        self.keys.data, self.labels = keys.to(self.keys), labels.to(self.keys.device)
-
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
-        """The number of keys is that of the file."""
-        if {"keys", "labels"} <= state_dict.keys():
-            self._hold(state_dict["keys"], state_dict["labels"])
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        self.keys.data = normalize(features.mean(dim=0)).to(self.keys)
+        self.labels = labels.to(self.labels)
 
     def forward(self) -> Tensor:
         return self.prompts()
@@ -118,6 +110,12 @@ class TipAdapter(Method):
         self.alpha.fill_(alpha)
         self.beta.fill_(beta)
         self.chosen = {"alpha": alpha, "beta": beta}
+        for key, value, last in (
+            ("alpha", alpha, _steps(self.alpha_max, ALPHA_STEPS)[-1]),
+            ("beta", beta, _steps(self.beta_max, BETA_STEPS)[-1]),
+        ):
+            if value == last:
+                log.warning("tip_adapter: %s=%g is where its search ends; try a larger method.%s_max", key, value, key)
 
     def _search(self, features: Tensor, labels: Tensor) -> tuple[float, float]:
         zero_shot, affinity = super().logits(features), features @ self.keys.T.to(features.dtype)

@@ -63,7 +63,13 @@ def test_every_token_up_to_the_pooled_one_is_computed_once(n_ctx, position, clas
     ids, slots, end = prompts(NAMES, n_ctx, position)
     trunk = common_beginning(ids, slots, end, class_specific)
     plan = build_plan(slots, end, trunk)
-    computed = [token for layout in (plan.constants, plan.own) for rows in layout.stacks for row in tokens(rows) for token in row]
+    computed = [
+        token
+        for layout in (plan.constants, plan.own)
+        for rows in layout.stacks
+        for row in tokens(rows)
+        for token in row
+    ]
     expected = [(0, p) for p in range(trunk)] + [(k, p) for k in range(len(ids)) for p in range(trunk, int(end[k]) + 1)]
     assert sorted(computed) == sorted(expected)
     own = list(zip(plan.own.prompts.tolist(), plan.own.positions.tolist(), strict=True))

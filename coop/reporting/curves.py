@@ -1,0 +1,177 @@
+"""Curves: cells of one method in one setting, over data sets and numbers of shots."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coop.reporting.cells import Cell, frozen, group, is_zero_shot, label_part, sample_sd
+from coop.reporting.runs import Keys
+
+# Keys that a curve always agrees in. The others (n_test, a data set's template, Tip-Adapter's alpha, ...) go with the
+# data set: a curve is split by them only where one data set has several values.
+COMMON = (
+    *("method", "backbone", "pretrained", "n_ctx", "class_specific", "class_token_position"),
+    *("classes", "augmentation", "batch_size", "precision", "tf32", "config.yaml", "trained_on", "trained_classes"),
+)
+COMMON_GROUPS = ("optimizer.", "backbone.")
+LABELLED_ELSEWHERE = {
+    *("dataset", "classes", "shots", "backbone", "pretrained", "method", "trained_on", "trained_classes", "epochs")
+}
+PAPER = "the paper's"
+
+
+@dataclass(eq=False)
+class Curve:
+    """Cells that may stand in one row or on one line.
+
+    Attributes:
+        keys: what its cells agree in.
+        cells: by (data, shots).
+        label: the method, and what tells this curve from the method's others.
+    """
+
+    keys: Keys
+    cells: dict[tuple[str, int], Cell]
+    label: str = ""
+
+    @property
+    def method(self) -> str:
+        return self.keys["method"]
+
+    @property
+    def backbone(self) -> str:
+        return backbone_name(self.keys)
+
+    @property
+    def data(self) -> list[str]:
+        """Test sets, in order of first appearance."""
+        return list(dict.fromkeys(data for data, _ in self.cells))
+
+    @property
+    def shots(self) -> list[int]:
+        return sort_shots({shots for _, shots in self.cells})
+
+
+@dataclass(frozen=True)
+class Average:
+    """The average over several data sets: of each seed that all of them have, then over seeds."""
+
+    n: int
+    mean: float
+    sd: float | None
+
+
+def backbone_name(keys: Keys) -> str:
+    """The backbone with its weights: "RN50-quickgelu (openai)"."""
+    pretrained = keys.get("pretrained")
+    return f"{keys['backbone']} ({pretrained})" if pretrained else keys["backbone"]
+
+
+def sort_shots(shots: Iterable[int]) -> list[int]:
+    """Ascending; "all images" (-1) last."""
+    return sorted(shots, key=lambda number: (number < 0, number))
+
+
+def paper_epochs(data: str, shots: int) -> int:
+    """CoOp, section 4.1: 50 epochs for 1 shot, 100 for 2 and 4, 200 for more; ImageNet always 50."""
+    if data == "imagenet" or shots == 1:
+        return 50
+    return 100 if 1 < shots <= 4 else 200
+
+
+def make_curves(cells: Sequence[Cell]) -> list[Curve]:
+    """Join cells that differ in nothing but what goes with the data set and the number of shots."""
+    curves = []
+    for common in group(cells, lambda cell: frozen(cell.keys, _common_keys(cell))).values():
+        for rule, members in _by_epochs(common):
+            tied = _conflicting(members)
+            for same in group(members, lambda cell, tied=tied: frozen(cell.keys, tied)).values():
+                shared = [*_common_keys(same[0]), *tied]
+                keys = {key: same[0].keys[key] for key in shared if key in same[0].keys}
+                by_place = {(cell.data, cell.shots): cell for cell in same}
+                curves.append(Curve(keys | ({"epochs": rule} if rule else {}), by_place))
+    _label(curves)
+    return curves
+
+
+def _common_keys(cell: Cell) -> list[str]:
+    return [*COMMON, *(key for key in cell.keys if key.startswith(COMMON_GROUPS))]
+
+
+def _by_epochs(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Cells by their rule for the number of epochs: the paper's, or one number whatever the shots.
+
+    Where the two agree (50 epochs for 1 shot), a cell belongs to both.
+    """
+    rules = group(cells, _epochs_rule)
+    paper = rules.pop(PAPER, [])
+    fixed = {}
+    for rule, own in rules.items():
+        here = {cell.data for cell in own}
+        fixed[rule] = own + [cell for cell in paper if str(cell.keys["epochs"]) == rule and cell.data in here]
+    shared = {id(cell) for members in fixed.values() for cell in members}
+    if any(id(cell) not in shared for cell in paper):
+        fixed = {PAPER: paper} | fixed
+    return list(fixed.items())
+
+
+def _epochs_rule(cell: Cell) -> str:
+    epochs = cell.keys.get("epochs")
+    if not epochs:
+        return ""
+    data = cell.keys.get("trained_on", cell.keys["dataset"])
+    return PAPER if epochs == paper_epochs(data, cell.shots) else str(epochs)
+
+
+def _conflicting(cells: Sequence[Cell]) -> list[str]:
+    """Keys in which the cells of one data set differ, apart from those that every curve agrees in."""
+    names = {key for cell in cells for key in cell.keys} - {"shots", "dataset", "epochs"}
+    by_data = group(cells, lambda cell: cell.keys["dataset"]).values()
+    return sorted(key for key in names if any(len({cell.keys.get(key) for cell in same}) > 1 for same in by_data))
+
+
+def _label(curves: Sequence[Curve]) -> None:
+    """The method, and the keys in which its curves differ."""
+    for same in group(curves, lambda curve: curve.method).values():
+        keys = dict.fromkeys(key for curve in same for key in curve.keys if key not in LABELLED_ELSEWHERE)
+        telling = [key for key in [*keys, "epochs"] if len({curve.keys.get(key) for curve in same}) > 1]
+        for curve in same:
+            parts = [_part(key, curve.keys[key]) for key in telling if curve.keys.get(key) is not None]
+            curve.label = " ".join([curve.method, ", ".join(parts)]).strip()
+
+
+def _part(key: str, value: Any) -> str:
+    return f"{value} epochs" if key == "epochs" else label_part(key, value)
+
+
+def average(curve: Curve, data: Sequence[str], shots: int) -> Average | None:
+    """The average of a curve over data sets; None unless all have a seed in common."""
+    cells = [curve.cells.get((name, shots)) for name in data]
+    if None in cells:
+        return None
+    if all(is_zero_shot(cell.method) and cell.n == 1 for cell in cells):
+        return Average(1, statistics.fmean(cell.mean for cell in cells), None)
+    seeds = set.intersection(*(set(cell.by_seed) for cell in cells))
+    values = [statistics.fmean(cell.by_seed[seed] for cell in cells) for seed in sorted(seeds)]
+    return Average(len(values), statistics.fmean(values), sample_sd(values)) if values else None
+
+
+def missing_cells(curves: Sequence[Curve]) -> list[tuple[Curve, str, int, list[int]]]:
+    """What a curve lacks of the data sets, shots and seeds that its backbone's other curves have.
+
+    Returns:
+        (curve, data, shots, seeds that are missing).
+    """
+    trained = [curve for curve in curves if not is_zero_shot(curve.method)]
+    missing = []
+    for same in group(trained, lambda curve: (curve.backbone, curve.keys["classes"])).values():
+        places = dict.fromkeys(place for curve in same for place in curve.cells)
+        data, shots = dict.fromkeys(place[0] for place in places), sort_shots({place[1] for place in places})
+        seeds = sorted({seed for curve in same for cell in curve.cells.values() for seed in cell.by_seed})
+        for curve in same:
+            for place in ((name, number) for name in data for number in shots):
+                have = curve.cells[place].by_seed if place in curve.cells else {}
+                if absent := [seed for seed in seeds if seed not in have]:
+                    missing.append((curve, *place, absent))
+    return missing
