@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import os
 import sys
 import types
@@ -18,6 +19,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from coop.clip.weights import PRECISIONS
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
 from coop.sweep import in_sweep, run_cell
@@ -27,7 +29,7 @@ PAPER_EPOCHS = ((1, 50), (4, 100))
 PAPER_EPOCHS_MAX = 200
 # Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
 METHOD_KEYS = {"name"}
-DATASET_KEYS = {"name", "template", "classes", "epochs", "manifest"}
+DATASET_KEYS = {"name": str, "template": str, "classes": str, "epochs": int | None, "manifest": str | None}
 
 
 @dataclass
@@ -151,8 +153,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, OmegaConfBaseException):
             return _unknown_key_or_type(link)
     for link in chain:
-        if isinstance(link, HydraException):
-            return str(link)
+        if isinstance(link, HydraException) or "Config group override must be" in str(link):
+            return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
     return None
 
 
@@ -184,6 +186,8 @@ def check(cfg: DictConfig) -> None:
     Raises:
         CoopError: names the key and what is allowed.
     """
+    # Hydra lets +key=value add any key; the schema does not.
+    OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(cfg, resolve=False))
     if cfg.shots < -1 or cfg.shots == 0:
         raise CoopError(
             f"shots={cfg.shots}: give 1 or more training images per class, or -1 for all (zero shots: method=zero_shot)"
@@ -191,11 +195,16 @@ def check(cfg: DictConfig) -> None:
     for key in ("batch_size", "epochs"):
         if cfg[key] is not None and cfg[key] < 1:
             raise CoopError(f"{key}={cfg[key]}: must be at least 1")
-    for key in ("seed", "num_workers"):
-        if cfg[key] < 0:
-            raise CoopError(f"{key}={cfg[key]}: must not be negative")
+    if cfg.num_workers < 0:
+        raise CoopError(f"num_workers={cfg.num_workers}: must not be negative")
+    if not 0 <= cfg.seed < 2**32:
+        raise CoopError(f"seed={cfg.seed}: must be from 0 to {2**32 - 1}")
     if cfg.trainer.precision not in AUTOCAST:
         raise CoopError(f"trainer.precision={cfg.trainer.precision}: allowed are {', '.join(AUTOCAST)}")
+    if cfg.backbone.precision not in PRECISIONS:
+        raise CoopError(f"backbone.precision={cfg.backbone.precision}: allowed are {', '.join(PRECISIONS)}")
+    if cfg.logger.kind not in LOGGERS:
+        raise CoopError(f"logger.kind={cfg.logger.kind}: allowed are {', '.join(LOGGERS)}")
     check_optimizer(cfg.optimizer)
     parse_augmentation(cfg.augmentation)
     check_features(cfg.features)
@@ -206,15 +215,20 @@ def check(cfg: DictConfig) -> None:
 # Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
 AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 FEATURES = ("online", "cached")
+LOGGERS = ("wandb", "csv", "none")
 OPTIMIZERS = ("sgd", "adamw")
 
 
 def check_optimizer(node: DictConfig) -> None:
-    """Raises CoopError for an unknown optimiser, or a learning rate that trains nothing."""
+    """Raises CoopError for an unknown optimiser, or numbers that no optimiser takes."""
     if node.name not in OPTIMIZERS:
         raise CoopError(f"optimizer.name={node.name}: allowed are {', '.join(OPTIMIZERS)}")
-    if node.lr <= 0:
-        raise CoopError(f"optimizer.lr={node.lr}: must be positive")
+    for key in ("lr", "warmup_lr", "eps"):
+        if not 0 < node[key] < math.inf:
+            raise CoopError(f"optimizer.{key}={node[key]}: must be a positive number")
+    for key in ("momentum", "weight_decay", "warmup_epochs"):
+        if not 0 <= node[key] < math.inf:
+            raise CoopError(f"optimizer.{key}={node[key]}: must not be negative")
 
 
 def check_features(features: str) -> None:
@@ -228,12 +242,17 @@ CLASSES = ("all", "base", "new")
 
 def check_dataset(node: DictConfig) -> None:
     """The keys of a dataset config against the signature of its reader."""
+    from coop.clip.templates import check_template
+
     reader = locate("dataset", node)
-    check_arguments("dataset", node, reader, DATASET_KEYS, given={"data_root"})
+    check_arguments("dataset", node, reader, DATASET_KEYS.keys(), given={"data_root"})
+    for key, annotation in DATASET_KEYS.items():
+        _check_value(f"dataset.{key}", node.get(key), annotation)
+    if node.epochs is not None and node.epochs < 1:
+        raise CoopError(f"dataset.epochs={node.epochs}: must be at least 1")
     if node.classes not in CLASSES:
         raise CoopError(f"dataset.classes={node.classes}: allowed are {', '.join(CLASSES)}")
-    if "{}" not in node.template:
-        raise CoopError(f'dataset.template="{node.template}": needs {{}} where the class name goes')
+    check_template("dataset.template", node.template)
 
 
 def check_method(node: DictConfig) -> None:
@@ -249,12 +268,15 @@ def check_method(node: DictConfig) -> None:
 
 def locate(key: str, node: DictConfig) -> Callable:
     """The class or function that a node's `_target_` names."""
-    if not node.get("_target_"):
+    if node is None or not node.get("_target_"):
         raise CoopError(f"{key}: choose one with {key}=NAME (it has no _target_)")
     try:
-        return hydra.utils.get_object(node._target_)
+        target = hydra.utils.get_object(node._target_)
     except Exception as error:
         raise CoopError(f"{key}._target_={node._target_}: cannot be imported ({error})") from error
+    if not callable(target):
+        raise CoopError(f"{key}._target_={node._target_}: neither a class nor a function")
+    return target
 
 
 def arguments(node: DictConfig, own_keys: set[str]) -> dict[str, Any]:
@@ -302,7 +324,7 @@ def build_method(node: DictConfig, clip, classnames: list[str]):
 
 def read_dataset(node: DictConfig, data_root: str | None):
     """The splits of the data set that a (checked) node describes."""
-    return locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS))
+    return locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS.keys()))
 
 
 def paper_epochs(shots: int) -> int:

@@ -20,12 +20,12 @@ from coop.files import write_json
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 from coop.results import (
-    CONFIG,
     PROMPT,
     RESULTS,
     Prompt,
     check_backbone,
     closing_table,
+    load_config,
     load_into,
     load_prompt,
     read_results,
@@ -39,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     out_dir = Path(HydraConfig.get().runtime.output_dir)
     run_dir = Path(cfg.run).expanduser()
     prompt = load_prompt(run_dir / PROMPT)
-    run_cfg = OmegaConf.load(run_dir / CONFIG)
+    run_cfg = load_config(run_dir)
     check_features(cfg.features)
     cfg.seed = run_cfg.seed if cfg.seed is None else cfg.seed
     datasets = chosen_datasets(cfg, run_cfg)

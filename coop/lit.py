@@ -72,9 +72,7 @@ class LitClassifier(pl.LightningModule):
 def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping) -> torch.optim.Optimizer:
     """SGD with momentum (CoOp, section 4.1), or AdamW for methods that are published with it."""
     if options.get("name") == "adamw":
-        return torch.optim.AdamW(
-            parameters, lr=options["lr"], weight_decay=options["weight_decay"], eps=options["eps"]
-        )
+        return torch.optim.AdamW(parameters, lr=options["lr"], weight_decay=options["weight_decay"], eps=options["eps"])
     return torch.optim.SGD(
         parameters, lr=options["lr"], momentum=options["momentum"], weight_decay=options["weight_decay"]
     )

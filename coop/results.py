@@ -11,6 +11,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
+from yaml import YAMLError
 
 import coop
 from coop.clip.backbone import FrozenCLIP
@@ -19,6 +20,7 @@ from coop.files import write_atomically
 from coop.methods.base import Method
 
 RESULTS, PROMPT, CONFIG, CHECKPOINT = "results.json", "prompt.safetensors", "config.yaml", "last.ckpt"
+PROMPT_KEYS = {"version", "method", "dataset", "classnames", "backbone", "pretrained", "precision", "fingerprint"}
 # What decides a run's result; anything else may change between a run and its resumption.
 DECISIVE = ("shots", "seed", "epochs", "augmentation", "batch_size", "backbone", "dataset", "method", "optimizer")
 
@@ -72,6 +74,8 @@ def load_prompt(path: Path) -> Prompt:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["coop"])
+            if missing := PROMPT_KEYS - set(metadata):
+                raise KeyError(", ".join(sorted(missing)))
             return Prompt({key: file.get_tensor(key) for key in file.keys()}, metadata)  # noqa: SIM118
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise CoopError(f"{path}: not a prompt written by coop.train ({error})") from error
@@ -107,6 +111,24 @@ def load_into(method: Method, prompt: Prompt, path: Path) -> None:
         raise CoopError(f"{path}: does not fit this method: {str(error).splitlines()[-1].strip()}") from error
 
 
+def load_config(run_dir: Path) -> DictConfig:
+    """The config that a run wrote into its folder.
+
+    Raises:
+        CoopError: there is none, or it is not one.
+    """
+    path = run_dir / CONFIG
+    try:
+        cfg = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise CoopError(f"{path}: no such file; the folder of a run holds one") from None
+    except (OSError, ValueError, YAMLError) as error:
+        raise CoopError(f"{path}: not readable as a config ({str(error).splitlines()[0]})") from error
+    if not isinstance(cfg, DictConfig) or not {*DECISIVE, "trainer"} <= set(cfg):
+        raise CoopError(f"{path}: not the config of a run")
+    return cfg
+
+
 def decisive(cfg: DictConfig) -> dict[str, Any]:
     """The part of a config that decides the result."""
     plain = OmegaConf.to_container(cfg, resolve=True)
@@ -121,7 +143,7 @@ def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
     """
     path = run_dir / CONFIG
     if path.exists() and any((run_dir / name).exists() for name in (RESULTS, CHECKPOINT)):
-        before, now = _flat(decisive(OmegaConf.load(path))), _flat(decisive(cfg))
+        before, now = _flat(decisive(load_config(run_dir))), _flat(decisive(cfg))
         differing = [key for key in before | now if before.get(key) != now.get(key)]
         if differing:
             listed = "\n".join(f"  {key}: {before.get(key)} there, {now.get(key)} here" for key in differing)

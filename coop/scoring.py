@@ -47,9 +47,10 @@ def score(method: Method, image_features: Tensor, labels: Tensor) -> dict[str, f
     device = method.clip.device
     classes = len(method.classnames)
     metrics = MetricCollection(
-        {average: MulticlassAccuracy(num_classes=classes, average=average) for average in ("micro", "macro")}
+        {average: MulticlassAccuracy(num_classes=classes, average=average) for average in ("micro", "none")}
     ).to(device)
     for features, target in zip(image_features.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True):
         metrics.update(method.logits(features.to(device)), target.to(device))
     scores = metrics.compute()
-    return {"acc": scores["micro"].item(), "macro_acc": scores["macro"].item()}
+    # The mean over classes that have images: one without has no accuracy.
+    return {"acc": scores["micro"].item(), "macro_acc": scores["none"].cpu()[labels.unique()].mean().item()}

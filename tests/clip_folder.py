@@ -7,7 +7,11 @@ import small_clip as small
 import torch
 from safetensors.torch import save_file
 
-CONFIG = {"embed_dim": small.EMBED_DIM, "vision_cfg": small.MODEL_CFG["vision_cfg"], "text_cfg": small.MODEL_CFG["text_cfg"]}
+CONFIG = {
+    "embed_dim": small.EMBED_DIM,
+    "vision_cfg": small.MODEL_CFG["vision_cfg"],
+    "text_cfg": small.MODEL_CFG["text_cfg"],
+}
 PREPROCESS = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 

@@ -87,7 +87,8 @@ class FrozenCLIP(nn.Module):
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32."""
-        dtype = next(self.model.visual.parameters()).dtype
+        # Of a half-precision tower some parameters stay in float32; what meets the image decides.
+        dtype = next(weight for weight in self.model.visual.parameters() if weight.ndim == 4).dtype
         return normalize(self.model.encode_image(images.to(dtype, memory_format=torch.channels_last)))
 
     @torch.no_grad()
@@ -117,8 +118,9 @@ class FrozenCLIP(nn.Module):
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text with its special tokens, neither padded nor cut."""
-        # Longer than any class name or template, so that nothing is cut before we can complain about it.
-        ids = self.tokenizer(list(texts), context_length=8 * self.context_length)
+        # A token has at least one byte: nothing is cut before we can complain about it.
+        enough = 8 + 2 * max(len(text.encode()) for text in texts)
+        ids = self.tokenizer(list(texts), context_length=enough)
         lengths = (ids != self.pad_id).long().mul(torch.arange(1, ids.shape[1] + 1)).amax(dim=1)
         return [row[:length].tolist() for row, length in zip(ids, lengths.tolist(), strict=True)]
 
@@ -156,8 +158,11 @@ class FrozenCLIP(nn.Module):
 
     @cache  # noqa: B019 the weights are frozen, and a process has few backbones
     def fingerprint(self) -> str:
-        """SHA-256 of all weights and the preprocessing: equal fingerprints give equal features."""
-        digest = hashlib.sha256(repr(self.preprocess_cfg).encode())
+        """SHA-256 of architecture, weights and preprocessing: equal fingerprints give equal features."""
+        digest = hashlib.sha256(repr((self.preprocess_cfg, str(self.model))).encode())
+        for module in self.model.modules():  # the printed form lacks the number of heads, for instance
+            options = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str)}
+            digest.update(repr(sorted(options.items())).encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -9,7 +9,7 @@ from coop.clip.backbone import FrozenCLIP, normalize
 
 
 class ImageTower(nn.Module):
-    """A copy of a frozen CLIP's image tower whose weights, at least float32, take gradients. The original stays as it is.
+    """A trainable copy, at least float32, of a frozen CLIP's image tower; the original stays as it is.
 
     In train mode batch norm keeps its statistics of the new images and dropout, where there is some, is on.
 

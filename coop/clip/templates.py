@@ -18,3 +18,9 @@ def clip_templates(number: int) -> list[str]:
     if number not in _BY_NUMBER:
         raise CoopError(f"templates={number}: CLIP's lists have 80 or 7 templates; a list of your own can be given too")
     return [fill("{}") for fill in _BY_NUMBER[number]]
+
+
+def check_template(key: str, template: str) -> None:
+    """Raises CoopError, naming `key`, unless there is one place for the class name and no other brace."""
+    if not isinstance(template, str) or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+        raise CoopError(f"{key}={template}: needs one {{}} where the class name goes, and no other braces")

@@ -1,6 +1,7 @@
 """Getting an open_clip model with its weights, or one message that says what is missing and how to get it."""
 
 import difflib
+import logging
 import os
 import warnings
 import zipfile
@@ -18,6 +19,7 @@ from torch import nn
 from coop.errors import CoopError
 
 PROBE_SECONDS = 5
+PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
 def load_model(
@@ -27,7 +29,11 @@ def load_model(
 
     Args and errors as in `FrozenCLIP.load`.
     """
+    if precision not in PRECISIONS:
+        raise CoopError(f"backbone.precision={precision}: allowed are {', '.join(PRECISIONS)}")
     schema, identifier = parse_model_name(model)
+    if schema and pretrained:
+        raise CoopError(f"backbone.pretrained={pretrained}: {model} brings its own weights; leave pretrained out")
     if schema == "local-dir":
         _check_local_dir(Path(identifier).expanduser())
         model = f"local-dir:{Path(identifier).expanduser()}"
@@ -36,8 +42,10 @@ def load_model(
     source = f"{model} ({pretrained})" if pretrained else model
     needs_hub = schema == "hf-hub" or (schema is None and not os.path.isfile(pretrained))
     with _hub_access(needs_hub):
-        loaded = _create(model, pretrained, precision, cache_dir, source)
-        return loaded.eval(), _tokenizer(model, cache_dir, source)
+        # A registry model's tokenizer comes first: what it lacks is cheap to find out.
+        tokenizer = _tokenizer(model, pretrained, cache_dir, source) if schema is None else None
+        loaded = _create(model, pretrained, precision, cache_dir, source).eval()
+        return loaded, tokenizer or _tokenizer(model, pretrained, cache_dir, source)
 
 
 def _check_local_dir(folder: Path) -> None:
@@ -45,7 +53,7 @@ def _check_local_dir(folder: Path) -> None:
         raise CoopError(
             f"{folder}: no open_clip_config.json there; a local-dir: backbone is a folder with it and weights"
         )
-    if not any(folder.glob(pattern) for pattern in ("*.safetensors", "*.bin", "*.pth")):
+    if not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.iterdir()):
         raise CoopError(f"{folder}: open_clip_config.json is there, the weights are not (open_clip_model.safetensors)")
 
 
@@ -82,7 +90,11 @@ def _check_registry_name(model: str, pretrained: str | None) -> None:
 def _create(model: str, pretrained: str | None, precision: str, cache_dir: str | None, source: str) -> nn.Module:
     torchscript = pretrained is not None and os.path.isfile(pretrained) and _is_torchscript(pretrained)
     if torchscript:
-        built = open_clip.create_model(model, precision=precision)
+        logging.disable(logging.WARNING)  # open_clip warns of random weights; ours come right afterwards
+        try:
+            built = open_clip.create_model(model, precision=precision)
+        finally:
+            logging.disable(logging.NOTSET)
         return _load_torchscript(built, pretrained, source)
     try:
         return open_clip.create_model(
@@ -107,7 +119,10 @@ def _is_torchscript(path: str) -> bool:
 def _load_torchscript(model: nn.Module, path: str, source: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; these archives will not change
-        state = torch.jit.load(path, map_location="cpu").state_dict()
+        try:
+            state = torch.jit.load(path, map_location="cpu").state_dict()
+        except RuntimeError as error:
+            raise CoopError(f"{path}: this archive cannot be read; copy or download it again") from error
     for key in ("input_resolution", "context_length", "vocab_size"):
         state.pop(key, None)
     try:
@@ -140,15 +155,13 @@ def _hub_answers() -> bool:
     return True
 
 
-def _tokenizer(model: str, cache_dir: str | None, source: str):
+def _tokenizer(model: str, pretrained: str | None, cache_dir: str | None, source: str):
     try:
         return open_clip.get_tokenizer(model, cache_dir=cache_dir)
     except ImportError as error:
-        raise CoopError(
-            f"{source}: its tokenizer needs the extra packages of `pip install 'coop[hf]'` ({error})"
-        ) from error
+        raise CoopError(f"{source}: its tokenizer needs more packages: pip install 'coop-clip[hf]' ({error})") from error
     except Exception as error:
-        raise CoopError(f"{source}: its tokenizer could not be loaded: {_first_line(error)}") from error
+        raise CoopError(_how_to_get(source, model, pretrained, cache_dir, error)) from error
 
 
 def _how_to_get(source: str, model: str, pretrained: str | None, cache_dir: str | None, error: Exception) -> str:

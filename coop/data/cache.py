@@ -24,6 +24,7 @@ log = logging.getLogger("coop")
 
 FORMAT = 1
 IDENTITY_BYTES = 16
+NO_FILE = b"\0" * IDENTITY_BYTES
 
 
 def default_cache_dir() -> Path:
@@ -52,6 +53,7 @@ class FeatureCache:
                 with safe_open(shard, framework="pt") as file:
                     rows = file.get_tensor("identities").numpy()
                     known = {row.tobytes(): number for number, row in enumerate(rows)}
+                    known.pop(NO_FILE, None)
                     hits = [key for key in known.keys() & wanted.keys() if key not in found]
                     features = file.get_tensor("features") if hits else None
                     found |= {key: features[known[key]] for key in hits}
@@ -74,6 +76,6 @@ def identity(path: str) -> bytes:
     try:
         status = os.stat(path)
     except OSError:
-        return b"\0" * IDENTITY_BYTES  # never stored: opening the image will say what is wrong
+        return NO_FILE  # never found: opening the image will say what is wrong
     text = f"{os.path.abspath(path)}\n{status.st_size}\n{status.st_mtime_ns}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=IDENTITY_BYTES).digest()

@@ -85,7 +85,13 @@ class FeatureExtractor:
         self.clip.to(device)
         share = torch.utils.data.Subset(images, range(rank, len(images), world))
         batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
-        loader = DataLoader(share, batch_size, num_workers=self.num_workers, pin_memory=device.type == "cuda")
+        loader = DataLoader(
+            share,
+            batch_size,
+            num_workers=self.num_workers,
+            pin_memory=device.type == "cuda",
+            generator=torch.Generator(),  # the run's own random numbers stay as they are
+        )
         precision = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         encode, chunks = self.encode or self.clip.encode_image, []
         with precision, tqdm(total=len(share), desc=label, unit="image", disable=rank != 0, leave=False) as bar:
@@ -112,7 +118,7 @@ class FixedViews(Dataset):
     def __getitem__(self, index: int) -> Tensor:
         item = self.items[index]
         image = open_image(item.path, self.preprocess)
-        return reproducible(self.transform, image, "view", self.view, item.classname, Path(item.path).name)
+        return reproducible(self.transform, image, "view", self.view, *Path(item.path).parts[-2:])
 
 
 def _source(function: Preprocess) -> tuple[str, str]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.templates import check_template
 from coop.errors import CoopError
 from coop.methods.base import Labelled, Method
-from coop.methods.zero_shot import HandWritten, check_template
+from coop.methods.zero_shot import HandWritten
 
 log = logging.getLogger("coop")
 
@@ -62,7 +63,7 @@ class ClipAdapter(Method):
     @classmethod
     def check(cls, template: str, ratio: float | None = None, reduction: int = 4) -> None:
         """Raises CoopError for a ratio or a reduction that can't be."""
-        check_template(template)
+        check_template("method.template", template)
         if ratio is not None and not 0 < ratio <= 1:
             raise CoopError(f"method.ratio={ratio}: must be above 0 and at most 1, or null to search it")
         if reduction < 1:

@@ -65,6 +65,7 @@ class PromptLearner(Method):
             nn.init.normal_(start, std=INIT_STD)
         self.ctx = nn.Parameter(start)
         prompts = _layout(clip, self.classnames, self.n_ctx, class_token_position)
+        _check_lengths(clip, self.classnames, prompts, self.n_ctx, ctx_init)
         self.register_buffer("ids", clip.pad([prompt.ids for prompt in prompts]), persistent=False)
         self.register_buffer("slots", _pad_slots(prompts, clip.context_length), persistent=False)
         self._encoding = {"checkpoint": checkpoint, "class_chunk": class_chunk}
@@ -105,7 +106,9 @@ class PromptLearner(Method):
     @cached_property
     def encoder(self) -> nn.Module:
         """The text side; made at the first use, when it is known whether several processes share the classes."""
-        return prompt_encoder(self.clip.model, self.ids.cpu(), self.slots.cpu(), self.class_specific, **self._encoding)
+        with torch.inference_mode(False):  # the first use may be Lightning's validation
+            ids, slots = self.ids.cpu(), self.slots.cpu()
+            return prompt_encoder(self.clip.model, ids, slots, self.class_specific, **self._encoding)
 
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised, differentiable in ctx."""
@@ -144,7 +147,6 @@ def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str) -> li
         ids = tokens[:first] + fillers[:before] + rest[:cut] + fillers[before:] + rest[cut:]
         slots = [-1] * first + list(range(before)) + [-1] * cut + list(range(before, n_ctx))
         prompts.append(_Prompt(ids, slots + [-1] * (len(ids) - len(slots))))
-    _check_lengths(clip, names, prompts, n_ctx)
     return prompts
 
 
@@ -155,11 +157,14 @@ def _special_tokens(clip: FrozenCLIP) -> tuple[int, int]:
     return first, len(one) - 1
 
 
-def _check_lengths(clip: FrozenCLIP, names: list[str], prompts: list[_Prompt], n_ctx: int) -> None:
+def _check_lengths(
+    clip: FrozenCLIP, names: list[str], prompts: list[_Prompt], n_ctx: int, ctx_init: str | None
+) -> None:
     length, name = max((len(prompt.ids), name) for prompt, name in zip(prompts, names, strict=True))
     if length > clip.context_length:
         fits = n_ctx - length + clip.context_length
-        mend = f"lower method.n_ctx to at most {fits}" if fits > 0 else "shorten the class name"
+        fewer = f"give method.ctx_init at most {fits} tokens" if ctx_init else f"lower method.n_ctx to at most {fits}"
+        mend = fewer if fits > 0 else "shorten the class name"
         raise CoopError(
             f'the prompt of class "{name}" has {length} tokens, {n_ctx} of them context vectors; the text tower of '
             f"{clip.name} takes {clip.context_length}: {mend}"

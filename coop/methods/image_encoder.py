@@ -6,15 +6,16 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.image import ImageTower
+from coop.clip.templates import check_template
 from coop.methods.base import Method
-from coop.methods.zero_shot import HandWritten, check_template
+from coop.methods.zero_shot import HandWritten
 
 
 class ImageEncoder(Method):
     """All weights of the image tower are trained; class weights stay those of a hand-written prompt.
 
-    One of the fine-tuning alternatives that CoOp is compared with (section 4.4), where it falls far below zero-shot
-    with CoOp's own learning rate: a much lower one is fairer to it.
+    One of the fine-tuning alternatives that CoOp is compared with. The protocol is CoOp's, its learning
+    rate included, which is high for the whole tower of a large CLIP: the paper finds it far below zero-shot.
 
     Args:
         clip: the frozen CLIP, which the trained copy starts from.
@@ -32,8 +33,8 @@ class ImageEncoder(Method):
 
     @classmethod
     def check(cls, template: str) -> None:
-        """Raises CoopError without exactly one place for the class name."""
-        check_template(template)
+        """Raises CoopError for a template without one place for the class name."""
+        check_template("method.template", template)
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.tower(images)

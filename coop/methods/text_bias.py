@@ -6,14 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.templates import check_template
 from coop.methods.base import Method
-from coop.methods.zero_shot import HandWritten, check_template
+from coop.methods.zero_shot import HandWritten
 
 
 class TextBias(Method):
     """text_features (K, E) of a hand-written prompt, plus a trained vector that starts at zero, normalised again.
 
-    One of the fine-tuning alternatives that CoOp is compared with (section 4.4).
+    One of the fine-tuning alternatives that CoOp is compared with.
 
     Args:
         clip: the frozen CLIP.
@@ -22,9 +23,7 @@ class TextBias(Method):
         class_specific: a vector of its own for every class, (K, E), instead of one (E) for all.
     """
 
-    def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, class_specific: bool = False
-    ):
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, class_specific: bool = False):
         self.check(template)
         super().__init__(clip, classnames)
         self.class_specific = class_specific
@@ -35,8 +34,8 @@ class TextBias(Method):
 
     @classmethod
     def check(cls, template: str, **_) -> None:
-        """Raises CoopError without exactly one place for the class name."""
-        check_template(template)
+        """Raises CoopError for a template without one place for the class name."""
+        check_template("method.template", template)
 
     def forward(self) -> Tensor:
         return normalize(self.prompts().to(self.bias.dtype) + self.bias)

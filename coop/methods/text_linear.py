@@ -7,14 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.templates import check_template
 from coop.methods.base import Method
-from coop.methods.zero_shot import HandWritten, check_template
+from coop.methods.zero_shot import HandWritten
 
 
 class TextLinear(Method):
     """text_features (K, E) of a hand-written prompt, times a trained matrix (E, E) that starts as the identity.
 
-    The "transformation layer" among the fine-tuning alternatives that CoOp is compared with (section 4.4).
+    The "transformation layer" among the fine-tuning alternatives that CoOp is compared with.
 
     Args:
         clip: the frozen CLIP.
@@ -30,8 +31,8 @@ class TextLinear(Method):
 
     @classmethod
     def check(cls, template: str) -> None:
-        """Raises CoopError without exactly one place for the class name."""
-        check_template(template)
+        """Raises CoopError for a template without one place for the class name."""
+        check_template("method.template", template)
 
     def forward(self) -> Tensor:
         return normalize(F.linear(self.prompts().to(self.weight.dtype), self.weight))

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.templates import check_template
 from coop.errors import CoopError
 from coop.methods.base import Labelled, Method
-from coop.methods.zero_shot import HandWritten, check_template
+from coop.methods.zero_shot import HandWritten
 
 log = logging.getLogger("coop")
 
@@ -18,7 +19,7 @@ BETA_STEPS, ALPHA_STEPS, SEARCH_FROM = 200, 20, 0.1
 
 
 class TipAdapter(Method):
-    """logits = zero-shot logits + alpha * exp(-beta * (1 - x keys^T)) one_hot(labels) (section 3.1, equations 4 to 6).
+    """logits = zero-shot logits + alpha * exp(-beta * (1 - x keys^T)) one_hot(labels) (sections 3.1 and 3.2).
 
     Keys are the features of the N training images (with `augmentation=views:V` the normalised mean over the views; the
     authors take 10), labels theirs. alpha and beta are searched on the validation images, after training where keys
@@ -72,7 +73,7 @@ class TipAdapter(Method):
         **_,
     ) -> None:
         """Raises CoopError for numbers that are not positive or leave nothing to search."""
-        check_template(template)
+        check_template("method.template", template)
         for key, value in {"alpha": alpha, "beta": beta}.items():
             if value <= 0:
                 raise CoopError(f"method.{key}={value}: must be positive")

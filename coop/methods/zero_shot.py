@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
-from coop.errors import CoopError
+from coop.clip.templates import check_template
 from coop.methods.base import Method
 
 
@@ -27,8 +27,8 @@ class ZeroShot(Method):
 
     @classmethod
     def check(cls, template: str) -> None:
-        """Raises CoopError without exactly one place for the class name."""
-        check_template(template)
+        """Raises CoopError for a template without one place for the class name."""
+        check_template("method.template", template)
 
     def forward(self) -> Tensor:
         return self.prompts()
@@ -64,9 +64,3 @@ class HandWritten(nn.Module):
             clip.encode_text([template.replace("{}", name) for name in self.classnames]) for template in self.templates
         )
         return total if len(self.templates) == 1 else normalize(total)
-
-
-def check_template(template: str) -> None:
-    """Raises CoopError without exactly one place for the class name."""
-    if not isinstance(template, str) or template.count("{}") != 1:
-        raise CoopError(f'template="{template}": needs one {{}} where the class name goes')

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.templates import clip_templates
+from coop.clip.templates import check_template, clip_templates
 from coop.errors import CoopError
 from coop.methods.base import Method
-from coop.methods.zero_shot import HandWritten, check_template
+from coop.methods.zero_shot import HandWritten
 
 
 class ZeroShotEnsemble(Method):
@@ -35,7 +35,7 @@ class ZeroShotEnsemble(Method):
         if not templates:
             raise CoopError("method.templates: the list is empty; give 80, 7, or a list of prompts with one {} each")
         for template in clip_templates(templates) if isinstance(templates, int) else templates:
-            check_template(template)
+            check_template("method.templates", template)
 
     def forward(self) -> Tensor:
         return self.prompts()

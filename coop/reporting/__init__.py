@@ -1,6 +1,7 @@
 """What python -m coop.report is made of; nothing in here imports torch.
 
-runs.py reads results.json files, cells.py averages over seeds, curves.py joins cells that belong together, published.py
-holds them against the paper's figures, contents.py makes tables and the list of figures, tables.py and figures.py write
-them, page.py puts report.md and report.html together.
+runs.py reads results.json files, cells.py averages over seeds, curves.py joins cells that belong together, mixtures.py
+warns of what does not, published.py reads the published figures; study.py puts these together. contents.py and
+beside.py make tables of it, pictures.py figures, spreadsheets.py CSV files. tables.py and figures.py know how tables
+and figures look; page.py writes the report.
 """

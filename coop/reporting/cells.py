@@ -3,10 +3,10 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from coop.reporting.runs import Keys, Score, is_zero_shot
+from coop.reporting.runs import RUNS_OWN, Keys, Score, is_zero_shot
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -25,12 +25,12 @@ class Cell:
     @property
     def data(self) -> str:
         """The test set, with the part of its classes that was tested: "caltech101", "caltech101 (base)"."""
-        return _data_name(self.keys["dataset"], self.keys["classes"])
+        return data_name(self.keys["dataset"], self.keys["classes"])
 
     @property
     def source(self) -> str:
         """The training set of a cell that was tested on another."""
-        return _data_name(self.keys["trained_on"], self.keys["trained_classes"])
+        return data_name(self.keys["trained_on"], self.keys["trained_classes"])
 
     @property
     def shots(self) -> int:
@@ -72,8 +72,14 @@ class Cell:
         """Mean difference to zero-shot CLIP in the same runs."""
         return statistics.fmean(score.acc - score.zero_shot for score in self.scores)
 
+    @property
+    def gain_sd(self) -> float | None:
+        """Sample standard deviation of that difference."""
+        return sample_sd(score.acc - score.zero_shot for score in self.scores)
 
-def _data_name(dataset: str, classes: str) -> str:
+
+def data_name(dataset: str, classes: str) -> str:
+    """ "caltech101", "caltech101 (base)"."""
     return dataset if classes == "all" else f"{dataset} ({classes})"
 
 
@@ -117,17 +123,20 @@ def make_cells(scores: Sequence[Score]) -> tuple[list[Cell], list[str]]:
 def _settle_split_seeds(scores: Sequence[Score]) -> list[Score]:
     """Tell a split that is drawn anew with every run's seed from one that has the same seed in all runs.
 
-    Where a run's seed equals the split's, either may be meant; the other runs of the same setting tell.
+    Where a run's seed equals the split's, either may be meant; the other runs on the same data set tell.
     """
     settled = []
-    for same in group(scores, lambda score: frozen(score.keys, score.keys.keys() - {"dataset.seed"})).values():
-        fixed = {score.keys.get("dataset.seed") for score in same} - {"the run's", None}
+    for same in group(scores, _data_source).values():
+        fixed = {score.keys.get("dataset.seed") for score in same} - {RUNS_OWN, None}
         for score in same:
-            ambiguous = score.keys.get("dataset.seed") == "the run's" and fixed == {score.seed}
-            settled.append(
-                Score(**vars(score) | {"keys": score.keys | {"dataset.seed": score.seed}}) if ambiguous else score
-            )
+            ambiguous = score.keys.get("dataset.seed") == RUNS_OWN and fixed == {score.seed}
+            settled.append(replace(score, keys=score.keys | {"dataset.seed": score.seed}) if ambiguous else score)
     return settled
+
+
+def _data_source(score: Score) -> tuple:
+    names = [key for key in score.keys if key.startswith("dataset.") and key != "dataset.seed"]
+    return frozen(score.keys, ["dataset", *names])
 
 
 def _disagreement(seed: int, twins: Sequence[Score]) -> list[str]:
@@ -151,7 +160,7 @@ def _disagreement(seed: int, twins: Sequence[Score]) -> list[str]:
 def describe(keys: Keys) -> str:
     """A setting in a few words."""
     shots = "" if is_zero_shot(keys["method"]) else f", {shots_text(keys['shots'])}"
-    return f"{_data_name(keys['dataset'], keys['classes'])}, {keys['backbone']}, {keys['method']}{shots}"
+    return f"{data_name(keys['dataset'], keys['classes'])}, {keys['backbone']}, {keys['method']}{shots}"
 
 
 def shots_text(shots: int) -> str:

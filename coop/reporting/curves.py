@@ -1,9 +1,9 @@
 """Curves: cells of one method in one setting, over data sets and numbers of shots."""
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from coop.reporting.cells import Cell, frozen, group, is_zero_shot, label_part, sample_sd
 from coop.reporting.runs import Keys
@@ -11,8 +11,8 @@ from coop.reporting.runs import Keys
 # Keys that a curve always agrees in. The others (n_test, a data set's template, Tip-Adapter's alpha, ...) go with the
 # data set: a curve is split by them only where one data set has several values.
 COMMON = (
-    *("method", "backbone", "pretrained", "n_ctx", "class_specific", "class_token_position"),
-    *("classes", "augmentation", "batch_size", "precision", "tf32", "config.yaml", "trained_on", "trained_classes"),
+    *("method", "backbone", "pretrained", "n_ctx", "class_specific", "class_token_position", "method.ctx_init"),
+    *("augmentation", "batch_size", "precision", "tf32", "config.yaml", "trained_on", "trained_classes"),
 )
 COMMON_GROUPS = ("optimizer.", "backbone.")
 LABELLED_ELSEWHERE = {
@@ -28,12 +28,22 @@ class Curve:
     Attributes:
         keys: what its cells agree in.
         cells: by (data, shots).
-        label: the method, and what tells this curve from the method's others.
+        telling: what tells this curve from the method's others: parts of its label by key.
     """
 
     keys: Keys
     cells: dict[tuple[str, int], Cell]
-    label: str = ""
+    telling: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The method, and what tells this curve from the method's others."""
+        return self.label_without()
+
+    def label_without(self, *keys: str) -> str:
+        """The label without the parts of some keys, which stand elsewhere."""
+        parts = [part for key, part in self.telling.items() if key not in keys]
+        return " ".join([self.method, ", ".join(parts)]).strip()
 
     @property
     def method(self) -> str:
@@ -80,23 +90,36 @@ def paper_epochs(data: str, shots: int) -> int:
     return 100 if 1 < shots <= 4 else 200
 
 
-def make_curves(cells: Sequence[Cell]) -> list[Curve]:
-    """Join cells that differ in nothing but what goes with the data set and the number of shots."""
+def make_curves(cells: Sequence[Cell], across_classes: bool = False) -> list[Curve]:
+    """Join cells that differ in nothing but what goes with the data set and the number of shots; in a fixed order.
+
+    Args:
+        cells: all of them.
+        across_classes: whether base and new classes are two test sets of one curve, instead of two problems.
+    """
     curves = []
-    for common in group(cells, lambda cell: frozen(cell.keys, _common_keys(cell))).values():
-        for rule, members in _by_epochs(common):
+    common = [*COMMON, *([] if across_classes else ["classes"])]
+    for alike in group(cells, lambda cell: frozen(cell.keys, _with_groups(common, cell))).values():
+        for rule, members in _by_epochs(alike):
             tied = _conflicting(members)
             for same in group(members, lambda cell, tied=tied: frozen(cell.keys, tied)).values():
-                shared = [*_common_keys(same[0]), *tied]
+                shared = [*_with_groups(common, same[0]), *tied]
                 keys = {key: same[0].keys[key] for key in shared if key in same[0].keys}
                 by_place = {(cell.data, cell.shots): cell for cell in same}
                 curves.append(Curve(keys | ({"epochs": rule} if rule else {}), by_place))
-    _label(curves)
-    return curves
+    _tell_apart(curves)
+    return sorted(curves, key=_place)
 
 
-def _common_keys(cell: Cell) -> list[str]:
-    return [*COMMON, *(key for key in cell.keys if key.startswith(COMMON_GROUPS))]
+def _place(curve: Curve) -> tuple:
+    """Zero-shot first, then by method, M, and the other choices of a method."""
+    keys = curve.keys
+    variant = keys.get("class_specific", False), keys.get("class_token_position", "")
+    return not is_zero_shot(curve.method), curve.method, keys.get("n_ctx", 0), *variant
+
+
+def _with_groups(common: Sequence[str], cell: Cell) -> list[str]:
+    return [*common, *(key for key in cell.keys if key.startswith(COMMON_GROUPS))]
 
 
 def _by_epochs(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
@@ -126,23 +149,34 @@ def _epochs_rule(cell: Cell) -> str:
 
 def _conflicting(cells: Sequence[Cell]) -> list[str]:
     """Keys in which the cells of one data set differ, apart from those that every curve agrees in."""
-    names = {key for cell in cells for key in cell.keys} - {"shots", "dataset", "epochs"}
-    by_data = group(cells, lambda cell: cell.keys["dataset"]).values()
+    names = {key for cell in cells for key in cell.keys} - {"shots", "dataset", "classes", "epochs"}
+    by_data = group(cells, lambda cell: cell.data).values()
     return sorted(key for key in names if any(len({cell.keys.get(key) for cell in same}) > 1 for same in by_data))
 
 
-def _label(curves: Sequence[Curve]) -> None:
-    """The method, and the keys in which its curves differ."""
+def _tell_apart(curves: Sequence[Curve]) -> None:
+    """Find the keys in which the curves of one method differ; where that is not enough, what some did not record."""
     for same in group(curves, lambda curve: curve.method).values():
-        keys = dict.fromkeys(key for curve in same for key in curve.keys if key not in LABELLED_ELSEWHERE)
-        telling = [key for key in [*keys, "epochs"] if len({curve.keys.get(key) for curve in same}) > 1]
-        for curve in same:
-            parts = [_part(key, curve.keys[key]) for key in telling if curve.keys.get(key) is not None]
-            curve.label = " ".join([curve.method, ", ".join(parts)]).strip()
+        keys = dict.fromkeys(
+            [key for curve in same for key in curve.keys if key not in LABELLED_ELSEWHERE] + ["epochs"]
+        )
+        for key in keys:
+            if len({curve.keys[key] for curve in same if key in curve.keys}) > 1:
+                _tell(same, key)
+        for alike in group(same, lambda curve: (curve.backbone, curve.keys.get("classes"), curve.label)).values():
+            for key in keys:
+                same_label = len({curve.label for curve in alike}) < len(alike)
+                if same_label and len({curve.keys.get(key) for curve in alike}) > 1:
+                    _tell(alike, key)
 
 
-def _part(key: str, value: Any) -> str:
-    return f"{value} epochs" if key == "epochs" else label_part(key, value)
+def _tell(curves: Sequence[Curve], key: str) -> None:
+    for curve in curves:
+        if key not in curve.keys:
+            curve.telling[key] = f"{key} not recorded"
+        else:
+            value = curve.keys[key]
+            curve.telling[key] = f"{value} epochs" if key == "epochs" else label_part(key, value)
 
 
 def average(curve: Curve, data: Sequence[str], shots: int) -> Average | None:
@@ -158,7 +192,7 @@ def average(curve: Curve, data: Sequence[str], shots: int) -> Average | None:
 
 
 def missing_cells(curves: Sequence[Curve]) -> list[tuple[Curve, str, int, list[int]]]:
-    """What a curve lacks of the data sets, shots and seeds that its backbone's other curves have.
+    """What a curve lacks of the data sets and shots that its backbone's other curves have, and of the usual seeds.
 
     Returns:
         (curve, data, shots, seeds that are missing).
@@ -168,10 +202,16 @@ def missing_cells(curves: Sequence[Curve]) -> list[tuple[Curve, str, int, list[i
     for same in group(trained, lambda curve: (curve.backbone, curve.keys["classes"])).values():
         places = dict.fromkeys(place for curve in same for place in curve.cells)
         data, shots = dict.fromkeys(place[0] for place in places), sort_shots({place[1] for place in places})
-        seeds = sorted({seed for curve in same for cell in curve.cells.values() for seed in cell.by_seed})
+        seeds = _usual_seeds([cell for curve in same for cell in curve.cells.values()])
         for curve in same:
             for place in ((name, number) for name in data for number in shots):
                 have = curve.cells[place].by_seed if place in curve.cells else {}
                 if absent := [seed for seed in seeds if seed not in have]:
                     missing.append((curve, *place, absent))
     return missing
+
+
+def _usual_seeds(cells: Sequence[Cell]) -> list[int]:
+    """Seeds that at least half of the cells have, so that an extra seed somewhere is not asked for everywhere."""
+    counts = Counter(seed for cell in cells for seed in cell.by_seed)
+    return sorted(seed for seed, count in counts.items() if 2 * count >= len(cells))

@@ -2,24 +2,28 @@
 
 from collections.abc import Iterable, Sequence
 
-from coop.reporting.cells import group, label_part
-from coop.reporting.curves import Curve, backbone_name, frozen
+from coop.reporting.cells import data_name, frozen, group, label_part
+from coop.reporting.curves import Curve, backbone_name
 from coop.reporting.runs import Score
 
 # What a study varies on purpose; the test set and the protocol have to be the same in runs that are compared.
 VARIANT = ("n_ctx", "class_specific", "class_token_position")
-TEST_SET = ("classes", "split", "num_classes", "n_test")
+TEST_SET = ("split", "num_classes", "n_test")
 PROTOCOL = ("augmentation", "batch_size", "precision", "tf32", "config.yaml")
 APART = "never averaged together, in separate rows"
 
 
 def mixture_warnings(scores: Sequence[Score], curves: Sequence[Curve]) -> list[str]:
-    """Name the keys of the test set and of the protocol in which runs differ."""
+    """Name the keys of the test set and of the protocol in which runs differ, the number of epochs included."""
     warnings = []
     for dataset, same in group(scores, lambda score: score.keys["dataset"]).items():
-        keys = [*TEST_SET, *_names(same, "dataset.")]
+        # A test on new classes of what was trained on base classes is an experiment, not a mixture.
+        keys = [] if "trained_on" in same[0].keys else ["classes"]
         warnings += [f"{dataset}: {text}; {APART}" for text in _differing(same, keys)]
-    for variant, same in group(scores, lambda score: (_variant(score))).items():
+    for (dataset, classes), same in group(scores, lambda s: (s.keys["dataset"], s.keys["classes"])).items():
+        keys = [*TEST_SET, *_names(same, "dataset.")]
+        warnings += [f"{data_name(dataset, classes)}: {text}; {APART}" for text in _differing(same, keys)]
+    for variant, same in group(scores, _variant).items():
         keys = [*PROTOCOL, *_names(same, "optimizer."), *_names(same, "backbone.")]
         warnings += [f"{variant}: {text}; {APART}" for text in _differing(same, keys)]
     return warnings + _differing_epochs(curves)

@@ -15,11 +15,22 @@ from coop.errors import CoopError
 RESULTS, CONFIG = "results.json", "config.yaml"
 # Keys of results.json that say what was run. What is not listed describes the outcome, or cannot change it.
 REQUIRED = {"method": str, "backbone": str, "dataset": str, "shots": int}
-RECORDED = (
-    *REQUIRED,
-    *("pretrained", "classes", "split", "num_classes", "n_test", "n_ctx", "class_specific", "class_token_position"),
-    *("augmentation", "epochs", "batch_size", "precision", "tf32", "trainable_params"),
-)
+RECORDED = REQUIRED | {
+    "pretrained": str,
+    "classes": str,
+    "split": str,
+    "num_classes": int,
+    "n_test": int,
+    "n_ctx": int,
+    "class_specific": bool,
+    "class_token_position": str,
+    "augmentation": str,
+    "epochs": int,
+    "batch_size": int,
+    "precision": str,
+    "tf32": bool,
+    "trainable_params": int,
+}
 DATA_KEYS = ("dataset", "classes", "split", "num_classes", "n_test")
 # Keys of config.yaml that results.json records resolved, that say where files lie, or that only save memory.
 IGNORED = {
@@ -31,6 +42,7 @@ IGNORED = {
     },
     "optimizer": set(),
 }
+RUNS_OWN = "the run's"  # stands for a split's seed that is the seed of the run
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Keys = dict[str, Any]
@@ -64,9 +76,9 @@ class Found:
     """What lies beneath the folders of runs.
 
     Attributes:
-        trained: one score per finished training run.
+        trained: one score per finished run of coop.train.
         zero_shot: zero-shot CLIP on the same test sets; many runs give the same.
-        transferred: one score per entry of `targets`.
+        transferred: one score per run of coop.evaluate and data set.
         transferred_zero_shot: zero-shot CLIP on those.
         left_out: (path, reason) of what is not the result of a run.
         unfinished: folders of runs that were started and have no result.
@@ -100,7 +112,8 @@ def read_runs(folders: Sequence[Path]) -> Found:
             found.left_out.append((path, str(error)))
         except OSError as error:
             found.left_out.append((path, f"cannot be read ({error.strerror})"))
-    if not (found.trained or found.transferred or found.zero_shot):
+    found.left_out, found.unfinished = list(dict.fromkeys(found.left_out)), list(dict.fromkeys(found.unfinished))
+    if not (found.trained or found.transferred):
         listed = "".join(f"\n  {path}: {reason}" for path, reason in found.left_out[:10])
         where = ", ".join(map(str, folders))
         raise CoopError(
@@ -133,26 +146,35 @@ def _add(found: Found, path: Path) -> None:
     task = results.get("task")
     if task not in ("train", "evaluate"):
         raise NotARunError(f'"task" is {task!r}; expected "train" or "evaluate"')
-    recorded = {key: results[key] for key in RECORDED if results.get(key) is not None}
-    for key, kind in REQUIRED.items() | {"seed": int}.items():
-        if type(results.get(key)) is not kind:
-            raise NotARunError(f'"{key}" is {results.get(key)!r}; expected {kind.__name__}')
-    if strange := [key for key, value in recorded.items() if not isinstance(value, str | int | float)]:
-        raise NotARunError(f'"{strange[0]}" is {recorded[strange[0]]!r}; expected one value')
+    missing = [key for key in (*REQUIRED, "seed") if results.get(key) is None]
+    if missing:
+        raise NotARunError(f'"{missing[0]}" is not there')
+    recorded = _recorded(results, RECORDED | {"seed": int})
+    seed = recorded.pop("seed")
     trained_in = path.parent if task == "train" else Path(str(results.get("run")))
-    keys = _run_keys(recorded, _config(trained_in / CONFIG), results["seed"])
+    keys = _run_keys(recorded, _config(trained_in / CONFIG), seed)
     if task == "train":
         score = _score(keys, results, path)
+        found.trained.append(_without_training(score) if is_zero_shot(keys["method"]) else score)
         found.zero_shot.append(_zero_shot(score))
-        if is_zero_shot(score.keys["method"]):
-            found.zero_shot.append(_without_training(score))
-        else:
-            found.trained.append(score)
     else:
         scores = _targets(keys, results, path)
         found.transferred += scores
         found.transferred_zero_shot += [_zero_shot(score) for score in scores]
     found.versions.add(str(results.get("version")))
+
+
+def _recorded(values: dict[str, Any], kinds: dict[str, type]) -> Keys:
+    """Those of the keys that are there.
+
+    Raises:
+        NotARunError: one is of another type than coop writes.
+    """
+    recorded = {key: values[key] for key in kinds if values.get(key) is not None}
+    for key, value in recorded.items():
+        if type(value) is not kinds[key]:
+            raise NotARunError(f'"{key}" is {value!r}; expected {kinds[key].__name__}')
+    return recorded
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -168,8 +190,8 @@ def _load(path: Path) -> dict[str, Any]:
 def _config(path: Path) -> dict[str, Any] | None:
     """The parts of a run's config.yaml that matter here; None where it is not there, or not one."""
     try:
-        config = yaml.load(path.read_bytes(), YamlLoader)  # noqa: S506 (both are safe loaders)
-    except (OSError, yaml.YAMLError, ValueError):
+        config = yaml.load(path.read_bytes(), YamlLoader)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return None
     if not isinstance(config, dict) or not all(isinstance(config.get(group), dict) for group in IGNORED):
         return None
@@ -180,7 +202,7 @@ def _run_keys(recorded: Keys, config: dict[str, Any] | None, seed: int) -> Keys:
     """What results.json records, and what config.yaml adds to it under dotted names."""
     keys = {"classes": "all"} | recorded
     if "pretrained" in keys:
-        keys["pretrained"] = Path(str(keys["pretrained"])).name  # a file may lie elsewhere on another machine
+        keys["pretrained"] = Path(keys["pretrained"]).name  # a file may lie elsewhere on another machine
     if config is None:
         return keys | {"config.yaml": "not there"}
     for group, ignored in IGNORED.items():
@@ -188,7 +210,9 @@ def _run_keys(recorded: Keys, config: dict[str, Any] | None, seed: int) -> Keys:
             continue
         for key, value in config[group].items():
             if key not in ignored and value is not None:
-                keys[f"{group}.{key}"] = value if isinstance(value, str | int | float) else json.dumps(value)
+                keys[f"{group}.{key}"] = (
+                    value if isinstance(value, str | int | float) else json.dumps(value, default=str)
+                )
     # What says nothing more: the same template twice, a model's own name, a folder's place on this machine.
     if keys.get("method.template") == keys.get("dataset.template"):
         keys.pop("method.template", None)
@@ -197,7 +221,7 @@ def _run_keys(recorded: Keys, config: dict[str, Any] | None, seed: int) -> Keys:
     elif "backbone.model" in keys:
         keys["backbone.model"] = Path(str(keys["backbone.model"]).removeprefix("local-dir:")).name
     if keys.get("dataset.seed") == seed:
-        keys["dataset.seed"] = "the run's"
+        keys["dataset.seed"] = RUNS_OWN
     return keys
 
 
@@ -211,17 +235,22 @@ def _score(keys: Keys, scores: dict[str, Any], path: Path) -> Score:
 
 
 def _targets(keys: Keys, results: dict[str, Any], path: Path) -> list[Score]:
-    """One score per target data set; the config says nothing about those but their names."""
+    """One score per target data set, and one for the data set that the run was trained on.
+
+    Of a target, only what its entry says is known: the config is that of the training.
+    """
     targets = results.get("targets")
     if not isinstance(targets, dict) or not all(isinstance(entry, dict) for entry in targets.values()):
         raise NotARunError('"targets" is not there; expected one entry per data set')
     source = {"trained_on": keys["dataset"], "trained_classes": keys["classes"]}
+    entries = [(name, {"classes": "all"} | entry) for name, entry in targets.items()]
+    if (keys["dataset"], keys["classes"]) not in [(name, entry["classes"]) for name, entry in entries]:
+        entries.insert(0, (keys["dataset"], results))
     run_keys = {key: value for key, value in keys.items() if key not in DATA_KEYS and not key.startswith("dataset.")}
     scores = []
-    for name, entry in targets.items():
-        tested = {key: entry[key] for key in DATA_KEYS if entry.get(key) is not None}
-        target_keys = run_keys | source | {"classes": "all"} | tested | {"dataset": name}
-        scores.append(_score(target_keys, entry | {"seed": results["seed"]}, path))
+    for name, entry in entries:
+        tested = _recorded(entry, {key: RECORDED[key] for key in DATA_KEYS}) | {"dataset": name}
+        scores.append(_score(run_keys | source | tested, entry | {"seed": results["seed"]}, path))
     return scores
 
 

@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-NOTHING = "–"
-LATEX = {
-    **{character: f"\\{character}" for character in "&%$#_{}"},
-    **{"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"},
-    **{"±": "$\\pm$", "–": "--", "−": "$-$", "×": "$\\times$", "·": "$\\cdot$", "…": "\\ldots{}"},
+NOTHING = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "±": "$\\pm$",
+    "†": "$\\dagger$",
+    "…": "\\ldots{}",
+    NOTHING: "--",
+    MINUS: "$-$",
 }
 
 
@@ -44,7 +50,7 @@ def percent(value: float | None, digits: int = 2) -> str:
 
 def points(value: float | None) -> str:
     """A difference in percentage points, with its sign."""
-    return NOTHING if value is None else f"{value:+.2f}".replace("-", "−")
+    return NOTHING if value is None else f"{value:+.2f}".replace("-", MINUS)
 
 
 def mean_sd_n(value: Any) -> str:
@@ -103,21 +109,22 @@ def _latex_text(text: str) -> str:
 
 def to_html(table: Table) -> str:
     """A table element with its title as the caption; every text is escaped."""
-    kinds = ["w" if index < table.left else "f" for index in range(len(table.header))]
-    header = "".join(f'<th class="{kind}">{html.escape(text)}</th>' for kind, text in zip(kinds, table.header, strict=True))
+    header = _html_row(table, table.header, "th")
     lines, rule = [], ""
     for row in table.rows:
-        if row is None:
-            rule = ' class="rule"'
-            continue
-        cells = "".join(f'<td class="{kind}">{html.escape(text)}</td>' for kind, text in zip(kinds, row, strict=True))
-        lines.append(f"<tr{rule}>{cells}</tr>")
-        rule = ""
+        if row is not None:
+            lines.append(f"<tr{rule}>{_html_row(table, row, 'td')}</tr>")
+        rule = ' class="rule"' if row is None else ""
     note = f'<p class="note">{html.escape(table.note)}</p>' if table.note else ""
     return (
         f'<div class="table"><table><caption>{html.escape(table.title)}</caption><thead><tr>{header}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>{note}"
     )
+
+
+def _html_row(table: Table, row: Sequence[str], tag: str) -> str:
+    kinds = ("", ' class="w"')
+    return "".join(f"<{tag}{kinds[index < table.left]}>{html.escape(text)}</{tag}>" for index, text in enumerate(row))
 
 
 def to_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:

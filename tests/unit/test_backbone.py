@@ -16,7 +16,15 @@ from coop import CoopError, FrozenCLIP, PromptLearner
 from coop.lit import LitClassifier
 
 TEXTS = ["a photo of a dog.", "a rather long photo of a grey cat on a mat.", "x"]
-OPTIMIZER = {"name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4, "eps": 1e-8, "warmup_epochs": 1, "warmup_lr": 1e-5}
+OPTIMIZER = {
+    "name": "sgd",
+    "lr": 0.002,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "eps": 1e-8,
+    "warmup_epochs": 1,
+    "warmup_lr": 1e-5,
+}
 
 
 def images(count: int = 4, size: int = 32) -> torch.Tensor:

@@ -19,7 +19,8 @@ root, first = Path(sys.argv[1]), int(sys.argv[2])
 cache = FeatureCache(root / "cache", "key")
 paths = [str(root / f"{i}.jpg") for i in range(40)]
 for i in range(first, 40, 2):
-    cache.add([paths[i], paths[(i + 1) % 40]], torch.stack([torch.full((3,), float(i)), torch.full((3,), float((i + 1) % 40))]))
+    both = [i, (i + 1) % 40]
+    cache.add([paths[j] for j in both], torch.tensor(both, dtype=torch.float)[:, None].expand(2, 3))
     cache.lookup(paths)
 """
 

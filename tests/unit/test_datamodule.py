@@ -1,5 +1,7 @@
 """Batches: the same whatever the number of devices, of workers, and after a resume."""
 
+import gc
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch.utils.data import DistributedSampler
 
 from coop import CoopError, FrozenCLIP, Item
 from coop.config import explain
-from coop.data.datamodule import AugmentedImages, EpochSampler, FewShotData, FeatureSet
+from coop.data.datamodule import AugmentedImages, EpochSampler, FeatureSet, FewShotData
 from coop.data.features import FeatureExtractor
 from coop.data.fewshot import Splits
 from coop.data.transforms import train_transform
@@ -64,7 +66,9 @@ def epoch_of(data: FewShotData, epoch: int) -> list[dict[str, torch.Tensor]]:
 def rows(batch: dict[str, torch.Tensor]) -> list[tuple]:
     """A batch as a sorted list, so that two can be compared whatever their order."""
     key = "image" if "image" in batch else "image_features"
-    return sorted((label, *row) for label, row in zip(batch["label"].tolist(), batch[key].flatten(1).tolist(), strict=True))
+    return sorted(
+        (label, *row) for label, row in zip(batch["label"].tolist(), batch[key].flatten(1).tolist(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("augmentation", ["none", "views:3", "online"])
@@ -96,7 +100,11 @@ def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(make):
     orders = []
     for epoch in range(3):
         batches = epoch_of(data, epoch)
-        seen = [(label, row) for batch in batches for label, row in zip(batch["label"].tolist(), batch["image_features"].tolist(), strict=True)]
+        seen = [
+            (label, row)
+            for batch in batches
+            for label, row in zip(batch["label"].tolist(), batch["image_features"].tolist(), strict=True)
+        ]
         orders.append(seen)
         assert sorted(seen) == expected
     assert orders[0] != orders[1] != orders[2]
@@ -128,7 +136,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(make):
 
 def test_views_are_a_function_of_seed_epoch_and_index(make):
     data = make(12, "views:3")
-    features, labels = data.labelled("train")
+    features, _ = data.labelled("train")
     assert features.shape == (3, 12, 16)
     lookup = {tuple(row.tolist()): (view, index) for view in range(3) for index, row in enumerate(features[view])}
 
@@ -186,15 +194,18 @@ def test_augmentation_is_the_same_after_a_resume_in_the_middle(make):
 
 
 def test_the_papers_augmentation(clip, items):
-    """Random resized crop of at least 8 % of the area and a flip in half of the cases, on the model's own mean and std."""
+    """A crop of at least 8 % of the area, a flip in half of the cases, the model's own mean and std."""
     data = AugmentedImages(Splits(items[:1], [], [], NAMES), train_transform(clip.preprocess_cfg), seed=1)
     views = torch.stack([data[epoch, 0]["image"] for epoch in range(60)])
     assert views.shape == (60, 3, 32, 32)
     assert len({view.numpy().tobytes() for view in views}) == 60
-    crop, flip, to_tensor, normalise = train_transform(clip.preprocess_cfg).transforms
+    crop, flip, _, normalise = train_transform(clip.preprocess_cfg).transforms
     assert (tuple(crop.size), tuple(crop.scale), crop.interpolation.value) == ((32, 32), (0.08, 1.0), "bicubic")
     assert flip.p == 0.5
-    assert (tuple(normalise.mean), tuple(normalise.std)) == (tuple(clip.preprocess_cfg.mean), tuple(clip.preprocess_cfg.std))
+    assert (tuple(normalise.mean), tuple(normalise.std)) == (
+        tuple(clip.preprocess_cfg.mean),
+        tuple(clip.preprocess_cfg.std),
+    )
 
 
 # Validation and test
@@ -233,11 +244,12 @@ def test_feature_set_gives_whole_batches(items):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_damaged_image_is_named_whatever_process_opens_it(make, items, tmp_path, workers):
+def test_a_damaged_image_is_named_whatever_process_opens_it(make, items, tmp_path, workers, monkeypatch):
     """Through `explain`, which takes the worker's own traceback off."""
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # torch waits so long for each worker
     data = make(8, "online", workers=workers)
     path = tmp_path / "cut.png"
-    path.write_bytes(open(items[0].path, "rb").read()[:300])
+    path.write_bytes(Path(items[0].path).read_bytes()[:300])
     data.train_set.items = [*data.train_set.items[:5], items[0]._replace(path=str(path)), *data.train_set.items[6:]]
     with pytest.raises(CoopError) as caught:
         epoch_of(data, 0)
@@ -245,6 +257,8 @@ def test_a_damaged_image_is_named_whatever_process_opens_it(make, items, tmp_pat
     assert said.startswith(f"{path}: not a readable image")
     assert "Traceback" not in said
     assert "worker" not in said
+    del caught
+    gc.collect()
 
 
 def test_a_damaged_test_image_is_found_before_the_first_step(clip, items, tmp_path):
@@ -253,6 +267,8 @@ def test_a_damaged_test_image_is_found_before_the_first_step(clip, items, tmp_pa
     splits = Splits(items[:4], items[4:6], [items[0]._replace(path=str(path))], NAMES)
     extractor = FeatureExtractor(clip, device=torch.device("cpu"), num_workers=0)
     data = FewShotData(splits, extractor, 1, "online", 4, 0)
-    data.trainer = SimpleNamespace(world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    data.trainer = SimpleNamespace(
+        world_size=1, global_rank=0, strategy=SimpleNamespace(root_device=torch.device("cpu"))
+    )
     with pytest.raises(CoopError, match=r"cut\.png: not a readable image"):
         data.setup("fit")

@@ -15,7 +15,15 @@ from coop import FrozenCLIP, PromptLearner, learning_rate
 from coop.lit import LitClassifier
 from coop.methods.zero_shot import ZeroShot
 
-OPTIMIZER = {"name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4, "eps": 1e-8, "warmup_epochs": 1, "warmup_lr": 1e-5}
+OPTIMIZER = {
+    "name": "sgd",
+    "lr": 0.002,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "eps": 1e-8,
+    "warmup_epochs": 1,
+    "warmup_lr": 1e-5,
+}
 NAMES = ["dog", "grey cat", "ox (old)"]
 
 
@@ -86,7 +94,9 @@ def test_resuming_from_a_checkpoint_is_bitwise_the_unbroken_run(small_clip, tmp_
             with torch.no_grad():
                 learner.ctx.zero_()  # whatever it starts from
         trainer = trainer_in(tmp_path, epochs)
-        trainer.fit(LitClassifier(small_clip, learner, OPTIMIZER, epochs=5), loader(), ckpt_path=resume, weights_only=True)
+        trainer.fit(
+            LitClassifier(small_clip, learner, OPTIMIZER, epochs=5), loader(), ckpt_path=resume, weights_only=True
+        )
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
         return learner
 
@@ -109,7 +119,9 @@ def test_every_step_has_the_learning_rate_of_its_epoch(small_clip, tmp_path, opt
     record = RecordRates()
     module = LitClassifier(small_clip, learner_at_start(small_clip), options, epochs=5)
     trainer_in(tmp_path, 5, callbacks=[record]).fit(module, loader())
-    rates = [learning_rate(epoch, 5, options["lr"], options["warmup_epochs"], options["warmup_lr"]) for epoch in range(5)]
+    rates = [
+        learning_rate(epoch, 5, options["lr"], options["warmup_epochs"], options["warmup_lr"]) for epoch in range(5)
+    ]
     assert record.rates == pytest.approx([rate for rate in rates for _ in range(3)], rel=1e-12)
 
 
@@ -121,7 +133,9 @@ def test_sgd_with_momentum_and_weight_decay_by_hand(small_clip, tmp_path):
     velocity = torch.zeros_like(by_hand.ctx)
     for epoch in range(2):
         for batch in loader():
-            (gradient,) = torch.autograd.grad(F.cross_entropy(by_hand.logits(batch["image_features"]), batch["label"]), by_hand.ctx)
+            (gradient,) = torch.autograd.grad(
+                F.cross_entropy(by_hand.logits(batch["image_features"]), batch["label"]), by_hand.ctx
+            )
             with torch.no_grad():
                 velocity = 0.9 * velocity + gradient + 5e-4 * by_hand.ctx
                 by_hand.ctx -= learning_rate(epoch, 2) * velocity

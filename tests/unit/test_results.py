@@ -68,7 +68,9 @@ def test_everything_needed_to_use_it_is_in_the_file(small_clip, tmp_path):
 
 
 def test_a_missing_prompt(tmp_path):
-    with pytest.raises(CoopError, match=r"prompt\.safetensors: no such file; `run=` takes the folder of a finished run"):
+    with pytest.raises(
+        CoopError, match=r"prompt\.safetensors: no such file; `run=` takes the folder of a finished run"
+    ):
         load_prompt(tmp_path / PROMPT)
 
 
@@ -163,14 +165,16 @@ def claimed(folder, *overrides: str):
 def test_the_same_config_may_come_back(tmp_path):
     claimed(tmp_path)
     claim_folder(tmp_path, config())
-    claim_folder(tmp_path, config("num_workers=7", "features=cached", "logger=csv", "trainer.devices=2", "cache_dir=/x"))
+    claim_folder(
+        tmp_path, config("num_workers=7", "features=cached", "logger=csv", "trainer.devices=2", "cache_dir=/x")
+    )
     assert OmegaConf.load(tmp_path / "config.yaml").num_workers == 7
 
 
 @pytest.mark.parametrize(
     "override",
-    ["seed=2", "shots=4", "epochs=3", "augmentation=online", "batch_size=16", "dataset.template=x{}", "method.n_ctx=5",
-     "optimizer.lr=0.1", "backbone.precision=pure_bf16", "trainer.precision=bf16-mixed", "dataset=mini_blur",
+    ["seed=2", "shots=4", "epochs=3", "augmentation=online", "batch_size=16", "dataset.template='x {}'",
+     "method.n_ctx=5", "optimizer.lr=0.1", "backbone.precision=pure_bf16", "trainer.precision=bf16-mixed", "dataset=mini_blur",
      "method=zero_shot"],
 )  # fmt: skip
 def test_another_config_is_refused_and_the_difference_named(tmp_path, override):
@@ -178,13 +182,13 @@ def test_another_config_is_refused_and_the_difference_named(tmp_path, override):
     before = (tmp_path / "config.yaml").read_text()
     key = override.split("=")[0]
     overrides = [override] if key != "method" else [override, "~method.n_ctx"]
-    with pytest.raises(CoopError, match="holds a run with another config; choose another hydra.run.dir") as caught:
+    with pytest.raises(CoopError, match=r"holds a run with another config; choose another hydra.run.dir") as caught:
         if key == "method":
             with initialize_config_dir(str(conf_dir()), version_base="1.3"):
                 claim_folder(tmp_path, compose("train", overrides=["method=zero_shot"]))
         else:
             claim_folder(tmp_path, config(*overrides))
-    assert f"  {key}" in str(caught.value)
+    assert key.split(".")[-1] in str(caught.value)
     assert (tmp_path / "config.yaml").read_text() == before
 
 
@@ -258,7 +262,9 @@ def test_scores_of_many_batches_are_those_of_one(small_clip, monkeypatch):
     whole = score(method, features, labels)
     monkeypatch.setattr("coop.scoring.BATCH_SIZE", 7)
     assert score(method, features, labels) == pytest.approx(whole, abs=1e-6)
-    assert whole["acc"] == pytest.approx(sum(p == t for p, t in zip(predictions, labels.tolist(), strict=True)) / 50, abs=1e-6)
+    assert whole["acc"] == pytest.approx(
+        sum(p == t for p, t in zip(predictions, labels.tolist(), strict=True)) / 50, abs=1e-6
+    )
 
 
 def test_the_closing_table(capsys, tmp_path):

@@ -51,9 +51,9 @@ def images() -> torch.Tensor:
 
 
 def same_features(clip: FrozenCLIP, expected: FrozenCLIP, tolerance: float = 1e-6) -> bool:
-    return torch.allclose(clip.encode_image(images()), expected.encode_image(images()), atol=tolerance) and torch.allclose(
-        clip.encode_text(TEXTS), expected.encode_text(TEXTS), atol=tolerance
-    )
+    return torch.allclose(
+        clip.encode_image(images()), expected.encode_image(images()), atol=tolerance
+    ) and torch.allclose(clip.encode_text(TEXTS), expected.encode_text(TEXTS), atol=tolerance)
 
 
 class Archived(torch.nn.Module):
@@ -94,14 +94,14 @@ def test_openais_torchscript_archive(tmp_path, small_clip, half, asked):
 
 def test_an_archive_was_trained_with_quickgelu(tmp_path):
     path = write_archive(tmp_path / "archive.pt")
-    with pytest.raises(CoopError, match="QuickGELU.*backbone.model=test-tiny-quickgelu"):
+    with pytest.raises(CoopError, match=r"QuickGELU.*backbone.model=test-tiny-quickgelu"):
         FrozenCLIP.load("test-tiny", str(path))
 
 
 def test_an_archive_of_another_architecture(tmp_path):
     module = Archived({"visual.conv1.weight": torch.zeros(3), "logit_scale": torch.zeros(())})
     torch.jit.save(torch.jit.trace(module, torch.zeros(1)), tmp_path / "other.pt")
-    with pytest.raises(CoopError, match="other.pt.*do not fit this architecture"):
+    with pytest.raises(CoopError, match=r"other.pt.*do not fit this architecture"):
         FrozenCLIP.load("test-tiny-quickgelu", str(tmp_path / "other.pt"))
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "damaged.pt", "w") as archive:
         archive.writestr("archive/code/__torch__.py", "nonsense")
         archive.writestr("archive/version", "3")
-    with pytest.raises(CoopError, match="damaged.pt"):
+    with pytest.raises(CoopError, match=r"damaged.pt"):
         FrozenCLIP.load("test-tiny-quickgelu", str(tmp_path / "damaged.pt"))
 
 
@@ -139,7 +139,7 @@ def test_a_pickle_that_runs_code_is_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "sprung"),)
 
     torch.save({"state_dict": Trap()}, tmp_path / "trap.pt")
-    with pytest.raises(CoopError, match="trap.pt"):
+    with pytest.raises(CoopError, match=r"trap.pt"):
         FrozenCLIP.load("test-tiny-quickgelu", str(tmp_path / "trap.pt"))
     assert not (tmp_path / "sprung").exists()
 
@@ -161,7 +161,7 @@ def test_weights_of_another_shape(tmp_path):
     state = small.small_clip().state_dict()
     state["visual.proj"] = torch.zeros(64, 32)
     torch.save(state, tmp_path / "other.pt")
-    with pytest.raises(CoopError, match="other.pt.*do not fit"):
+    with pytest.raises(CoopError, match=r"other.pt.*do not fit"):
         FrozenCLIP.load("test-tiny-quickgelu", str(tmp_path / "other.pt"))
 
 
@@ -189,7 +189,9 @@ def test_unknown_model_names_near_matches(asked):
 
 
 def test_unknown_tag_lists_the_tags(asked):
-    with pytest.raises(CoopError, match=r"backbone.pretrained=opneai: neither a file nor a tag of RN50-quickgelu.*openai"):
+    with pytest.raises(
+        CoopError, match=r"backbone.pretrained=opneai: neither a file nor a tag of RN50-quickgelu.*openai"
+    ):
         FrozenCLIP.load("RN50-quickgelu", "opneai")
     with pytest.raises(CoopError, match=r"backbone.pretrained: RN50-quickgelu needs a tag \(openai"):
         FrozenCLIP.load("RN50-quickgelu")
@@ -216,7 +218,7 @@ def test_local_dir(tmp_path, small_clip, monkeypatch, asked):
 def test_local_dir_takes_no_tag(tmp_path):
     """open_clip ignores the tag; results.json would name weights that were never loaded."""
     folder = write_clip_folder(tmp_path / "clip")
-    with pytest.raises(CoopError, match="backbone.pretrained=openai"):
+    with pytest.raises(CoopError, match=r"backbone.pretrained=openai"):
         FrozenCLIP.load(f"local-dir:{folder}", "openai")
 
 
@@ -282,7 +284,7 @@ def test_missing_hub_weights_say_what_to_do(tmp_path, monkeypatch, asked):
 
 @pytest.mark.parametrize(
     ("model", "tag", "ways"),
-    [("ViT-B-16-quickgelu", "openai", ["hf download timm/vit_base_patch16_clip_224.openai", "backbone.pretrained=FILE"]),
+    [("ViT-B-16-quickgelu", "openai", ["hf download timm/vit_base_patch16_clip_224.openai", "=FILE"]),
      ("ViT-B-16-SigLIP2", "webli", ["hf download timm/ViT-B-16-SigLIP2", "backbone.pretrained=FILE"]),
      ("MobileCLIP-S2", "datacompdr", ["hf download apple/MobileCLIP-S2-OpenCLIP", "backbone.pretrained=FILE"])],
 )  # fmt: skip
@@ -313,3 +315,24 @@ def test_preprocessing_comes_with_the_folder(tmp_path):
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     cfg = FrozenCLIP.load(f"local-dir:{folder}").preprocess_cfg
     assert (tuple(cfg.mean), cfg.interpolation) == ((0.1, 0.2, 0.3), "bilinear")
+
+
+def test_a_tokenizer_that_needs_more_packages_is_noticed_before_the_download(monkeypatch):
+    """SigLIP's tokenizer needs `transformers`: not a reason to fetch gigabytes first."""
+
+    def absent(*_, **__):
+        raise ImportError("Please install transformers")
+
+    def download(*_, **__):
+        raise AssertionError("the weights were fetched first")
+
+    monkeypatch.setattr(weights.open_clip, "get_tokenizer", absent)
+    monkeypatch.setattr(weights.open_clip, "create_model", download)
+    with pytest.raises(CoopError, match=r"ViT-B-16-SigLIP2.*pip install 'coop-clip\[hf\]'"):
+        FrozenCLIP.load("ViT-B-16-SigLIP2", "webli")
+
+
+def test_an_archive_is_not_said_to_be_missing(tmp_path, caplog):
+    """open_clip warns of random weights when a model is built; ours are put in right afterwards."""
+    FrozenCLIP.load("test-tiny-quickgelu", str(write_archive(tmp_path / "archive.pt")))
+    assert "initialized randomly" not in caplog.text

@@ -1,0 +1,84 @@
+"""The commands, run as processes of their own, without paying the seconds of imports for each.
+
+A fork server imports the package once; every command is then a fork of it: a real process with its own working
+folder, environment, output and exit code, which can be killed. What it runs is what `python -m coop.train` runs.
+A few tests start the interpreter as a user does instead (`interpreter`).
+"""
+
+import importlib
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+FORK_SERVER = multiprocessing.get_context("forkserver")
+FORK_SERVER.set_forkserver_preload(["coop.train", "coop.evaluate"])
+TIMEOUT = 120
+
+
+class Finished(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one message that a user reads; fails if there is none, or a traceback."""
+        assert "Traceback" not in self.err, self.err
+        assert self.err.count("\nerror: ") == 1, self.err
+        return self.err.partition("\nerror: ")[2]
+
+
+class Commands:
+    """Starts commands in `folder` with the environment `env`."""
+
+    def __init__(self, folder: Path, env: dict[str, str]):
+        self.folder, self.env, self.count = folder, env, 0
+
+    def start(self, command: str, *args: str, **env: str) -> multiprocessing.Process:
+        """A running command; `finish` waits for it."""
+        self.count += 1
+        files = [self.folder / f"{self.count}.{stream}" for stream in ("out", "err")]
+        arguments = (command, args, self.folder, self.env | env, *files)
+        process = FORK_SERVER.Process(target=_run, args=arguments)
+        process.start()
+        process.files = files
+        return process
+
+    def finish(self, process: multiprocessing.Process) -> Finished:
+        process.join(TIMEOUT)
+        if process.exitcode is None:
+            process.kill()
+            raise TimeoutError(process.files[1].read_text())
+        return Finished(process.exitcode, *(file.read_text() for file in process.files))
+
+    def __call__(self, command: str, *args: str, **env: str) -> Finished:
+        return self.finish(self.start(command, *args, **env))
+
+    def interpreter(self, *args: str, **env: str) -> Finished:
+        """`python ARGS` as a user starts it."""
+        environment = {**os.environ, **self.env, **env}
+        done = subprocess.run(
+            [sys.executable, *args], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        )
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def _run(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str], out: Path, err: Path) -> None:
+    os.chdir(folder)
+    os.environ.update(env)
+    for stream, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))  # noqa: SIM115
+    # Otherwise data-loader workers would inherit the fork server's way of starting, and import everything again.
+    multiprocessing.set_start_method("fork", force=True)
+    importlib.import_module("torch").set_num_threads(1)
+    # Lightning reads it when it is imported, which the fork server has done.
+    importlib.import_module("pytorch_lightning").utilities.rank_zero_only.rank = int(env.get("LOCAL_RANK", 0))
+    sys.argv = [f"{command}.py", *args]
+    module = importlib.import_module(f"coop.{command}")
+    module.launch(module.main, command)

@@ -1,0 +1,128 @@
+"""Mistakes end in one message and a non-zero exit code, without a traceback and before minutes are spent."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+MINI_SPLIT = "split_zhou_Caltech101.json"
+
+
+@pytest.fixture
+def refuse(run, small, tmp_path):
+    """Run a command that must fail; gives its one message."""
+
+    def refused(*overrides: str) -> str:
+        given = {override.split("=")[0] for override in overrides}
+        base = [override for override in small if override.split("=")[0] not in given]
+        if "dataset" in given:
+            base = [override for override in base if override.split("=")[0] != "dataset.path"]
+        if "backbone" in given:
+            base = [override for override in base if override.split("=")[0] != "backbone.model"]
+        done = run("train", *base, *overrides, f"hydra.run.dir={tmp_path / 'run'}")
+        assert done.code == 1
+        assert not (tmp_path / "run" / "results.json").exists()
+        return done.error
+
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["shots=-3"], ["shots=-3"]),
+        (["shots=abc"], ["shots", "abc"]),
+        (["shot=3"], ["did you mean shots"]),
+        (["method.n_ctx=0"], ["method.n_ctx=0"]),
+        (["method.class_token_position=left"], ["end, middle, front"]),
+        (["dataset=caltech"], ["near matches: caltech101"]),
+        (["backbone=vit_b61"], ["near matches: vit_b16"]),
+        (["+exp=16shot_imagenett"], ["near matches: 16shot_imagenet"]),
+        (["dataset=caltech101"], ["data_root=DIR", "101_ObjectCategories"]),
+        (["dataset=caltech101", "data_root=/nowhere"], ["data_root=/nowhere", "does not exist"]),
+        (["dataset=imagenet", "data_root=/nowhere"], ["data_root=/nowhere", "does not exist"]),
+        (["dataset.path=/nowhere"], ["/nowhere", "does not exist"]),
+        (["dataset=mini_blur"], ["dataset=mini_blur", "no training images", "coop.evaluate"]),
+        (["method.n_ctx=80"], ["80 of them context vectors", "takes 77", "lower method.n_ctx"]),
+        (["backbone=open_clip", "backbone.model=ViT-B-16", "backbone.pretrained=openai"], ["ViT-B-16-quickgelu"]),
+        (["backbone=vit_b16"], ["ViT-B-16-quickgelu (openai)", "not on this machine", "hf download", "backbone=tiny"]),
+        (["backbone=open_clip"], ["backbone.model"]),
+        (["backbone=open_clip", "backbone.model=local-dir:/nowhere"], ["/nowhere", "open_clip_config.json"]),
+        (["trainer.accelerator=abacus"], ["abacus"]),
+        (["trainer.devices=many"], ["trainer", "devices"]),
+        (["trainer.strategy=magic"], ["magic"]),
+    ],
+    ids=lambda value: " ".join(value) if "=" in value[0] else "",
+)
+def test_one_message(refuse, overrides, parts):
+    said = refuse(*overrides)
+    assert all(part in said for part in parts), said
+
+
+def test_a_template_that_zero_shot_cannot_use_is_found_before_training(run, small, tmp_path):
+    """A prompt of 77 tokens and more: the run would be lost when zero-shot's turn comes after training."""
+    done = run("train", *small, f"dataset.template='{'very ' * 90}{{}}'", f"hydra.run.dir={tmp_path}")
+    assert done.code == 1
+    assert "tokens" in done.error
+    assert "step/s" not in done.err, "it was trained first"
+
+
+def test_as_a_user_starts_it(run, tmp_path):
+    """Through the interpreter: exit code and stderr of the real command, with and without HYDRA_FULL_ERROR."""
+    done = run.interpreter("-m", "coop.train", "method.n_ctx=0", f"hydra.run.dir={tmp_path}")
+    assert done.code == 1
+    assert done.error.startswith("method.n_ctx=0: the number of context vectors must be at least 1")
+    assert done.out == ""
+
+
+def test_the_traceback_is_there_for_who_wants_it(run, tmp_path):
+    done = run("train", "method.n_ctx=0", f"hydra.run.dir={tmp_path}", HYDRA_FULL_ERROR="1")
+    assert done.code == 1
+    assert "Traceback" in done.err
+    assert "method.n_ctx=0" in done.err
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_truncated_photograph_is_named(refuse, photographs, tmp_path, part):
+    copy = Path(shutil.copytree(photographs, tmp_path / "photographs"))
+    folder = sorted((copy / part).iterdir())[1]
+    path = sorted(folder.iterdir())[0]
+    path.write_bytes(path.read_bytes()[:1500])
+    augmentation = "online" if part == "train" else "none"
+    said = refuse(f"dataset.path={copy}", f"augmentation={augmentation}", "num_workers=2", "shots=-1")
+    assert said.startswith(f"{path}: not a readable image")
+    assert "copy or download it again" in said
+    assert "worker" not in said
+
+
+def test_a_split_file_that_names_images_that_are_not_there(refuse, photographs, tmp_path):
+    images = tmp_path / "caltech-101" / "101_ObjectCategories"
+    images.mkdir(parents=True)
+    rows = {"train": [], "val": [], "test": []}
+    for label, folder in enumerate(sorted((photographs / "train").iterdir())):
+        shutil.copytree(folder, images / folder.name)
+        for number, path in enumerate(sorted(folder.iterdir())):
+            rows[("train", "val", "test")[number % 3]].append([f"{folder.name}/{path.name}", label, folder.name])
+    rows["train"] += [[f"gone/{number}.jpg", 0, rows["train"][0][2]] for number in range(7)]
+    (tmp_path / "caltech-101" / MINI_SPLIT).write_text(json.dumps(rows))
+    said = refuse("dataset=caltech101", f"data_root={tmp_path}")
+    assert "7 of the 37 images" in said
+    assert "gone/0.jpg" in said
+    assert "and 2 more" in said
+    assert MINI_SPLIT in said
+
+
+def test_a_run_folder_that_cannot_be_made(run, small, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run("train", *small, f"hydra.run.dir={tmp_path / 'file' / 'run'}")
+    assert done.code == 1
+    assert str(tmp_path / "file") in done.error
+
+
+def test_training_that_diverges_is_no_result(run, small, tmp_path):
+    """NaN everywhere, and still an accuracy: that of calling every image class 0."""
+    done = run("train", *small, "optimizer.lr=1e30", "optimizer.warmup_epochs=0", f"hydra.run.dir={tmp_path}")
+    assert done.code == 1
+    assert "optimizer.lr" in done.error
+    assert not (tmp_path / "results.json").exists()

@@ -1,0 +1,79 @@
+"""Two processes train what one trains."""
+
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from coop.config import launch
+
+TWO = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"]
+
+
+def in_two_processes(run, *overrides: str) -> list:
+    """Both processes started from outside, as a cluster does; the main one first."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": "0"}
+    started = [run.start("train", *overrides, *TWO, **env, LOCAL_RANK=str(rank)) for rank in (0, 1)]
+    return [run.finish(process) for process in started]
+
+
+def equal(one: Path, two: Path) -> None:
+    first, second = (load_file(folder / "prompt.safetensors")["ctx"] for folder in (one, two))
+    assert (first - second).abs().max() < 1e-5
+    results = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
+    for key in ("zero_shot/acc", "zero_shot/macro_acc", "n_test", "epochs", "trainable_params"):
+        assert results[0][key] == pytest.approx(results[1][key], abs=1e-6)
+    assert abs(results[0]["test/acc"] - results[1]["test/acc"]) <= 1 / 20 + 1e-6, "one image of 20 at most"
+    assert torch.load(two / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["augmentation=online"], ["augmentation=views:2", "features=cached"], ["method.class_specific=true"]],
+    ids=lambda value: value[0],
+)
+def test_two_processes_equal_one(run, small, tmp_path, overrides):
+    overrides = [*small, "method.n_ctx=4", *overrides, f"cache_dir={tmp_path / 'cache'}"]
+    one = run("train", *overrides, "features=online", f"hydra.run.dir={tmp_path / 'one'}")
+    assert one.code == 0, one.err
+    main, other = in_two_processes(run, *overrides, f"hydra.run.dir={tmp_path / 'two'}")
+    assert (main.code, other.code) == (0, 0), main.err + other.err
+    equal(tmp_path / "one", tmp_path / "two")
+    assert "zero-shot" in main.out
+    assert other.out == "", "one process speaks"
+
+
+def test_started_by_lightning(run, small, finished, tmp_path):
+    """As a user does: Lightning starts the second process by the command line of the first."""
+    done = run.interpreter("-m", "coop.train", *small, *TWO, f"hydra.run.dir={tmp_path}")
+    assert done.code == 0, done.err
+    equal(finished, tmp_path)
+    assert done.out.count("zero-shot") == 1
+
+
+def test_batches_that_cannot_be_shared_end_in_one_message(run, small, tmp_path):
+    for done in in_two_processes(run, *small, "batch_size=5", f"hydra.run.dir={tmp_path}"):
+        assert done.code != 0
+        assert "batch_size=5: must be a multiple of the 2 devices" in done.error
+
+
+def test_what_a_command_sets_for_itself_hides_nothing_from_its_children(run, monkeypatch, tmp_path):
+    """The second process inherits the environment: its mistakes too end in a message, not in a traceback."""
+    inherited = {}
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path / 'main'}"])
+    launch(lambda cfg: inherited.update(os.environ), "train")
+    changed = {
+        key: value for key, value in inherited.items() if key.startswith(("HYDRA", "COOP_")) and key != "COOP_CACHE"
+    }
+    done = run("train", "method.n_ctx=0", f"hydra.run.dir={tmp_path / 'other'}", **changed)
+    assert done.code == 1
+    assert done.error.startswith("method.n_ctx=0")

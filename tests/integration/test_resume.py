@@ -1,0 +1,110 @@
+"""A killed run goes on where it was, to the same last digit."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+EPOCHS = "epochs=40"
+
+
+@pytest.fixture(scope="module")
+def unbroken(run, small, work) -> dict[str, Path]:
+    """Whole runs, by augmentation."""
+    folders = {}
+    for augmentation in ("none", "online"):
+        folders[augmentation] = work / f"unbroken_{augmentation}"
+        done = run("train", *small, EPOCHS, f"augmentation={augmentation}", f"hydra.run.dir={folders[augmentation]}")
+        assert done.code == 0, done.err
+    return folders
+
+
+def break_off(run, folder: Path, signum: int, *overrides: str):
+    """Start a run and end it by a signal once it has a checkpoint; it must not have finished."""
+    process = run.start("train", *overrides, EPOCHS, f"hydra.run.dir={folder}")
+    deadline = time.monotonic() + 60
+    while not (folder / "last.ckpt").exists():
+        assert process.is_alive(), process.files[1].read_text()
+        assert time.monotonic() < deadline, "no checkpoint"
+        time.sleep(0.005)
+    os.kill(process.pid, signum)
+    done = run.finish(process)
+    assert not (folder / "results.json").exists(), "it had finished before the signal came"
+    assert not (folder / "prompt.safetensors").exists()
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] < 39
+    return done
+
+
+@pytest.mark.parametrize("augmentation", ["none", "online"])
+def test_a_killed_run_ends_as_the_unbroken_one(run, small, unbroken, tmp_path, augmentation):
+    overrides = [*small, f"augmentation={augmentation}"]
+    assert break_off(run, tmp_path, signal.SIGKILL, *overrides).code == -signal.SIGKILL
+    started_at = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
+    done = run("train", *overrides, EPOCHS, f"hydra.run.dir={tmp_path}")
+    assert done.code == 0, done.err
+    first, second = (load_file(folder / "prompt.safetensors")["ctx"] for folder in (unbroken[augmentation], tmp_path))
+    assert torch.equal(first, second)
+    assert started_at > 0
+    assert f"{started_at}/200" in done.err, "the bar goes on where it was: it did not start anew"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_does_not_look_finished(run, small, tmp_path, signum):
+    """A scheduler's time limit and Ctrl-C: not exit code 0, no half-trained prompt."""
+    done = break_off(run, tmp_path, signum, *small)
+    assert done.code != 0
+    assert "Traceback" not in done.err
+
+
+def test_killed_between_the_last_step_and_the_results(run, small, unbroken, tmp_path):
+    import shutil
+
+    folder = Path(shutil.copytree(unbroken["none"], tmp_path / "run"))
+    (folder / "results.json").unlink()
+    (folder / "prompt.safetensors").unlink()
+    done = run("train", *small, EPOCHS, f"hydra.run.dir={folder}")
+    assert done.code == 0, done.err
+    prompts = [load_file(place / "prompt.safetensors")["ctx"] for place in (unbroken["none"], folder)]
+    assert torch.equal(*prompts)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 half a zip", b"x" * 5000])
+def test_a_damaged_checkpoint_is_said_to_be_damaged(run, small, copied, content):
+    (copied / "results.json").unlink()
+    (copied / "last.ckpt").write_bytes(content)
+    done = run("train", *small, f"hydra.run.dir={copied}")
+    assert done.code == 1
+    assert str(copied / "last.ckpt") in done.error
+
+
+def test_a_checkpoint_is_never_unpickled(run, small, copied, tmp_path):
+    """What a file in a shared folder could do."""
+
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    (copied / "results.json").unlink()
+    checkpoint = torch.load(copied / "last.ckpt", weights_only=True)
+    torch.save({**checkpoint, "trap": Trap()}, copied / "last.ckpt")
+    done = run("train", *small, f"hydra.run.dir={copied}")
+    assert done.code == 1
+    assert not (tmp_path / "sprung").exists()
+    assert str(copied / "last.ckpt") in done.error
+
+
+def test_the_csv_curve_survives_a_resume(run, small, tmp_path):
+    """The rows of the first part are still there after the second."""
+    break_off(run, tmp_path, signal.SIGKILL, *small, "logger=csv")
+    before = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
+    done = run("train", *small, "logger=csv", EPOCHS, f"hydra.run.dir={tmp_path}")
+    assert done.code == 0, done.err
+    assert len(before) > 1
+    epochs = {line.split(",")[before[0].split(",").index("epoch")] for line in before[1:]}
+    after = (tmp_path / "csv" / "metrics.csv").read_text().splitlines()
+    kept = {line.split(",")[after[0].split(",").index("epoch")] for line in after[1:]}
+    assert epochs <= kept

@@ -1,0 +1,162 @@
+"""Every method through the commands, on the bundled photographs: results.json, and coop.evaluate finding it again."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from clip_folder import write_clip_folder
+from commands import Commands
+from safetensors.torch import load_file
+
+import coop
+
+E, K = 64, 25
+# Patches, class token, five positions, two norms, two layers (attention, MLP, two norms), projection.
+LAYER = (4 * 64 * 64 + 4 * 64) + (2 * 64 * 256 + 256 + 64) + 2 * 128
+TOWER = 3 * 16 * 16 * 64 + 64 + 5 * 64 + 2 * 128 + 2 * LAYER + 64 * 64
+# Steps that a random CLIP's accuracy feels.
+LARGE = ["epochs=2", "optimizer.lr=0.5"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Commands:
+    work = tmp_path_factory.mktemp("methods")
+    cache = os.environ.get("COOP_CACHE") or str(work / "cache")
+    return Commands(work, {"COOP_CACHE": cache, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"})
+
+
+@pytest.fixture(scope="module")
+def small(run) -> list[str]:
+    """The bundled photographs, two per class, and a small CLIP with random weights: only the mechanics count."""
+    folder = write_clip_folder(run.folder / "small_clip")
+    return [
+        "backbone=open_clip", f"backbone.model=local-dir:{folder}", "shots=2", "logger=none", "num_workers=0",
+        "features=cached",
+    ]  # fmt: skip
+
+
+def results_of(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+RUNS = {
+    "zero_shot": ([], {"trainable_params": 0, "epochs": 0, "chosen": []}),
+    "no_template": (["method=zero_shot", "method.template='{}'"], {"trainable_params": 0, "epochs": 0}),
+    "zero_shot_ensemble": (["method.templates=7"], {"trainable_params": 0, "epochs": 0}),
+    "own_ensemble": (
+        ["method=zero_shot_ensemble", 'method.templates=["a {}.","the {}, indoors"]'],
+        {"trainable_params": 0, "epochs": 0},
+    ),
+    "linear_probe": ([], {"trainable_params": K * E + K, "epochs": 0, "chosen": ["C"]}),
+    "text_linear": (LARGE, {"trainable_params": E * E, "epochs": 2}),
+    "text_bias": (LARGE, {"trainable_params": E, "epochs": 2, "class_specific": False}),
+    "text_bias_per_class": (
+        ["method=text_bias", "method.class_specific=true", *LARGE],
+        {"trainable_params": K * E, "epochs": 2, "class_specific": True},
+    ),
+    "clip_adapter": (LARGE, {"trainable_params": E * E // 2, "epochs": 2, "chosen": ["ratio"]}),
+    "tip_adapter": ([], {"trainable_params": 0, "epochs": 0, "chosen": ["alpha", "beta"]}),
+    "tip_adapter_views": (
+        ["method=tip_adapter", "augmentation=views:3", "method.alpha_max=50"],
+        {"epochs": 0, "chosen": ["alpha", "beta"]},
+    ),
+    "tip_adapter_f": ([], {"trainable_params": 50 * E, "epochs": 20, "batch_size": 256, "chosen": ["alpha", "beta"]}),
+    "image_encoder": (LARGE, {"trainable_params": TOWER, "epochs": 2}),
+    "image_encoder_views": (["method=image_encoder", "augmentation=views:2", *LARGE], {"epochs": 2}),
+    "image_encoder_online": (["method=image_encoder", "augmentation=online", *LARGE], {"epochs": 2}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_train_then_evaluate(run, small, name, tmp_path):
+    overrides, expected = RUNS[name]
+    method = next((part.partition("=")[2] for part in overrides if part.startswith("method=")), name)
+    done = run("train", *small, f"method={method}", *overrides, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    results = results_of(tmp_path / "run")
+    assert (results["method"], results["n_train"], results["n_val"], results["n_test"]) == (method, 50, 50, 500)
+    chosen = sorted(results.pop("chosen"))
+    assert chosen == expected.get("chosen", [])
+    assert {key: results[key] for key in expected if key != "chosen"} == {
+        key: value for key, value in expected.items() if key != "chosen"
+    }
+    for key in ("test/acc", "test/macro_acc", "zero_shot/acc"):
+        assert 0 < results[key] < 1
+    if name != "text_bias":  # one vector for all classes changes next to nothing
+        assert (results["test/acc"] == results["zero_shot/acc"]) is (name == "zero_shot")
+
+    done = run("evaluate", f"run={tmp_path / 'run'}", "num_workers=0", f"hydra.run.dir={tmp_path / 'again'}")
+    assert done.code == 0, done.err
+    (entry,) = results_of(tmp_path / "again")["targets"].values()
+    for key in ("test/acc", "test/macro_acc", "zero_shot/acc"):
+        assert entry[key] == pytest.approx(results[key], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias"])
+def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tmp_path):
+    options = ["method.class_specific=true", "epochs=1"] if name == "text_bias" else []
+    assert run("train", *small, f"method={name}", *options, f"hydra.run.dir={tmp_path / 'run'}").code == 0
+    done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=base", "num_workers=0",
+               f"hydra.run.dir={tmp_path / 'base'}")  # fmt: skip
+    assert done.code == 1
+    assert "its classes are not those that this run learned on" in done.error
+
+
+@pytest.mark.parametrize("name", ["clip_adapter", "text_linear", "image_encoder"])
+def test_what_is_the_same_for_all_classes_is_moved_to_others(run, small, name, tmp_path):
+    options = [*small, "dataset.classes=base", "epochs=1"]
+    assert run("train", *options, f"method={name}", f"hydra.run.dir={tmp_path / 'run'}").code == 0
+    done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=new", "num_workers=0",
+               f"hydra.run.dir={tmp_path / 'new'}")  # fmt: skip
+    assert done.code == 0, done.err
+    assert results_of(tmp_path / "new")["targets"]["mini"]["num_classes"] == 12
+
+
+def test_the_trained_tower_and_nothing_else_is_saved(run, small, tmp_path):
+    done = run("train", *small, "method=image_encoder", "epochs=2", f"hydra.run.dir={tmp_path}")
+    assert done.code == 0, done.err
+    saved = load_file(tmp_path / "prompt.safetensors")
+    assert all(key.startswith("tower.visual.") for key in saved)
+    assert sum(tensor.numel() for tensor in saved.values()) == TOWER
+
+
+def test_without_validation_images(run, small, tmp_path):
+    """A folder with train and test alone: what is left to choose is chosen otherwise, and said."""
+    data = tmp_path / "data"
+    source = Path(coop.__file__).parent / "assets" / "mini"
+    for part, shots in (("train", slice(0, 4)), ("test", slice(4, 6))):
+        for name in ("ibis", "ketch", "llama"):
+            folder = data / part / name
+            folder.mkdir(parents=True)
+            for path in sorted((source / "images" / name).iterdir())[shots]:
+                (folder / path.name).write_bytes(path.read_bytes())
+    options = [*small, "shots=4", "dataset=folder", f"dataset.path={data}", "epochs=1"]
+    for method, said, chosen in (
+        ("linear_probe", "C is chosen on 3 held-out training images", ["C"]),
+        ("tip_adapter", "alpha and beta stay at 1.17 and 1", []),
+        ("clip_adapter", "no validation images to choose the ratio on; it is 0.2", ["ratio"]),
+    ):
+        done = run("train", *options, f"method={method}", f"hydra.run.dir={tmp_path / method}")
+        assert done.code == 0, done.err
+        assert said in done.err
+        assert sorted(results_of(tmp_path / method)["chosen"]) == chosen
+
+    done = run("train", *options, "shots=1", "method=linear_probe", f"hydra.run.dir={tmp_path / 'one'}")
+    assert done.code == 1
+    assert "give a value, for instance method.C=0.3" in done.error
+
+
+@pytest.mark.slow
+def test_baselines_beat_zero_shot_on_photographs(run, tmp_path):
+    """The bundled CLIP, 4 shots of 25 classes: what sees labelled images does far better than what does not."""
+    accuracy = {}
+    caltech = ["method.alpha=3", "method.alpha_max=5", "method.beta_max=12"]
+    options = {"linear_probe": [], "clip_adapter": [], "text_linear": [], "tip_adapter": caltech, "tip_adapter_f": caltech}
+    for method in options:
+        done = run("train", f"method={method}", "shots=4", "features=cached", "logger=none", *options[method],
+                   f"hydra.run.dir={tmp_path / method}")  # fmt: skip
+        assert done.code == 0, done.err
+        results = results_of(tmp_path / method)
+        accuracy[method] = results["test/acc"] - results["zero_shot/acc"]
+    assert all(gain > 0.03 for gain in accuracy.values()), accuracy

@@ -1,0 +1,178 @@
+"""Averaging over seeds, and what is never averaged together."""
+
+import pytest
+from synthetic_runs import write_evaluation, write_run
+
+from coop.reporting.cells import make_cells
+from coop.reporting.runs import read_runs
+from coop.reporting.study import make_study
+
+
+def cells_of(folder):
+    return make_cells(read_runs([folder]).trained)
+
+
+def test_mean_and_sample_deviation(tmp_path):
+    for seed, acc in ((1, 0.70), (2, 0.72), (3, 0.77)):
+        write_run(tmp_path / str(seed), acc=acc, seed=seed, **{"zero_shot/acc": 0.5 + 0.01 * seed})
+    (cell,), warnings = cells_of(tmp_path)
+    assert not warnings
+    assert cell.by_seed == {1: 0.70, 2: 0.72, 3: 0.77}
+    assert cell.n == 3
+    assert cell.mean == pytest.approx(0.73)
+    # Deviations -0.03, -0.01, 0.04: squares 0.0009, 0.0001, 0.0016; divided by n - 1 = 2.
+    assert cell.sd == pytest.approx(0.0013**0.5)
+    assert cell.zero_shot == pytest.approx(0.52)
+    # Gains 0.19, 0.20, 0.24 about 0.21: squares 0.0004, 0.0001, 0.0009.
+    assert cell.gain == pytest.approx(0.21)
+    assert cell.gain_sd == pytest.approx(0.0007**0.5)
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    write_run(tmp_path / "run", acc=0.7)
+    ((cell,), _) = cells_of(tmp_path)
+    assert (cell.n, cell.mean, cell.sd) == (1, 0.7, None)
+
+
+@pytest.mark.parametrize(
+    ("changed", "key"),
+    [
+        ({"classes": "base"}, "classes"),
+        ({"split": "generated"}, "split"),
+        ({"num_classes": 50}, "num_classes"),
+        ({"n_test": 100}, "n_test"),
+        ({"augmentation": "none"}, "augmentation"),
+        ({"batch_size": 64}, "batch_size"),
+        ({"precision": "bf16-mixed"}, "precision"),
+        ({"tf32": True}, "tf32"),
+        ({"epochs": 50}, "epochs"),
+        ({"config": {"optimizer": {"lr": 0.01}}}, "optimizer.lr"),
+        ({"config": {"optimizer": {"name": "adamw"}}}, "optimizer.name"),
+        ({"config": {"backbone": {"precision": "fp16"}}}, "backbone.precision"),
+        ({"config": {"dataset": {"path": "/other"}}}, None),
+        ({"config": {"dataset": {"template": "{}"}}}, "dataset.template"),
+        ({"config": {"method": {"ctx_init": "a photo of a"}}}, None),
+        ({"config": False}, "config.yaml"),
+        ({"n_ctx": 4}, None),
+        ({"class_specific": True}, None),
+        ({"class_token_position": "middle"}, None),
+        ({"pretrained": "laion400m"}, None),
+        ({"shots": 8}, None),
+        ({"dataset": "dtd"}, None),
+    ],
+)
+def test_what_differs_is_never_averaged(tmp_path, changed, key):
+    """`key`: what the warning names; None where a study varies it on purpose, or where only one of the two has it."""
+    write_run(tmp_path / "a", acc=0.7, seed=1)
+    write_run(tmp_path / "b", acc=0.8, seed=2, **changed)
+    cells, _ = cells_of(tmp_path)
+    assert sorted(cell.mean for cell in cells) == [0.7, 0.8]
+    warnings = make_study(read_runs([tmp_path]), []).warnings
+    naming = [text for text in warnings if f"{key} is" in text or f"{key} are" in text]
+    assert bool(naming) == bool(key), warnings
+    assert all("never averaged together" in text for text in naming)
+
+
+def test_warnings_count_the_runs(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(tmp_path / f"a{seed}", seed=seed)
+    write_run(tmp_path / "b", seed=1, augmentation="none")
+    (warning,) = make_study(read_runs([tmp_path]), []).warnings
+    assert warning == (
+        "coop on RN50-quickgelu (openai), M=16, unified, end: augmentation is online (3 runs), none (1 run); "
+        "never averaged together, in separate rows"
+    )
+
+
+def test_rows_that_differ_are_told_apart(tmp_path):
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", seed=1, augmentation="none")
+    study = make_study(read_runs([tmp_path]), [])
+    assert [curve.label for curve in study.curves] == [
+        "zero_shot",
+        "coop augmentation=online",
+        "coop augmentation=none",
+    ]
+
+
+def test_an_old_run_that_did_not_record_a_key(tmp_path):
+    write_run(tmp_path / "a", seed=1)
+    write_run(tmp_path / "b", seed=2, tf32=None)
+    cells, _ = cells_of(tmp_path)
+    assert len(cells) == 2
+    labels = [curve.label for curve in make_study(read_runs([tmp_path]), []).curves if curve.method == "coop"]
+    assert labels == ["coop tf32=False", "coop tf32 not recorded"]
+
+
+def test_the_same_seed_twice(tmp_path):
+    write_run(tmp_path / "a", acc=0.7)
+    write_run(tmp_path / "b", acc=0.7)
+    (cell,), warnings = cells_of(tmp_path)
+    assert (cell.n, warnings) == (1, [])
+    write_run(tmp_path / "c", acc=0.75)
+    (cell,), (warning,) = cells_of(tmp_path)
+    assert cell.by_seed == {1: 0.7}
+    assert f"{tmp_path / 'a'} (70.00) counts, left out: {tmp_path / 'c'} (75.00)" in warning
+
+
+def test_zero_shot_is_one_figure_however_many_runs_there_are(tmp_path):
+    for seed in (1, 2, 3):
+        for shots in (1, 16):
+            write_run(tmp_path / f"{shots}_{seed}", seed=seed, shots=shots)
+    write_run(tmp_path / "zero_shot", method="zero_shot", acc=0.6, epochs=0)
+    study = make_study(read_runs([tmp_path]), [])
+    (cell,) = [cell for cell in study.cells if cell.method == "zero_shot"]
+    assert (cell.n, cell.mean, cell.sd, cell.shots) == (1, 0.6, None, 0)
+    assert not study.warnings
+
+
+def test_zero_shot_that_differs_between_runs_is_said(tmp_path):
+    write_run(tmp_path / "a", shots=1)
+    write_run(tmp_path / "b", shots=16, **{"zero_shot/acc": 0.61})
+    (warning,) = make_study(read_runs([tmp_path]), []).warnings
+    assert "zero-shot accuracy is not the same in all 2 runs of seed 1 (60.00 to 61.00)" in warning
+
+
+def test_splits_drawn_by_seed_are_averaged(tmp_path):
+    for seed in (1, 2, 3):
+        config = {"dataset": {"path": "/mine", "seed": seed}}
+        zero_shot = {"zero_shot/acc": 0.5 + 0.01 * seed}
+        write_run(tmp_path / str(seed), seed=seed, dataset="folder", split="generated", config=config, **zero_shot)
+    study = make_study(read_runs([tmp_path]), [])
+    assert [(cell.method, cell.n) for cell in study.cells] == [("coop", 3), ("zero_shot", 3)]
+    assert study.cells[1].sd == pytest.approx(0.01)
+
+
+def test_splits_of_one_seed_are_averaged_too(tmp_path):
+    for seed in (1, 2, 3):
+        for shots in (1, 16) if seed == 1 else (16,):
+            config = {"dataset": {"seed": 1}}
+            write_run(tmp_path / f"{seed}_{shots}", seed=seed, shots=shots, dataset="sun397", config=config)
+    study = make_study(read_runs([tmp_path]), [])
+    assert {(cell.method, cell.shots): cell.n for cell in study.cells} == {
+        ("coop", 16): 3,
+        ("coop", 1): 1,
+        ("zero_shot", 0): 1,
+    }
+    assert len(study.curves) == 2
+
+
+def test_base_to_new_is_not_a_mixture(tmp_path):
+    write_run(tmp_path / "run", classes="base", num_classes=50, n_test=1500)
+    new = {"classes": "new", "num_classes": 50, "n_test": 965}
+    write_evaluation(tmp_path / "evaluated", tmp_path / "run", {"caltech101": 0.5}, caltech101=new)
+    study = make_study(read_runs([tmp_path]), [])
+    assert not study.warnings
+    (learned,) = [curve for curve in study.transfers if curve.method == "coop"]
+    assert {place: cell.mean for place, cell in learned.cells.items()} == {
+        ("caltech101 (base)", 16): 0.8,
+        ("caltech101 (new)", 16): 0.5,
+    }
+
+
+def test_several_versions_are_said(tmp_path):
+    write_run(tmp_path / "a", version="0.1.0")
+    write_run(tmp_path / "b", version="0.2.0", seed=2)
+    assert make_study(read_runs([tmp_path]), []).warnings == [
+        "the runs were written by several versions of coop: 0.1.0, 0.2.0"
+    ]

@@ -1,0 +1,215 @@
+"""python -m coop.report, as a user calls it."""
+
+import base64
+import csv
+import itertools
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic_runs import write_evaluation, write_run
+
+from coop.report import run
+from coop.reporting.published import expected_file, read_figures
+from coop.reporting.runs import read_runs
+from coop.reporting.study import make_study
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two data sets, two numbers of shots, two seeds; an evaluation; a file that is no result."""
+    folder = tmp_path / "runs"
+    for data, shots, seed in itertools.product(["caltech101", "dtd"], [1, 16], [1, 2]):
+        name = f"dataset={data},shots={shots},seed={seed}"
+        write_run(folder / name, dataset=data, shots=shots, seed=seed, acc=0.7 + 0.01 * seed)
+    write_evaluation(folder / "to", folder / "dataset=caltech101,shots=16,seed=1", {"mini_blur": 0.5})
+    write_run(folder / "<i>odd</i> & name", dataset="<b>mine</b>", acc=0.5)
+    (folder / "torn").mkdir()
+    (folder / "torn/results.json").write_text('{"task": "tr')
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_all_files(runs, capsys):
+    assert run([str(runs)]) == 0
+    shown = capsys.readouterr()
+    out = runs / "report"
+    assert f"report   {out / 'report.html'}" in shown.out
+    assert "10 runs in" in shown.out and "1 files left out" in shown.out
+    assert f"left out: {runs / 'torn/results.json'}: not readable as JSON" in shown.err
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert {"report.html", "report.md", "runs.csv", "cells.csv", "published.csv"} < names
+    assert {"tables/few_shot_1.tex", "tables/transfer_1.tex", "tables/published.tex", "tables/missing.tex"} < names
+    figures = {name for name in names if name.startswith("figures/")}
+    assert {"figures/few_shot_1_02_caltech101.png", "figures/few_shot_1_02_caltech101.svg"} < figures
+    assert {Path(name).suffix for name in figures} == {".png", ".svg"}
+
+
+def test_figures_in_the_csv_files(runs):
+    run([str(runs), "out=out"])
+    (cell,) = [row for row in rows(Path("out/cells.csv")) if (row["dataset"], row["shots"]) == ("dtd", "16")]
+    assert (cell["n_seeds"], cell["seeds"], cell["mean_percent"], cell["sd_percent"]) == (
+        "2",
+        "1 2",
+        "71.5000",
+        "0.7071",
+    )
+    assert cell["gain_points"] == "11.5000"
+    per_seed = [row for row in rows(Path("out/runs.csv")) if (row["dataset"], row["shots"]) == ("dtd", "16")]
+    assert [(row["seed"], row["accuracy_percent"]) for row in per_seed] == [("1", "71.0000"), ("2", "72.0000")]
+    assert per_seed[0]["results"] == str(runs / "dataset=dtd,shots=16,seed=1/results.json")
+    (row,) = [row for row in rows(Path("out/published.csv")) if row["published_percent"] == "63.58"]
+    assert (row["confidence"], row["ours_percent"], row["difference_points"]) == ("verified", "71.5000", "7.9200")
+
+
+def test_markdown(runs):
+    run([str(runs), "out=out"])
+    text = Path("out/report.md").read_text()
+    assert "| dtd | coop |  | 71.50 ± 0.71 (2) | 71.50 ± 0.71 (2) |" in text
+    assert "torn/results.json: not readable as JSON" in text
+    assert "| \\<b>mine\\</b> | coop |" in text
+    for link in re.findall(r"\]\((figures/[^)]*)\)", text):
+        assert (Path("out") / link).is_file()
+    assert text.count("](figures/") == len(list(Path("out/figures").glob("*.png")))
+
+
+class Page(HTMLParser):
+    """Collects tags and addresses, and checks that tags are closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.sources, self.text = [], [], [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href", "action", "data", "srcset")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_page_needs_nothing_else(runs):
+    run([str(runs), "out=out"])
+    page = Page()
+    content = Path("out/report.html").read_text()
+    page.feed(content)
+    assert not page.open
+    assert not {"script", "link", "iframe", "object", "i", "b"} & set(page.tags)
+    assert "url(" not in content and "@import" not in content
+    pictures = [source.removeprefix("data:image/svg+xml;base64,") for source in page.sources]
+    drawn = sorted(Path("out/figures").glob("*.svg"))
+    assert len(pictures) == len(drawn) >= 4
+    assert {base64.b64decode(one) for one in pictures} == {path.read_bytes() for path in drawn}
+    assert "<b>mine</b>" in page.text and "Missing" in page.text and "mini_blur" in page.text
+    assert "recalled" in page.text and "verified" in page.text
+
+
+def test_the_report_is_reproducible(runs):
+    run([str(runs), "out=one"])
+    run([str(runs), "out=two"])
+    names = sorted(path.relative_to("one") for path in Path("one").rglob("*") if path.is_file())
+    for name in names:
+        assert (Path("one") / name).read_bytes() == (Path("two") / name).read_bytes(), name
+
+
+def test_what_is_out_of_date_goes_and_what_is_not_ours_stays(runs):
+    run([str(runs), "out=out"])
+    stale = Path("out/figures/few_shot_1_03_dtd.png")
+    assert stale.is_file()
+    mine = Path("out/figures/mine.png")
+    mine.write_text("my own")
+    outside = Path("outside.txt")
+    outside.write_text("precious")
+    with open("out/.report_files", "a") as file:
+        file.write("\n../outside.txt\n")
+    for path in runs.glob("dataset=dtd*/results.json"):
+        path.unlink()
+    assert run([str(runs), "out=out"]) == 0
+    assert not stale.exists()
+    assert mine.read_text() == "my own" and outside.read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_written_to(runs, capsys):
+    Path("blocked").write_text("a file")
+    assert run([str(runs), "out=blocked"]) == 1
+    assert re.fullmatch(
+        r"error: blocked/report\.html: cannot be written \(.*\n", capsys.readouterr().err.splitlines(True)[-1]
+    )
+    assert Path("blocked").read_text() == "a file"
+
+
+def test_several_folders_with_equal_signs(runs, capsys):
+    names = sorted(str(path) for path in runs.glob("dataset=*"))
+    assert run([*names, "out=out"]) == 0
+    assert "8 runs in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gone"], "error: gone: no such folder; give folders of runs"),
+        (
+            ["ouy=x", "RUNS"],
+            "error: ouy=x: no such option, and no such folder; did you mean out? Options are out, expected",
+        ),
+        (["--out", "RUNS"], "error: --out: options are written as key=value, such as out=DIR"),
+        (["out=x"], "error: give the folders of the runs"),
+        (["RUNS", "expected=gone.csv"], "error: gone.csv: the published figures cannot be read"),
+        (["empty"], "error: empty: no finished run beneath"),
+    ],
+)
+def test_mistakes(runs, capsys, words, message):
+    Path("empty").mkdir()
+    assert run([str(runs) if word == "RUNS" else word for word in words]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(message) and "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_help(words, capsys):
+    assert run(words) == 0
+    assert "python -m coop.report RUNS... [out=DIR]" in capsys.readouterr().out
+
+
+def test_nothing_heavy_is_imported(runs):
+    code = (
+        "import sys, coop.report; assert coop.report.run(sys.argv[1:]) == 0; "
+        "heavy = {'torch', 'open_clip', 'pytorch_lightning', 'hydra', 'scipy', 'matplotlib.pyplot'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(runs), "out=out"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_thousand_runs_are_read_and_averaged_in_a_second_or_two(tmp_path):
+    data = ["caltech101", "dtd", "eurosat", "food101", "imagenet", "mini", "oxford_pets", "sun397", "ucf101", "x"]
+    choices = itertools.product(data, (1, 2, 4, 8, 16), range(1, 6), (False, True), ("end", "middle"))
+    for number, (name, shots, seed, specific, position) in enumerate(choices):
+        variant = {"class_specific": specific, "class_token_position": position}
+        write_run(tmp_path / "runs" / str(number), dataset=name, shots=shots, seed=seed, **variant)
+    figures = read_figures(expected_file())
+    started = time.process_time()
+    study = make_study(read_runs([tmp_path / "runs"]), figures)
+    assert len(study.found.trained) == 1000
+    assert {cell.n for cell in study.cells if cell.method == "coop"} == {5}
+    assert time.process_time() - started < 3
