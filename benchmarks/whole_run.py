@@ -27,7 +27,8 @@ from coop.lit import LitClassifier
 
 CLASSES, EPOCHS, STEPS, BATCH, TEST_IMAGES, TEST_BATCH = 100, 50, 50, 32, 2465, 100
 OPTIMIZER = {
-    "name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4, "eps": 1e-8, "warmup_epochs": 1, "warmup_lr": 1e-5,
+    "name": "sgd",
+    "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4, "eps": 1e-8, "warmup_epochs": 1, "warmup_lr": 1e-5,
 }  # fmt: skip
 
 

@@ -134,6 +134,8 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
             sys.exit(1)
 
     def job(cfg: DictConfig) -> Any:
+        if not wants_traceback:  # the processes of a distributed run inherit the environment
+            os.environ.pop("HYDRA_FULL_ERROR", None)
         return run_cell(task, cfg, explain) if in_sweep() else explained(task, cfg)
 
     explained(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job))
@@ -152,7 +154,11 @@ def explain(error: BaseException) -> str | None:
     for link in reversed(chain):
         if isinstance(link, OmegaConfBaseException):
             return _unknown_key_or_type(link)
+    if "Unexpected type for root: NoneType" in str(error):  # how OmegaConf says that there is no such group
+        return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
     for link in chain:
+        if isinstance(link, OSError) and link.filename:
+            return f"{link.filename}: {link.strerror}"
         if isinstance(link, HydraException) or "Config group override must be" in str(link):
             return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
     return None
@@ -186,8 +192,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         CoopError: names the key and what is allowed.
     """
-    # Hydra lets +key=value add any key; the schema does not.
-    OmegaConf.merge(OmegaConf.structured(TrainConfig), OmegaConf.to_container(cfg, resolve=False))
+    check_keys(cfg, TrainConfig)
     if cfg.shots < -1 or cfg.shots == 0:
         raise CoopError(
             f"shots={cfg.shots}: give 1 or more training images per class, or -1 for all (zero shots: method=zero_shot)"
@@ -195,8 +200,7 @@ def check(cfg: DictConfig) -> None:
     for key in ("batch_size", "epochs"):
         if cfg[key] is not None and cfg[key] < 1:
             raise CoopError(f"{key}={cfg[key]}: must be at least 1")
-    if cfg.num_workers < 0:
-        raise CoopError(f"num_workers={cfg.num_workers}: must not be negative")
+    check_workers(cfg.num_workers)
     if not 0 <= cfg.seed < 2**32:
         raise CoopError(f"seed={cfg.seed}: must be from 0 to {2**32 - 1}")
     if cfg.trainer.precision not in AUTOCAST:
@@ -219,6 +223,12 @@ LOGGERS = ("wandb", "csv", "none")
 OPTIMIZERS = ("sgd", "adamw")
 
 
+def check_workers(num_workers: int) -> None:
+    """Raises CoopError for a negative number of processes."""
+    if num_workers < 0:
+        raise CoopError(f"num_workers={num_workers}: must not be negative")
+
+
 def check_optimizer(node: DictConfig) -> None:
     """Raises CoopError for an unknown optimiser, or numbers that no optimiser takes."""
     if node.name not in OPTIMIZERS:
@@ -229,6 +239,11 @@ def check_optimizer(node: DictConfig) -> None:
     for key in ("momentum", "weight_decay", "warmup_epochs"):
         if not 0 <= node[key] < math.inf:
             raise CoopError(f"optimizer.{key}={node[key]}: must not be negative")
+
+
+def check_keys(cfg: DictConfig, schema: type) -> None:
+    """Hold a config against its schema: Hydra lets +key=value add any key. Raises OmegaConfBaseException."""
+    OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(cfg, resolve=False))
 
 
 def check_features(features: str) -> None:

@@ -1,5 +1,6 @@
 """python -m coop.evaluate run=RUN_DIR: a trained prompt on any data sets, zero-shot beside it."""
 
+import difflib
 import logging
 import time
 from collections.abc import Sequence
@@ -7,12 +8,24 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 import coop
 from coop.clip.backbone import FrozenCLIP
-from coop.config import AUTOCAST, build_method, check_dataset, check_features, launch, read_dataset
+from coop.config import (
+    AUTOCAST,
+    EvaluateConfig,
+    build_method,
+    check_dataset,
+    check_features,
+    check_keys,
+    check_workers,
+    launch,
+    read_dataset,
+)
 from coop.data.features import FeatureExtractor
 from coop.data.fewshot import Splits, sample
 from coop.errors import CoopError
@@ -36,16 +49,18 @@ log = logging.getLogger("coop")
 
 
 def main(cfg: DictConfig) -> None:
-    out_dir = Path(HydraConfig.get().runtime.output_dir)
-    run_dir = Path(cfg.run).expanduser()
-    prompt = load_prompt(run_dir / PROMPT)
-    run_cfg = load_config(run_dir)
+    """Check, evaluate, write."""
+    check_keys(cfg, EvaluateConfig)
     check_features(cfg.features)
+    check_workers(cfg.num_workers)
+    out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), Path(cfg.run).expanduser()
+    if out_dir.resolve() == run_dir.resolve():
+        raise CoopError(f"hydra.run.dir={out_dir}: is the run's own folder, whose results would be overwritten")
+    prompt, run_cfg, trained_results = load_prompt(run_dir / PROMPT), load_config(run_dir), read_results(run_dir)
     cfg.seed = run_cfg.seed if cfg.seed is None else cfg.seed
-    datasets = chosen_datasets(cfg, run_cfg)
-    targets = evaluate(cfg, run_dir, run_cfg, prompt, datasets)
+    targets = evaluate(cfg, run_dir, run_cfg, prompt, chosen_datasets(cfg, run_cfg))
     results = {
-        **read_results(run_dir),
+        **trained_results,
         "task": "evaluate",
         "run": str(run_dir),
         "version": coop.__version__,
@@ -59,9 +74,15 @@ def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig) -> list[DictConfig]:
     """The configs of the data sets to evaluate on: `targets`, else `dataset`, else the run's own.
 
     Raises:
-        CoopError: a config that its reader does not accept.
+        CoopError: an unknown name, both `targets` and `dataset`, or a config that its reader does not accept.
     """
+    if cfg.targets and cfg.dataset:
+        raise CoopError(f"targets={list(cfg.targets)} beside dataset={cfg.dataset.get('name')}: give one of the two")
     if cfg.targets:
+        known = GlobalHydra.instance().config_loader().get_group_options("dataset")
+        for name in set(cfg.targets) - set(known):
+            near = difflib.get_close_matches(name, known)
+            raise CoopError(f"targets: there is no data set {name}; near matches: {', '.join(near) or 'none'}")
         nodes = [compose(f"dataset/{name}", overrides=[f"+seed={cfg.seed}"]).dataset for name in cfg.targets]
     else:
         nodes = [cfg.dataset or run_cfg.dataset]
@@ -135,10 +156,12 @@ def score_target(method: Method, extractor: FeatureExtractor, node: DictConfig, 
 
 
 def device_of(accelerator: str):
-    """The torch device of Lightning's name for it."""
-    return pl.Trainer(
-        accelerator=accelerator, devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    ).strategy.root_device
+    """The torch device of Lightning's name for it. Raises CoopError for a name that it does not know."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    try:
+        return pl.Trainer(accelerator=accelerator, devices=1, **quiet).strategy.root_device
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise CoopError(f"accelerator={accelerator}: {error}") from error
 
 
 def show(results: dict, out_dir: Path) -> None:

@@ -65,6 +65,8 @@ def show(study, written: list[Path]) -> None:
         print(f"warning: {text}", file=sys.stderr)
     for path, reason in found.left_out:
         print(f"left out: {path}: {reason}", file=sys.stderr)
+    for path, reason in found.unfinished:
+        print(f"not finished: {path}: {reason}", file=sys.stderr)
     runs = len({score.path for score in [*found.trained, *found.transferred]})
     print(f"{runs} runs in {len(study.cells)} cells; {len(found.left_out)} files left out, ", end="")
     print(f"{len(found.unfinished)} runs not finished, {len(study.missing)} cells incomplete")

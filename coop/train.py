@@ -5,8 +5,10 @@ import time
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 import coop
@@ -82,10 +84,9 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     data = FewShotData(splits, extractor, *options, with_images=method.trains_image_encoder)
     if cfg.trainer.compile:
         method.compile()
-    checkpoint = run_dir / CHECKPOINT
-    resume = checkpoint if checkpoint.exists() else None
+    clip.tokenize([cfg.dataset.template.format(name) for name in splits.classnames])  # too long a prompt shows up here
     started = time.perf_counter()
-    trainer.fit(LitClassifier(clip, method, cfg.optimizer, epochs), data, ckpt_path=resume, weights_only=True)
+    fit(trainer, LitClassifier(clip, method, cfg.optimizer, epochs), data, run_dir)
     method.select(data.labelled)
     timing = {"fit_seconds": time.perf_counter() - started}
 
@@ -104,6 +105,27 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
         log_results(logger, results, run_dir / PROMPT)
         write_json(run_dir / RESULTS, results)  # last: its presence says that the run is finished
     return results
+
+
+def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: Path) -> None:
+    """Train; from the checkpoint in the run's folder, if there is one.
+
+    Raises:
+        CoopError: a checkpoint that cannot be read, a request to stop, or a training that diverged.
+    """
+    checkpoint = run_dir / CHECKPOINT
+    resume = checkpoint if checkpoint.exists() else None
+    if resume:
+        try:
+            torch.load(resume, weights_only=True)
+        except Exception as error:  # a damaged file makes torch raise nearly anything
+            raise CoopError(f"{resume}: not a readable checkpoint; delete it to start this run anew") from error
+    try:
+        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+    except SIGTERMException:
+        raise CoopError(f"stopped by SIGTERM; the same command with hydra.run.dir={run_dir} takes the run up") from None
+    if not all(parameter.isfinite().all() for parameter in model.method.parameters()):
+        raise CoopError("the training diverged to values that are not finite; lower optimizer.lr")
 
 
 def sampled_splits(cfg: DictConfig) -> Splits:

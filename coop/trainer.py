@@ -57,7 +57,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, logger: Logger | 
             log_every_n_steps=1 if logger is None else 10,
             use_distributed_sampler=False,  # the data module shares batches out itself
         )
-    except (ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+    except (TypeError, ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise CoopError(f"trainer: {error}") from error
 
 
@@ -66,14 +66,14 @@ def build_logger(cfg: DictConfig, run_dir: Path) -> Logger | None:
     if cfg.logger.kind == "none":
         return None
     if cfg.logger.kind == "csv":
-        return CSVLogger(run_dir, name="csv", version="")
+        return CSVLogger(run_dir, name="csv")
     if cfg.logger.kind != "wandb":
         raise CoopError(f"logger.kind={cfg.logger.kind}: allowed are wandb, csv, none")
     try:
         return _wandb_logger(cfg, run_dir)
     except Exception as error:  # a dashboard is no reason to lose a run
         log.warning("W&B could not be started (%s); going on with logger=csv", error)
-        return CSVLogger(run_dir, name="csv", version="")
+        return CSVLogger(run_dir, name="csv")
 
 
 def _wandb_logger(cfg: DictConfig, run_dir: Path) -> Logger:

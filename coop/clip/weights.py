@@ -159,7 +159,7 @@ def _tokenizer(model: str, pretrained: str | None, cache_dir: str | None, source
     try:
         return open_clip.get_tokenizer(model, cache_dir=cache_dir)
     except ImportError as error:
-        raise CoopError(f"{source}: its tokenizer needs more packages: pip install 'coop-clip[hf]' ({error})") from error
+        raise CoopError(f"{source}: its tokenizer needs: pip install 'coop-clip[hf]' ({error})") from error
     except Exception as error:
         raise CoopError(_how_to_get(source, model, pretrained, cache_dir, error)) from error
 

@@ -14,8 +14,8 @@ from coop.methods.zero_shot import HandWritten
 class ImageEncoder(Method):
     """All weights of the image tower are trained; class weights stay those of a hand-written prompt.
 
-    One of the fine-tuning alternatives that CoOp is compared with. The protocol is CoOp's, its learning
-    rate included, which is high for the whole tower of a large CLIP: the paper finds it far below zero-shot.
+    One of the fine-tuning alternatives that the CoOp paper compares with. The protocol is CoOp's, its learning rate
+    included, which is high for the whole tower of a large CLIP: the paper finds it far below zero-shot on ImageNet.
 
     Args:
         clip: the frozen CLIP, which the trained copy starts from.

@@ -14,7 +14,7 @@ from coop.methods.zero_shot import HandWritten
 class TextBias(Method):
     """text_features (K, E) of a hand-written prompt, plus a trained vector that starts at zero, normalised again.
 
-    One of the fine-tuning alternatives that CoOp is compared with.
+    One of the fine-tuning alternatives that the CoOp paper compares with.
 
     Args:
         clip: the frozen CLIP.

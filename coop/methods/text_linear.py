@@ -15,7 +15,7 @@ from coop.methods.zero_shot import HandWritten
 class TextLinear(Method):
     """text_features (K, E) of a hand-written prompt, times a trained matrix (E, E) that starts as the identity.
 
-    The "transformation layer" among the fine-tuning alternatives that CoOp is compared with.
+    The "transformation layer" among the fine-tuning alternatives that the CoOp paper compares with.
 
     Args:
         clip: the frozen CLIP.

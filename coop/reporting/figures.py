@@ -258,7 +258,10 @@ def render(picture: Picture) -> Files:
     files = {}
     with matplotlib.rc_context(STYLE):
         figure = picture.draw(*picture.arguments)
-        for kind, options in (("png", {"dpi": DPI}), ("svg", {"metadata": {"Date": None}})):
+        for kind, options in (
+            ("png", {"dpi": DPI, "pil_kwargs": {"compress_level": 1}}),
+            ("svg", {"metadata": {"Date": None}}),
+        ):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=kind, **options)
             files[kind] = buffer.getvalue()

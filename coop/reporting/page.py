@@ -11,7 +11,7 @@ from coop.reporting.beside import published_tables
 from coop.reporting.figures import Files, Picture, render_all
 from coop.reporting.pictures import pictures
 from coop.reporting.study import Study
-from coop.reporting.tables import Table, to_html, to_latex, to_markdown
+from coop.reporting.tables import Table, escape_markdown, to_html, to_latex, to_markdown
 
 # The files of the last report, so that the next one removes what it does not write again.
 WRITTEN = ".report_files"
@@ -110,18 +110,18 @@ def _shared(study: Study) -> str:
 
 
 def _lists(study: Study) -> Iterable[tuple[str, list[str]]]:
-    left_out = [f"{path}: {reason}" for path, reason in study.found.left_out]
-    yield "Left out: not the result of a run", left_out
-    yield "Started and not finished", [str(path) for path in study.found.unfinished]
+    found = study.found
+    for title, pairs in (("Left out: not the result of a run", found.left_out), ("Not finished", found.unfinished)):
+        yield title, [f"{path}: {reason}" for path, reason in pairs]
 
 
 def _markdown(study: Study, sections: Sequence[Section]) -> str:
-    parts = ["# Report", *(text for text in (_summary(study), _shared(study)) if text)]
+    parts = ["# Report", *(escape_markdown(text) for text in (_summary(study), _shared(study)) if text)]
     if study.warnings:
-        parts += ["## Warnings", "\n".join(f"- {text}" for text in study.warnings)]
+        parts += ["## Warnings", "\n".join(f"- {escape_markdown(text)}" for text in study.warnings)]
     for title, tables, drawn, words in sections:
         parts += [f"## {title}", *([words] if words else []), *(to_markdown(table).rstrip() for table in tables)]
-        parts += [f"![{picture.caption}](figures/{picture.name}.png)" for picture, _ in drawn]
+        parts += [f"![{escape_markdown(picture.caption)}](figures/{picture.name}.png)" for picture, _ in drawn]
     for title, lines in _lists(study):
         if lines:
             parts += [f"## {title}", "\n".join(f"- `{line}`" for line in lines)]

@@ -12,7 +12,7 @@ import yaml
 
 from coop.errors import CoopError
 
-RESULTS, CONFIG = "results.json", "config.yaml"
+RESULTS, CONFIG, ERROR = "results.json", "config.yaml", "error.txt"
 # Keys of results.json that say what was run. What is not listed describes the outcome, or cannot change it.
 REQUIRED = {"method": str, "backbone": str, "dataset": str, "shots": int}
 RECORDED = REQUIRED | {
@@ -81,7 +81,7 @@ class Found:
         transferred: one score per run of coop.evaluate and data set.
         transferred_zero_shot: zero-shot CLIP on those.
         left_out: (path, reason) of what is not the result of a run.
-        unfinished: folders of runs that were started and have no result.
+        unfinished: (folder, what is known) of runs that were started and have no result.
         versions: versions of coop that wrote the runs.
     """
 
@@ -90,7 +90,7 @@ class Found:
     transferred: list[Score] = field(default_factory=list)
     transferred_zero_shot: list[Score] = field(default_factory=list)
     left_out: list[tuple[Path, str]] = field(default_factory=list)
-    unfinished: list[Path] = field(default_factory=list)
+    unfinished: list[tuple[Path, str]] = field(default_factory=list)
     versions: set[str] = field(default_factory=set)
 
 
@@ -137,8 +137,16 @@ def _search(folder: Path, found: Found) -> Iterator[Path]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith(".") and name != "wandb")
         if RESULTS in files:
             yield Path(parent, RESULTS)
-        elif CONFIG in files:
-            found.unfinished.append(Path(parent))
+        elif {CONFIG, ERROR} & set(files):
+            found.unfinished.append((Path(parent), _failure(Path(parent, ERROR))))
+
+
+def _failure(path: Path) -> str:
+    """What a sweep wrote down of a run that failed: its last line."""
+    try:
+        return f"failed: {path.read_text(errors='replace').strip().splitlines()[-1]}"
+    except (OSError, IndexError):
+        return "no result yet"
 
 
 def _add(found: Found, path: Path) -> None:

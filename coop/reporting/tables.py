@@ -65,12 +65,13 @@ def to_markdown(table: Table) -> str:
     """A pipe table under its title."""
     marks = ["---" if index < table.left else "---:" for index in range(len(table.header))]
     rows = [table.header, marks, *(row for row in table.rows if row is not None)]
-    lines = ["| " + " | ".join(_markdown_cell(text) for text in row) + " |" for row in rows]
-    note = f"\n\n{_markdown_cell(table.note)}" if table.note else ""
-    return f"**{_markdown_cell(table.title)}**\n\n" + "\n".join(lines) + note + "\n"
+    lines = ["| " + " | ".join(escape_markdown(text) for text in row) + " |" for row in rows]
+    note = f"\n\n{escape_markdown(table.note)}" if table.note else ""
+    return f"**{escape_markdown(table.title)}**\n\n" + "\n".join(lines) + note + "\n"
 
 
-def _markdown_cell(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """Text that stands for itself in Markdown, on one line."""
     return re.sub(r"([|<*_`\\])", r"\\\1", text).replace("\n", " ")
 
 
@@ -83,7 +84,7 @@ def to_latex(table: Table) -> str:
         [
             "% needs \\usepackage{booktabs}",
             "\\begin{table}",
-            "\\centering",
+            "\\centering\\small",
             f"\\caption{{{caption}}}",
             f"\\label{{tab:{table.name}}}",
             f"\\begin{{tabular}}{{{columns}}}",

@@ -59,8 +59,8 @@ def photographs(work) -> Path:
 def small(small_folder, photographs) -> list[str]:
     """Overrides of a run of the small CLIP on the folder of photographs."""
     return [
-        "backbone=open_clip", f"backbone.model=local-dir:{small_folder}", "dataset=folder",
-        f"dataset.path={photographs}", "shots=4", "epochs=3", "batch_size=4", "logger=none", "num_workers=0", "features=cached",
+        "backbone=open_clip", f"backbone.model=local-dir:{small_folder}", "features=cached", "num_workers=0",
+        "dataset=folder", f"dataset.path={photographs}", "shots=4", "epochs=3", "batch_size=4", "logger=none",
     ]  # fmt: skip
 
 

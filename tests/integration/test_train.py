@@ -154,7 +154,7 @@ def test_words_as_context_before_any_step_are_zero_shot(run, small, tmp_path):
 def test_csv_logger_keeps_the_curves(run, small, tmp_path):
     done = run("train", *small, "logger=csv", f"hydra.run.dir={tmp_path}")
     assert done.code == 0, done.err
-    with (tmp_path / "csv" / "metrics.csv").open() as file:
+    with (tmp_path / "csv" / "version_0" / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     accuracies = [float(row["val/acc"]) for row in rows if row["val/acc"] and row["epoch"]]
     assert len(accuracies) == 3

@@ -165,7 +165,7 @@ def test_a_run_that_goes_on_computes_anew(cache, tmp_path):
         (["clear", "0"], "error: clear 0: there is no such entry in "),
         (
             ["remove", "all"],
-            "error: python -m coop.cache remove all: there is no such command; allowed are list, clear",
+            "error: python -m coop.cache remove all: there is no such command; allowed are",
         ),
         (["--all"], "error: --all: there is no such option; the only one is cache_dir=DIR"),
         (["dir=/x"], "error: dir: there is no such option"),

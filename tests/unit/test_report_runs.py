@@ -8,8 +8,10 @@ import shutil
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
+import coop.results
+import coop.sweep
 from coop.errors import CoopError
-from coop.reporting.runs import read_runs
+from coop.reporting.runs import CONFIG, ERROR, RESULTS, read_runs
 
 
 def test_train_runs_are_found_at_any_depth(tmp_path):
@@ -88,10 +90,21 @@ def test_a_wrong_target_leaves_the_whole_file_out(tmp_path):
 
 def test_unfinished_runs_are_named_and_other_tools_files_are_not(tmp_path):
     write_run(tmp_path / "good")
-    for folder in ("begun", "good/.hydra", "good/wandb/offline-run-1/files"):
+    for folder in ("begun", "failed", "good/.hydra", "good/wandb/offline-run-1/files"):
         (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        (tmp_path / folder / "config.yaml").write_text("shots: 1\n")
-    assert read_runs([tmp_path]).unfinished == [tmp_path / "begun"]
+        (tmp_path / folder / CONFIG).write_text("shots: 1\n")
+    (tmp_path / "failed" / ERROR).write_text("Traceback\ndtd: 3 images are missing\n")
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / ERROR).write_text("shots=0: give 1 or more\n")
+    assert read_runs([tmp_path]).unfinished == [
+        (tmp_path / "begun", "no result yet"),
+        (tmp_path / "failed", "failed: dtd: 3 images are missing"),
+        (tmp_path / "refused", "failed: shots=0: give 1 or more"),
+    ]
+
+
+def test_names_of_files_are_those_that_runs_write():
+    assert (RESULTS, CONFIG, ERROR) == (coop.results.RESULTS, coop.results.CONFIG, coop.sweep.ERROR)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

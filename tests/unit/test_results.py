@@ -174,8 +174,8 @@ def test_the_same_config_may_come_back(tmp_path):
 @pytest.mark.parametrize(
     "override",
     ["seed=2", "shots=4", "epochs=3", "augmentation=online", "batch_size=16", "dataset.template='x {}'",
-     "method.n_ctx=5", "optimizer.lr=0.1", "backbone.precision=pure_bf16", "trainer.precision=bf16-mixed", "dataset=mini_blur",
-     "method=zero_shot"],
+     "method.n_ctx=5", "optimizer.lr=0.1", "backbone.precision=pure_bf16", "trainer.precision=bf16-mixed",
+     "dataset=mini_blur", "method=zero_shot"],
 )  # fmt: skip
 def test_another_config_is_refused_and_the_difference_named(tmp_path, override):
     claimed(tmp_path)

@@ -289,8 +289,8 @@ def test_missing_hub_weights_say_what_to_do(tmp_path, monkeypatch, asked):
      ("MobileCLIP-S2", "datacompdr", ["hf download apple/MobileCLIP-S2-OpenCLIP", "backbone.pretrained=FILE"])],
 )  # fmt: skip
 def test_missing_registry_weights_say_what_to_do(tmp_path, monkeypatch, asked, model, tag, ways):
-    monkeypatch.setattr(open_clip.factory, "load_checkpoint", None)
     monkeypatch.setattr(weights.open_clip, "create_model", missing)
+    monkeypatch.setattr(weights.open_clip, "get_tokenizer", lambda *_, **__: None)
     with pytest.raises(CoopError) as caught:
         FrozenCLIP.load(model, tag, cache_dir=str(tmp_path / "empty"))
     said = str(caught.value)
