@@ -210,7 +210,9 @@ def measure_growth(quick: bool, repeats: int) -> list[dict]:
         seconds = [case.step() for _ in range(3 if classes <= 2000 else 1)]
         row = {"classes": classes, "seconds": min(seconds), "tokens": case.tokens, "planning_seconds": case.planning}
         rows.append(row)
-        print(f"K={classes}: {row['seconds']:.2f} s, {case.tokens} tokens, planned in {case.planning:.2f} s", flush=True)
+        print(
+            f"K={classes}: {row['seconds']:.2f} s, {case.tokens} tokens, planned in {case.planning:.2f} s", flush=True
+        )
     return rows
 
 
@@ -240,7 +242,10 @@ def markdown(results: dict) -> str:
         lines.append("")
     if "growth" in results:
         first = results["growth"][0]["seconds"] / results["growth"][0]["classes"]
-        lines += ["| K | tokens computed | s | s per class, of the first line's | planning s |", "|---|---|---|---|---|"]
+        lines += [
+            "| K | tokens computed | s | s per class, of the first line's | planning s |",
+            "|---|---|---|---|---|",
+        ]
         for r in results["growth"]:
             share = r["seconds"] / r["classes"] / first
             lines.append(

@@ -131,7 +131,7 @@ def trained(
         raise CoopError(
             f"{node.name}: its classes are not those that this run learned on ({prompt.metadata['dataset']}; "
             f"{len(unseen)} were never seen: {', '.join(unseen[:5])}). What it learned is class-specific and "
-            "means nothing for others; train with method.class_specific=false to evaluate on other classes"
+            "means nothing for others; a unified context (method.class_specific=false) moves"
         )
     load_into(method.to(clip.device), prompt, run_dir / PROMPT)
     return method

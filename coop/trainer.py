@@ -23,6 +23,8 @@ for message in (
     "Found .* module.* in eval mode",
     "Checkpoint directory .* exists",
     "The '.*_dataloader' does not have many workers",
+    ".*configure_optimizers. returned .None.",
+    ".*weights_only.* was set to .True.|.*You defined a .validation_step. but have no .val_dataloader.",
 ):
     warnings.filterwarnings("ignore", message)
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")

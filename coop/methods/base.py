@@ -63,7 +63,7 @@ class Method(nn.Module):
 
     @property
     def trainable_params(self) -> int:
-        """How many numbers are fitted to the training images; final after `prepare`."""
+        """How many numbers are fitted to the training images; final after `select`."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
     def prepare(self, labelled: Labelled) -> None:

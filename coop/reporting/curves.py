@@ -172,11 +172,15 @@ def _tell_apart(curves: Sequence[Curve]) -> None:
 
 def _tell(curves: Sequence[Curve], key: str) -> None:
     for curve in curves:
-        if key not in curve.keys:
-            curve.telling[key] = f"{key} not recorded"
-        else:
+        if key in curve.keys:
             value = curve.keys[key]
             curve.telling[key] = f"{value} epochs" if key == "epochs" else label_part(key, value)
+        elif key == "method.template":
+            curve.telling[key] = "template of the data set"
+        elif "." in key and "config.yaml" not in curve.keys:
+            curve.telling[key] = label_part(key, "null")
+        else:
+            curve.telling[key] = f"{key} not recorded"
 
 
 def average(curve: Curve, data: Sequence[str], shots: int) -> Average | None:

@@ -138,6 +138,7 @@ def gain(title: str, seeds: str, names: Sequence[str], gains: Sequence[float], b
             size=FONT - 0.5,
         )
     axes.set_yticks(range(len(order)), [names[index] for index in order])
+    axes.set_ylim(-0.6, len(order) - 0.4)
     axes.axvline(0, color="black", lw=0.6)
     axes.margins(x=0.2)
     axes.grid(axis="y", visible=False)

@@ -22,15 +22,13 @@ def _few_shot(study: Study) -> Iterator[Picture]:
     """One per backbone and data set, and one of the average, where there is more than one number of shots."""
     published = _published(study)
     for number, panel in enumerate(panels(study), 1):
-        if len({shots for curve in panel.trained for shots in curve.shots}) < 2:
-            continue
         for index, (name, members) in enumerate(panel.places, 1):
             lines = [_line(curve, members, published.get((id(curve), name), [])) for curve in panel.trained]
             lines = [line for line in lines if line.shots]
             stars = [star for curve in panel.curves if (star := _star(curve, members))]
             points = [point for curve in panel.trained for point in _points(curve, members).values()]
             title = f"{name}, {panel.backbone}"
-            if lines:
+            if len({shots for line in lines for shots in line.shots}) > 1:
                 arguments = (title, _seeds_text(points), lines, stars)
                 file = f"few_shot_{number}_{index:02d}_{_slug(name)}"
                 yield Picture(file, "few-shot", title, figures.few_shot, arguments)
@@ -59,11 +57,11 @@ def _percent(value: float | None) -> float | None:
 def _published(study: Study) -> dict[tuple[int, str], Published]:
     """Published figures that a curve may be held against, by curve and by data set or average."""
     found: dict[tuple[int, str], Published] = {}
-    own = {id(cell): curve for curve in study.curves for cell in curve.cells.values()}
-    for item in study.comparisons:
-        if item.comparable and (curve := own.get(id(item.cell))):
-            point = (item.cell.shots, item.figure.accuracy, item.figure.confidence)
-            found.setdefault((id(curve), item.cell.data), []).append(point)
+    beside = group([item for item in study.comparisons if item.comparable], lambda item: id(item.cell))
+    for curve in study.curves:
+        for (data, shots), cell in curve.cells.items():
+            points = [(shots, item.figure.accuracy, item.figure.confidence) for item in beside.get(id(cell), ())]
+            found.setdefault((id(curve), data), []).extend(points)
     for item in published_averages(study):
         point = (item.shots, item.published, item.confidence)
         found.setdefault((id(item.curve), average_name(item.data)), []).append(point)
@@ -80,20 +78,18 @@ def _seeds_text(values: Sequence[Average | Cell]) -> str:
 
 
 def _gains(study: Study) -> Iterator[Picture]:
-    """At the largest number of shots: the data sets of each curve, or the curves of a single data set."""
+    """At the largest number of shots: the data sets of a curve, or the curves that have but one data set."""
     for number, panel in enumerate(panels(study), 1):
         shots = sort_shots({shots for curve in panel.trained for shots in curve.shots})[-1:]
-        places = [(curve, place) for curve in panel.trained for place in curve.cells if place[1] in shots]
-        if len({data for _, (data, _) in places}) > 1:
-            for index, (label, own) in enumerate(group(places, lambda pair: pair[0].label).items(), 1):
-                cells = [curve.cells[place] for curve, place in own]
-                bars = _gain(f"{label}, {shots_text(*shots)}, {panel.backbone}", [cell.data for cell in cells], cells)
-                yield Picture(f"gain_{number}_{index:02d}_{_slug(label)}", "gain", bars[0], figures.gain, bars)
-        elif places:
-            title = f"{places[0][1][0]}, {shots_text(*shots)}, {panel.backbone}"
-            cells = [curve.cells[place] for curve, place in places]
-            bars = _gain(title, [curve.label for curve, _ in places], cells)
-            yield Picture(f"gain_{number}", "gain", title, figures.gain, bars)
+        there = [(curve, [cell for (_, at), cell in curve.cells.items() if at in shots]) for curve in panel.trained]
+        bars = [(curve.label, [cell.data for cell in cells], cells) for curve, cells in there if len(cells) > 1]
+        single = [(curve.label, cells[0]) for curve, cells in there if len(cells) == 1]
+        for data, own in group(single, lambda pair: pair[1].data).items():
+            bars.append((data, [label for label, _ in own], [cell for _, cell in own]))
+        for index, (what, names, cells) in enumerate(bars, 1):
+            title = f"{what}, {shots_text(*shots)}, {panel.backbone}"
+            file = f"gain_{number}_{index:02d}_{_slug(what)}"
+            yield Picture(file, "gain", title, figures.gain, _gain(title, names, cells))
 
 
 def _gain(title: str, names: list[str], cells: list[Cell]) -> tuple:

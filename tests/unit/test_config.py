@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from coop.config import AUTOCAST, build_method, check, conf_dir, explain, paper_epochs, resolve_epochs
 from coop.errors import CoopError
@@ -187,9 +188,9 @@ def test_the_default_is_the_bundled_one():
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (3, 100), (4, 100), (8, 200), (16, 200), (-1, 200)])
 def test_the_papers_epochs(shots, epochs):
     assert paper_epochs(shots) == epochs
-    assert resolve_epochs(composed(f"shots={shots}")) == epochs
-    assert resolve_epochs(composed(f"shots={shots}", "epochs=7")) == 7
-    assert resolve_epochs(composed(f"shots={shots}", "dataset=imagenet")) == 50
+    for own, of_dataset, expected in ((None, None, epochs), (7, None, 7), (None, 50, 50), (7, 50, 7)):
+        cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}}
+        assert resolve_epochs(OmegaConf.create(cfg)) == expected
 
 
 def test_documented_precisions_are_accepted():

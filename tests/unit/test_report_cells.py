@@ -176,3 +176,16 @@ def test_several_versions_are_said(tmp_path):
     assert make_study(read_runs([tmp_path]), []).warnings == [
         "the runs were written by several versions of coop: 0.1.0, 0.2.0"
     ]
+
+
+def test_labels_of_what_some_do_not_have(tmp_path):
+    write_run(tmp_path / "a", method="zero_shot", config={"method": {"template": "{}"}})
+    write_run(tmp_path / "b", method="clip_adapter", config={"method": {"ratio": 0.2}})
+    write_run(tmp_path / "c", method="clip_adapter")
+    labels = [curve.label for curve in make_study(read_runs([tmp_path]), []).curves]
+    assert labels == [
+        "zero_shot template={}",
+        "zero_shot template of the data set",
+        "clip_adapter ratio=0.2",
+        "clip_adapter ratio=null",
+    ]

@@ -187,9 +187,13 @@ def test_pictures_of_a_study(tmp_path):
     assert average.published[1][1:] == (pytest.approx(77.705), "recalled")
 
 
-def test_gain_of_the_methods_on_a_single_data_set(tmp_path):
+def test_gain_of_methods_that_have_a_single_data_set(tmp_path):
     write_run(tmp_path / "a", acc=0.7)
     write_run(tmp_path / "b", acc=0.8, method="linear_probe")
-    (found,) = pictures(make_study(read_runs([tmp_path]), []))
-    assert found.name == "gain_1"
-    assert found.arguments[2:4] == (["coop", "linear_probe"], pytest.approx([10.0, 20.0]))
+    write_run(tmp_path / "c", acc=0.65, method="text_bias")
+    write_run(tmp_path / "d", acc=0.63, method="text_bias", dataset="dtd")
+    found = {one.name: one.arguments[2:4] for one in pictures(make_study(read_runs([tmp_path]), []))}
+    assert found == {
+        "gain_1_01_text_bias": (["caltech101", "dtd"], pytest.approx([5.0, 3.0])),
+        "gain_1_02_caltech101": (["coop", "linear_probe"], pytest.approx([10.0, 20.0])),
+    }

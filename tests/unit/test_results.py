@@ -1,6 +1,7 @@
 """What a run writes, reading it back, and what is refused."""
 
 import json
+from functools import cache
 
 import open_clip
 import pytest
@@ -32,6 +33,7 @@ from coop.scoring import score
 NAMES = ["dog", "grey_cat", "Ärger"]
 
 
+@cache
 def config(*overrides: str):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose("train", overrides=["method.n_ctx=4", *overrides])
