@@ -22,11 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from coop.clip.weights import PRECISIONS
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
+from coop.schedule import paper_epochs
 from coop.sweep import in_sweep, run_cell
 
 PACKAGE = Path(__file__).resolve().parent
-PAPER_EPOCHS = ((1, 50), (4, 100))
-PAPER_EPOCHS_MAX = 200
 # Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
 METHOD_KEYS = {"name"}
 DATASET_KEYS = {"name": str, "template": str, "classes": str, "epochs": int | None, "manifest": str | None}
@@ -340,11 +339,6 @@ def build_method(node: DictConfig, clip, classnames: list[str]):
 def read_dataset(node: DictConfig, data_root: str | None):
     """The splits of the data set that a (checked) node describes."""
     return locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS.keys()))
-
-
-def paper_epochs(shots: int) -> int:
-    """The paper's number of epochs: 50 for 1 shot, 100 for 2 and 4, 200 for more (CoOp, section 4.1)."""
-    return next((epochs for most, epochs in PAPER_EPOCHS if 0 < shots <= most), PAPER_EPOCHS_MAX)
 
 
 def resolve_epochs(cfg: DictConfig) -> int:

@@ -1,6 +1,9 @@
-"""The learning rate as a pure function of the epoch."""
+"""The learning rate as a pure function of the epoch, and the paper's numbers of epochs."""
 
 import math
+
+EPOCHS_UP_TO_SHOTS = ((1, 50), (4, 100))
+MOST_EPOCHS = 200
 
 
 def learning_rate(
@@ -21,3 +24,8 @@ def learning_rate(
     if epoch < warmup_epochs:
         return warmup_lr
     return base_lr * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max_epochs)) / 2
+
+
+def paper_epochs(shots: int) -> int:
+    """The paper's number of epochs: 50 for 1 shot, 100 for 2 and 4, 200 for more (CoOp, section 4.1)."""
+    return next((epochs for most, epochs in EPOCHS_UP_TO_SHOTS if 0 < shots <= most), MOST_EPOCHS)

@@ -8,6 +8,7 @@ A few tests start the interpreter as a user does instead (`interpreter`).
 import importlib
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
 FORK_SERVER.set_forkserver_preload(["coop.train", "coop.evaluate"])
-TIMEOUT = 120
+TIMEOUT = 300  # seconds; a command takes one to twenty
 
 
 class Finished(NamedTuple):
@@ -61,11 +62,21 @@ class Commands:
 
     def interpreter(self, *args: str, **env: str) -> Finished:
         """`python ARGS` as a user starts it."""
-        environment = {**os.environ, **self.env, **env}
-        done = subprocess.run(
-            [sys.executable, *args], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+        process = subprocess.Popen(
+            [sys.executable, *args],
+            cwd=self.folder,
+            env={**os.environ, **self.env, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
-        return Finished(done.returncode, done.stdout, done.stderr)
+        try:
+            out, err = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started itself
+            raise
+        return Finished(process.returncode, out, err)
 
 
 def _run(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str], out: Path, err: Path) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from coop import schedule
 from coop.reporting.cells import Cell, frozen, group, is_zero_shot, label_part, sample_sd
 from coop.reporting.runs import Keys
 
@@ -84,10 +85,8 @@ def sort_shots(shots: Iterable[int]) -> list[int]:
 
 
 def paper_epochs(data: str, shots: int) -> int:
-    """CoOp, section 4.1: 50 epochs for 1 shot, 100 for 2 and 4, 200 for more; ImageNet always 50."""
-    if data == "imagenet" or shots == 1:
-        return 50
-    return 100 if 1 < shots <= 4 else 200
+    """The paper's rule with its exception: ImageNet always 50 (CoOp, section 4.1)."""
+    return 50 if data == "imagenet" else schedule.paper_epochs(shots)
 
 
 def make_curves(cells: Sequence[Cell], across_classes: bool = False) -> list[Curve]:

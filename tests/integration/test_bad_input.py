@@ -68,6 +68,17 @@ def test_a_template_that_zero_shot_cannot_use_is_found_before_training(run, smal
     assert "step/s" not in done.err, "it was trained first"
 
 
+def test_a_long_name_with_underscores_is_counted_as_it_is_used(run, small, photographs, tmp_path):
+    """60 words are 60 tokens; the underscores between them, which nothing ever encodes, would be 59 more."""
+    copy = Path(shutil.copytree(photographs, tmp_path / "photographs"))
+    for part in copy.iterdir():
+        sorted(part.iterdir())[0].rename(part / "_".join(["ox"] * 60))
+    done = run(
+        "train", *small, f"dataset.path={copy}", "method.n_ctx=4", "epochs=1", f"hydra.run.dir={tmp_path / 'run'}"
+    )
+    assert done.code == 0, done.err
+
+
 def test_as_a_user_starts_it(run, tmp_path):
     """Through the interpreter: exit code and stderr of the real command, with and without HYDRA_FULL_ERROR."""
     done = run.interpreter("-m", "coop.train", "method.n_ctx=0", f"hydra.run.dir={tmp_path}")

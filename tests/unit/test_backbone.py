@@ -204,3 +204,15 @@ def test_preprocessing_is_the_models_own(tiny_clip, small_clip):
 def test_logit_scale_is_a_float32_scalar(small_clip):
     assert small_clip.logit_scale.shape == ()
     assert small_clip.logit_scale.exp().item() == pytest.approx(1 / 0.07, rel=1e-6)
+
+
+def test_fingerprint_is_the_same_before_and_after_use():
+    """Saving memory in training (`checkpoint=True`) must not make a prompt look like another backbone's."""
+    cfg = {**small.MODEL_CFG, "text_cfg": {**small.MODEL_CFG["text_cfg"], "no_causal_mask": True, "layers": 1}}
+    torch.manual_seed(0)
+    model = open_clip.CLIP(**cfg)
+    untouched = FrozenCLIP(copy.deepcopy(model), open_clip.SimpleTokenizer()).fingerprint()
+    clip = FrozenCLIP(model, open_clip.SimpleTokenizer())
+    PromptLearner(clip, ["dog", "cat"], n_ctx=2, checkpoint=True)().sum().backward()
+    clip.train()
+    assert clip.fingerprint() == untouched
