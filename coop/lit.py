@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from coop.clip.backbone import FrozenCLIP
+from coop.errors import CoopError
 from coop.methods.base import Method
 from coop.schedule import learning_rate
 
@@ -45,6 +46,10 @@ class LitClassifier(pl.LightningModule):
         accuracy = (logits.detach().argmax(dim=1) == batch["label"]).float().mean()
         self.log("train/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        if not all(parameter.isfinite().all() for parameter in self.method.parameters()):
+            raise CoopError("the training diverged to values that are not finite; lower optimizer.lr")
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         self.val_acc(self.method.logits(self.image_features(batch)), batch["label"])

@@ -22,7 +22,18 @@ from coop.methods.base import Method
 RESULTS, PROMPT, CONFIG, CHECKPOINT = "results.json", "prompt.safetensors", "config.yaml", "last.ckpt"
 PROMPT_KEYS = {"version", "method", "dataset", "classnames", "backbone", "pretrained", "precision", "fingerprint"}
 # What decides a run's result; anything else may change between a run and its resumption.
-DECISIVE = ("shots", "seed", "epochs", "augmentation", "batch_size", "backbone", "dataset", "method", "optimizer")
+DECISIVE = (
+    "shots",
+    "seed",
+    "data_root",
+    "epochs",
+    "augmentation",
+    "batch_size",
+    "backbone",
+    "dataset",
+    "method",
+    "optimizer",
+)
 
 
 class Prompt(NamedTuple):

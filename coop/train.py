@@ -84,7 +84,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     data = FewShotData(splits, extractor, *options, with_images=method.trains_image_encoder)
     if cfg.trainer.compile:
         method.compile()
-    clip.tokenize([cfg.dataset.template.format(name) for name in splits.classnames])  # too long a prompt shows up here
+    clip.tokenize([cfg.dataset.template.format(name) for name in method.classnames])  # too long a prompt shows up here
     started = time.perf_counter()
     fit(trainer, LitClassifier(clip, method, cfg.optimizer, epochs), data, run_dir)
     method.select(data.labelled)
@@ -102,8 +102,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     results = describe(cfg, method, splits, epochs) | scores | timing
     if trainer.is_global_zero:
         save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
+        write_json(run_dir / RESULTS, results)  # its presence says that the run is finished
         log_results(logger, results, run_dir / PROMPT)
-        write_json(run_dir / RESULTS, results)  # last: its presence says that the run is finished
     return results
 
 
@@ -111,7 +111,7 @@ def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: P
     """Train; from the checkpoint in the run's folder, if there is one.
 
     Raises:
-        CoopError: a checkpoint that cannot be read, a request to stop, or a training that diverged.
+        CoopError: a checkpoint that cannot be read, or a request to stop.
     """
     checkpoint = run_dir / CHECKPOINT
     resume = checkpoint if checkpoint.exists() else None
@@ -124,8 +124,6 @@ def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: P
         trainer.fit(model, data, ckpt_path=resume, weights_only=True)
     except SIGTERMException:
         raise CoopError(f"stopped by SIGTERM; the same command with hydra.run.dir={run_dir} takes the run up") from None
-    if not all(parameter.isfinite().all() for parameter in model.method.parameters()):
-        raise CoopError("the training diverged to values that are not finite; lower optimizer.lr")
 
 
 def sampled_splits(cfg: DictConfig) -> Splits:

@@ -31,6 +31,7 @@ warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
 
 # A killed run loses at most this share of its epochs.
 CHECKPOINTS_PER_RUN = 50
+WANDB_SECONDS = 20
 
 
 def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, logger: Logger | None) -> pl.Trainer:
@@ -71,15 +72,25 @@ def build_logger(cfg: DictConfig, run_dir: Path) -> Logger | None:
         return CSVLogger(run_dir, name="csv")
     if cfg.logger.kind != "wandb":
         raise CoopError(f"logger.kind={cfg.logger.kind}: allowed are wandb, csv, none")
-    try:
-        return _wandb_logger(cfg, run_dir)
-    except Exception as error:  # a dashboard is no reason to lose a run
-        log.warning("W&B could not be started (%s); going on with logger=csv", error)
-        return CSVLogger(run_dir, name="csv")
+    for mode in _wandb_modes():
+        try:
+            return _wandb_logger(cfg, run_dir, mode)
+        except Exception as error:  # a dashboard is no reason to lose a run
+            log.warning("W&B could not be started in mode %s (%s)", mode, error)
+    return CSVLogger(run_dir, name="csv")
 
 
-def _wandb_logger(cfg: DictConfig, run_dir: Path) -> Logger:
+def _wandb_modes() -> list[str]:
+    """What to try, in this order: the user's own choice, or online if there is a key; then offline."""
     os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    if chosen := os.environ.get("WANDB_MODE"):
+        return [chosen, "offline"]
+    return ["online", "offline"] if wandb.login(prompt=False, verify=False) else ["offline"]
+
+
+def _wandb_logger(cfg: DictConfig, run_dir: Path, mode: str) -> Logger:
     import wandb
 
     group = cfg.logger.group or f"{cfg.dataset.name}-{cfg.shots}shot-{cfg.method.name}"
@@ -91,14 +102,13 @@ def _wandb_logger(cfg: DictConfig, run_dir: Path) -> Logger:
         f"seed{cfg.seed}",
         *cfg.logger.tags,
     ]
-    mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False, verify=False) else "offline")
     logger = WandbLogger(
         project=cfg.logger.project,
         name=f"{group}-seed{cfg.seed}",
         group=group,
         tags=tags,
         save_dir=run_dir,
-        settings=wandb.Settings(mode=mode, console="off"),
+        settings=wandb.Settings(mode=mode, console="off", init_timeout=WANDB_SECONDS),
     )
     if pl.utilities.rank_zero_only.rank == 0:
         logger.experiment.config.update(OmegaConf.to_container(cfg, resolve=True), allow_val_change=True)
@@ -107,6 +117,13 @@ def _wandb_logger(cfg: DictConfig, run_dir: Path) -> Logger:
 
 def log_results(logger: Logger | None, results: dict, prompt_file: Path) -> None:
     """Final figures into the logger; with W&B into the run's summary, the prompt as an artifact."""
+    try:
+        _log_results(logger, results, prompt_file)
+    except Exception as error:  # the results are on disk by now
+        log.warning("the final figures could not be logged (%s)", error)
+
+
+def _log_results(logger: Logger | None, results: dict, prompt_file: Path) -> None:
     figures = {
         key: value for key, value in results.items() if isinstance(value, int | float) and not isinstance(value, bool)
     }

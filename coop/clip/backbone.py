@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +42,7 @@ class FrozenCLIP(nn.Module):
         self.name, self.pretrained, self.precision = name, pretrained, precision
         visual = model.visual
         self.preprocess_cfg = PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
+        self._fingerprint: str | None = None
         self.eval()
 
     @classmethod
@@ -119,7 +119,7 @@ class FrozenCLIP(nn.Module):
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text with its special tokens, neither padded nor cut."""
         # A token has at least one byte: nothing is cut before we can complain about it.
-        enough = 8 + 2 * max(len(text.encode()) for text in texts)
+        enough = 8 + 2 * max((len(text.encode()) for text in texts), default=0)
         ids = self.tokenizer(list(texts), context_length=enough)
         lengths = (ids != self.pad_id).long().mul(torch.arange(1, ids.shape[1] + 1)).amax(dim=1)
         return [row[:length].tolist() for row, length in zip(ids, lengths.tolist(), strict=True)]
@@ -156,17 +156,21 @@ class FrozenCLIP(nn.Module):
         self.fingerprint()
         self.model.visual = None
 
-    @cache  # noqa: B019 the weights are frozen, and a process has few backbones
     def fingerprint(self) -> str:
         """SHA-256 of architecture, weights and preprocessing: equal fingerprints give equal features."""
-        digest = hashlib.sha256(repr((self.preprocess_cfg, str(self.model))).encode())
-        for module in self.model.modules():  # the printed form lacks the number of heads, for instance
-            options = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str)}
-            digest.update(repr(sorted(options.items())).encode())
-        for key, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        if self._fingerprint is None:
+            self._fingerprint = _fingerprint(self.model, self.preprocess_cfg)
+        return self._fingerprint
+
+
+def _fingerprint(model: nn.Module, preprocess_cfg: PreprocessCfg) -> str:
+    digest = hashlib.sha256(repr(preprocess_cfg).encode())
+    for name, module in model.named_modules():  # activations and numbers of heads are no weights
+        digest.update(f"{name} {type(module).__name__} {getattr(module, 'num_heads', None)}".encode())
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def normalize(features: Tensor) -> Tensor:

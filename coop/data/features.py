@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from coop.clip.backbone import FrozenCLIP
-from coop.data.cache import FeatureCache, default_cache_dir
+from coop.data.cache import FeatureCache, default_cache_dir, identity
 from coop.data.fewshot import Item
 from coop.data.images import Preprocess, open_image
 from coop.data.transforms import reproducible, test_transform, train_transform
@@ -73,10 +73,14 @@ class FeatureExtractor:
         known = _same_everywhere(cache.lookup(paths))
         missing = [index for index in range(len(items)) if index not in known]
         if missing:
+            before = [identity(paths[index]) for index in missing]
             new = self._encode(torch.utils.data.Subset(images, missing), label)
             known |= dict(zip(missing, new, strict=True))
             if _rank() == 0:
-                cache.add([paths[index] for index in missing], new)
+                # An image that was replaced meanwhile must not be found under its new identity.
+                same = [n for n, index in enumerate(missing) if identity(paths[index]) == before[n]]
+                if same:
+                    cache.add([paths[missing[n]] for n in same], new[same])
         return torch.stack([known[index] for index in range(len(items))])
 
     @torch.no_grad()
