@@ -38,6 +38,7 @@ from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
+from coop.clip.linear import FrozenLinear
 from coop.clip.plan import Plan, build_plan, common_beginning, distinct_tokens
 from coop.errors import CoopError
 
@@ -232,6 +233,7 @@ class PackedTower:
     ):
         self.tower = getattr(model, "text", model)
         self.blocks = list(self.tower.transformer.resblocks)
+        self._layers: list[Layer] = []
         self.class_specific, self.checkpoint = class_specific, checkpoint
         end = pooled_positions(self.tower, ids)
         trunk = common_beginning(ids, slots, end, class_specific)
@@ -262,7 +264,7 @@ class PackedTower:
         prompt, slot = c.learnt
         learnt = F.embedding(prompt * ctx.shape[-2] + slot, ctx.reshape(-1, ctx.shape[-1])).to(c.x.dtype)
         learnt = learnt + c.learnt_position
-        learnt_qkv = queries_keys_values(self.blocks[0], learnt).to(c.qkv.dtype)
+        learnt_qkv = self._layers[0].queries_keys_values(learnt).to(c.qkv.dtype)
         x, qkv = c.x.index_select(0, c.index), c.qkv.index_select(0, c.index)
         x.index_copy_(0, c.learnt_places, F.embedding(c.learnt_index, learnt))
         qkv.index_copy_(0, c.learnt_places, F.embedding(c.learnt_index, learnt_qkv))
@@ -270,12 +272,12 @@ class PackedTower:
 
     def _layer(self, i: int, x: Tensor, qkv: Tensor | None, c: Constants) -> Tensor:
         """Layer i on the own tokens (T, D); of the last layer's output, only the pooled tokens (K, D)."""
-        block = self.blocks[i]
-        qkv = queries_keys_values(block, x) if qkv is None else qkv
-        attended = attend(block, qkv, c.masks, *c.seen[i])
-        if block is self.blocks[-1]:
+        layer = self._layers[i]
+        qkv = layer.queries_keys_values(x) if qkv is None else qkv
+        attended = attend(layer.heads, qkv, c.masks, *c.seen[i])
+        if layer is self._layers[-1]:
             x, attended = x.index_select(0, c.pooled), attended.index_select(0, c.pooled)
-        return residual_and_mlp(block, x, attended)
+        return layer.residual_and_mlp(x, attended)
 
     def constants(self) -> list[Constants]:
         """Each chunk's constants, for the weights as they are now."""
@@ -287,6 +289,7 @@ class PackedTower:
             # Not as inference tensors (a validation may come first, and training could not use them), nor under the
             # caller's autocast: no result may depend on which call happened to be the first.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+                self._layers = [Layer(block) for block in self.blocks]
                 self._constants = [self._compute_constants(*prompts) for prompts in self.prompts]
             self._constants_of = state
         return self._constants
@@ -298,7 +301,7 @@ class PackedTower:
         x = self._embed(*constants)
         return Constants(
             x=x,
-            qkv=queries_keys_values(self.blocks[0], x),
+            qkv=self._layers[0].queries_keys_values(x),
             index=index.where(~is_learnt, 0).to(device),
             learnt=learnt[:2].to(device),
             learnt_position=self._positional(learnt[2]),
@@ -317,12 +320,12 @@ class PackedTower:
         x = self._embed(ids[layout.prompts, layout.positions], layout.positions)
         masks = [mask[:, None].to(x.device) for mask in layout.masks]
         trunk, seen = layout.stacks[0].prompt.numel(), []
-        for block in self.blocks:
-            qkv = queries_keys_values(block, x)
+        for layer in self._layers:
+            qkv = layer.queries_keys_values(x)
             _, k, v = qkv.chunk(3, dim=-1)
             constants = [(k[places], v[places]) for places in plan.constants_seen]
-            seen.append(((k[None, :trunk], v[None, :trunk]), constants))
-            x = residual_and_mlp(block, x, attend(block, qkv, masks, None, [None] * len(masks)))
+            seen.append(((k[None, :trunk].clone(), v[None, :trunk].clone()), constants))
+            x = layer.residual_and_mlp(x, attend(layer.heads, qkv, masks, None, [None] * len(masks)))
         return seen
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -336,13 +339,38 @@ class PackedTower:
         return table[positions.to(table.device)].to(self.blocks[0].get_weight_dtype())
 
 
-def queries_keys_values(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
-    """(T, D) to (T, 3D)."""
-    return F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+class Layer:
+    """One residual block's work outside of attention, on flat tokens."""
+
+    def __init__(self, block: ResidualAttentionBlock):
+        self.block, self.heads = block, block.attn.num_heads
+        self.quick_gelu = isinstance(block.mlp.gelu, QuickGELU)
+        scale = 1.702 if self.quick_gelu else 1.0
+        self.in_proj = FrozenLinear(block.attn.in_proj_weight, block.attn.in_proj_bias)
+        self.out_proj = FrozenLinear(block.attn.out_proj.weight, block.attn.out_proj.bias)
+        self.fc = FrozenLinear(block.mlp.c_fc.weight, block.mlp.c_fc.bias, scale)
+        self.proj = FrozenLinear(block.mlp.c_proj.weight, scale * block.mlp.c_proj.bias)
+
+    def queries_keys_values(self, x: Tensor) -> Tensor:
+        """(T, D) to (T, 3D)."""
+        return self.in_proj(self.block.ln_1(x))
+
+    def residual_and_mlp(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rest of a pre-norm block after attention, (T, D).
+
+        QuickGELU, x * sigmoid(1.702 x), is silu(1.702 x) / 1.702. In this form it is one pass over the widest tensor,
+        of which only one copy is kept for the backward pass; the factors ride along in the products and sums around it.
+        """
+        block = self.block
+        x = x + block.ls_1(self.out_proj(attended))
+        hidden = self.fc(block.ln_2(x))
+        if not self.quick_gelu:
+            return x + block.ls_2(self.proj(block.mlp.gelu(hidden)))
+        return torch.add(x, block.ls_2(self.proj(F.silu(hidden))), alpha=1 / 1.702)
 
 
 def attend(
-    block: ResidualAttentionBlock,
+    heads: int,
     qkv: Tensor,
     masks: list[Tensor],
     trunk: KeysValues | None,
@@ -351,7 +379,7 @@ def attend(
     """Attention of stacked rows to the trunk, to constants and to themselves.
 
     Args:
-        block: the layer, for its number of heads.
+        heads: their number.
         qkv: (T, 3D) queries, keys and values, stack after stack.
         masks: for each stack, (N, 1, R, P + C + R) which keys a token sees.
         trunk: keys and values (1, P, D) of the trunk; None if it is the first stack.
@@ -370,25 +398,10 @@ def attend(
             trunk = (k, v)  # this is the trunk, for the stacks to come
         k = torch.cat([*(keys.to(k.dtype).expand(n, -1, -1) for keys, _ in before), k], dim=1)
         v = torch.cat([*(values.to(v.dtype).expand(n, -1, -1) for _, values in before), v], dim=1)
-        q, k, v = (t.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         attended.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(attended)
-
-
-def residual_and_mlp(block: ResidualAttentionBlock, x: Tensor, attended: Tensor) -> Tensor:
-    """The rest of a pre-norm block after attention, (T, D).
-
-    QuickGELU, x * sigmoid(1.702 x), is silu(1.702 x) / 1.702. In this form it is one pass over the widest tensor, of
-    which only one copy is kept for the backward pass; the factors ride along in the products and sums around it.
-    """
-    x = x + block.ls_1(block.attn.out_proj(attended))
-    normed = block.ln_2(x)
-    if not isinstance(block.mlp.gelu, QuickGELU):
-        return x + block.ls_2(block.mlp(normed))
-    fc, proj = block.mlp.c_fc, block.mlp.c_proj
-    hidden = F.silu(torch.addmm(fc.bias, normed, fc.weight.t(), beta=1.702, alpha=1.702))
-    return torch.add(x, block.ls_2(F.linear(hidden, proj.weight, 1.702 * proj.bias)), alpha=1 / 1.702)
 
 
 def project(tower: nn.Module, x: Tensor) -> Tensor:
