@@ -142,14 +142,14 @@ def content(entry: Entry) -> str:
     """What is in an entry, as far as its files say."""
     if entry.kind != "features":
         return ""
-    images, widths, unreadable, about = 0, set(), 0, {}
+    images, widths, unreadable, about = 0, set(), 0, set()
     for file in entry.files:
         if file.name.startswith("."):  # a writer is at work, or was killed
             continue
         try:
             with safe_open(file, framework="np") as shard:
                 rows, width = shard.get_slice("features").get_shape()
-                about |= dict.fromkeys((shard.metadata() or {}).values())
+                about |= set((shard.metadata() or {}).items())
         except (SafetensorError, OSError, ValueError):
             unreadable += 1
         else:
@@ -157,7 +157,7 @@ def content(entry: Entry) -> str:
             widths.add(width)
     parts = [f"{images} images x {', '.join(map(str, sorted(widths)))}"] if images else []
     parts += [f"{unreadable} unreadable files"] if unreadable else []
-    return ", ".join([*about, *parts])
+    return ", ".join([*(text for _, text in sorted(about)), *parts])
 
 
 def clear(root: Path, what: Sequence[str]) -> None:

@@ -23,7 +23,7 @@ from coop.clip.weights import PRECISIONS
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
 from coop.schedule import paper_epochs
-from coop.sweep import in_sweep, run_cell
+from coop.sweep import in_sweep, run_cell, run_to_the_end
 
 PACKAGE = Path(__file__).resolve().parent
 # Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
@@ -84,6 +84,7 @@ class TrainConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     dataset: dict[str, Any] = field(default_factory=lambda: {"manifest": None})
     method: dict[str, Any] = field(default_factory=dict)
+    targets: list[str] = field(default_factory=list)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -120,7 +121,6 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
     With HYDRA_FULL_ERROR set, the traceback is shown as well.
     """
     wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to us
 
     def explained(call: Callable[..., Any], *args) -> Any:
         try:
@@ -135,9 +135,16 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
     def job(cfg: DictConfig) -> Any:
         if not wants_traceback:  # the processes of a distributed run inherit the environment
             os.environ.pop("HYDRA_FULL_ERROR", None)
-        return run_cell(task, cfg, explain) if in_sweep() else explained(task, cfg)
+        try:
+            return run_cell(task, cfg, explain) if in_sweep() else explained(task, cfg)
+        finally:
+            os.environ["HYDRA_FULL_ERROR"] = "1"
 
-    explained(hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job))
+    def start() -> None:
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to us
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+
+    explained(run_to_the_end, start)
 
 
 def explain(error: BaseException) -> str | None:
@@ -148,7 +155,7 @@ def explain(error: BaseException) -> str | None:
             # A data-loader worker puts its own traceback in front of the message.
             return str(link).rpartition("CoopError: ")[2]
     for link in chain:
-        if isinstance(link, MissingConfigException) and link.options:
+        if isinstance(link, MissingConfigException) and (link.options or link.missing_cfg_file in PLUGINS):
             return _unknown_choice(link)
     for link in reversed(chain):
         if isinstance(link, OmegaConfBaseException):
@@ -169,8 +176,20 @@ def _causes(error: BaseException | None):
         error = error.__cause__
 
 
+# Choices that Hydra's plugins bring, and the extra of this package that installs the plugin.
+PLUGINS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/sweeper/optuna": "optuna",
+    "hydra/sweeper/sampler/tpe": "optuna",
+}
+
+
 def _unknown_choice(error: MissingConfigException) -> str:
     group, _, name = (error.missing_cfg_file or "").rpartition("/")
+    if extra := PLUGINS.get(error.missing_cfg_file or ""):
+        return f"{group}={name}: needs a plugin of Hydra: pip install 'coop-clip[{extra}]'"
     near = difflib.get_close_matches(name, error.options, n=4, cutoff=0.4)
     hint = f"near matches: {', '.join(near)}; " if near else ""
     return f"{group}={name}: there is no such {group}; {hint}all: {', '.join(error.options)}"

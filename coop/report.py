@@ -7,15 +7,16 @@ from pathlib import Path
 
 from coop.errors import CoopError
 
-USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE]
+USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
 
   RUNS            folders; every results.json beneath them is read, of coop.train and of coop.evaluate
   out=DIR         where the report goes (without it: report/ in the first of the folders)
   expected=FILE   published figures to show beside ours (without it: experiments/paper/expected.csv)
+  mixed=true      take runs with other splits or class lists of one data set into one report, in separate rows
 
 Written are report.html (one file that opens anywhere), report.md, runs.csv, cells.csv, published.csv,
 tables/*.tex and figures/*.png, *.svg."""
-OPTIONS = ("out", "expected")
+OPTIONS = ("out", "expected", "mixed")
 
 
 def main(words: list[str]) -> int:
@@ -24,17 +25,34 @@ def main(words: list[str]) -> int:
         print(USAGE)
         return 0
     folders, options = parse(words)
+    mixed = options.pop("mixed", "false").lower()
+    if mixed not in ("true", "false"):
+        raise CoopError(f"mixed={mixed}: must be true or false")
+    report(folders, **{key: Path(value).expanduser() for key, value in options.items()}, mixed=mixed == "true")
+    return 0
+
+
+def report(folders: list[Path], out: Path | None = None, expected: Path | None = None, *, mixed: bool = False) -> None:
+    """Write the report of the runs beneath some folders, and print what is in it.
+
+    Raises:
+        CoopError: no run, no such folder, a folder that cannot be written to, or runs with different splits or lists
+            of classes of one data set, unless `mixed`.
+    """
     # Imported here: a slip of the pen is answered before matplotlib is loaded.
     from coop.reporting.page import write_report
     from coop.reporting.published import expected_file, read_figures
     from coop.reporting.runs import read_runs
     from coop.reporting.study import make_study
 
-    figures = read_figures(Path(options["expected"]).expanduser() if "expected" in options else expected_file())
-    study = make_study(read_runs(folders), figures)
-    written = write_report(study, Path(options.get("out", folders[0] / "report")).expanduser())
-    show(study, written)
-    return 0
+    study = make_study(read_runs(folders), read_figures(expected or expected_file()))
+    if study.mixed and not mixed:
+        raise CoopError(
+            "these runs do not belong in one table, their data differ:\n  "
+            + "\n  ".join(study.mixed)
+            + "\nReport folders that agree apart, or give mixed=true to have them in separate rows"
+        )
+    show(study, write_report(study, out or folders[0] / "report"))
 
 
 def parse(words: list[str]) -> tuple[list[Path], dict[str, str]]:
@@ -59,8 +77,13 @@ def parse(words: list[str]) -> tuple[list[Path], dict[str, str]]:
 
 
 def show(study, written: list[Path]) -> None:
-    """Warnings, what was left out, and where the report lies."""
+    """Accuracies, warnings, what was left out, and where the report lies."""
+    from rich.console import Console
+
+    from coop.reporting.terminal import print_tables
+
     found = study.found
+    print_tables(study, Console())
     for text in study.warnings:
         print(f"warning: {text}", file=sys.stderr)
     for path, reason in found.left_out:

@@ -143,7 +143,8 @@ def load_config(run_dir: Path) -> DictConfig:
 def decisive(cfg: DictConfig) -> dict[str, Any]:
     """The part of a config that decides the result."""
     plain = OmegaConf.to_container(cfg, resolve=True)
-    return {key: plain[key] for key in DECISIVE} | {key: plain["trainer"][key] for key in ("precision", "tf32")}
+    precision = {key: plain["trainer"][key] for key in ("precision", "tf32")}
+    return {key: plain[key] for key in DECISIVE} | precision | {"targets": plain.get("targets", [])}
 
 
 def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
@@ -170,16 +171,34 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
+def accuracy_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    """Rows of the closing table: zero-shot and the method, on the run's own test set and on its targets."""
+    named = {results["dataset"]: results} if "test/acc" in results else {}
+    named |= results.get("targets", {})
+    parts = (("zero-shot", "zero_shot"), (results["method"], "test"))
+    rows = [
+        (f"{name}: {label}", {key: scores[f"{part}/{key}"] for key in ("acc", "macro_acc")})
+        for name, scores in named.items()
+        for label, part in parts
+    ]
+    if "test/harmonic_mean" in results:
+        rows += [
+            (f"harmonic mean of base and new: {label}", {"acc": results[f"{part}/harmonic_mean"], "macro_acc": None})
+            for label, part in parts
+        ]
+    return rows
+
+
 def closing_table(title: str, rows: Sequence[tuple[str, dict[str, float]]], files: dict[str, Path]) -> None:
     """Accuracies in percent, and where everything lies."""
-    console = Console()
-    console.print(f"\n{title}", highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(f"\n{title}")
     table = Table()
     table.add_column("")
     table.add_column("accuracy %", justify="right")
     table.add_column("macro %", justify="right")
     for label, scores in rows:
-        table.add_row(label, f"{100 * scores['acc']:.2f}", f"{100 * scores['macro_acc']:.2f}")
+        table.add_row(label, *("" if value is None else f"{100 * value:.2f}" for value in scores.values()))
     console.print(table)
     for label, path in files.items():
-        console.print(f"{label:<9}{path}", highlight=False, soft_wrap=True)
+        console.print(f"{label:<9}{path}", soft_wrap=True)

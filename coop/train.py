@@ -9,7 +9,6 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch import Tensor
 
 import coop
 from coop.clip.backbone import FrozenCLIP
@@ -20,13 +19,32 @@ from coop.data.fewshot import Splits, sample
 from coop.data.manifest import apply_manifest
 from coop.errors import CoopError
 from coop.files import write_json
+from coop.history import History
 from coop.lit import LitClassifier
+from coop.loggers import build_logger, log_results
 from coop.methods import Method
-from coop.methods.zero_shot import ZeroShot
-from coop.results import CHECKPOINT, PROMPT, RESULTS, claim_folder, closing_table, read_results, save_prompt
-from coop.scoring import features_for, score
-from coop.sweep import exclusive
-from coop.trainer import build_logger, build_trainer, log_results
+from coop.outcome import describe_run, test
+from coop.results import (
+    CHECKPOINT,
+    PROMPT,
+    RESULTS,
+    accuracy_rows,
+    claim_folder,
+    closing_table,
+    read_results,
+    save_prompt,
+)
+from coop.sweep import check_search, exclusive
+from coop.targets import (
+    Target,
+    check_transfer,
+    for_target,
+    harmonic_mean,
+    read_targets,
+    score_target,
+    target_configs,
+)
+from coop.trainer import build_trainer
 
 log = logging.getLogger("coop")
 
@@ -65,46 +83,65 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
         raise CoopError(
             f"dataset={cfg.dataset.name}: has no training images; train on another, then use it with coop.evaluate"
         )
+    check_search(bool(splits.val))
+    targets = read_targets(target_configs(cfg.targets, cfg.dataset, cfg.seed), cfg.data_root, cfg.seed)
     clip = FrozenCLIP.load(**cfg.backbone)
     pl.seed_everything(cfg.seed, verbose=False)
     method = build_method(cfg.method, clip, splits.classnames)
+    for target in targets:
+        check_transfer(method, target, cfg.dataset.name)
+    clip.tokenize([cfg.dataset.template.format(name) for name in method.classnames])  # too long a prompt shows up here
     epochs = resolve_epochs(cfg) if method.trained_in_steps else 0
 
-    logger = build_logger(cfg, run_dir)
-    trainer = build_trainer(cfg, run_dir, epochs, logger)
+    logger, history = build_logger(cfg, run_dir), History()
+    trainer = build_trainer(cfg, run_dir, epochs, logger, history)
+    data = build_data(cfg, splits, targets, method, trainer.strategy.root_device)
+    if cfg.trainer.compile:
+        method.compile()
+    started = time.perf_counter()
+    fit(trainer, LitClassifier(clip, method, cfg.optimizer, epochs), data, run_dir)
+    method.select(data.labelled)
+    seconds = time.perf_counter() - started
+
+    scores, predictions = test(method, data, cfg.dataset.template)
+    results = describe(cfg, method, splits, epochs) | scores | {"fit_seconds": seconds}
+    if targets:
+        results["targets"] = {
+            t.name: score_target(for_target(method, cfg.method, t), data.extractor, t, data.target_features[t.name])
+            for t in targets
+        }
+        results |= harmonic_mean(results)
+    if trainer.is_global_zero:
+        save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
+        describe_run(run_dir, method, data, predictions, history)
+        write_json(run_dir / RESULTS, results)  # its presence says that the run is finished
+        log_results(logger, results, run_dir)
+    return results
+
+
+def build_data(
+    cfg: DictConfig, splits: Splits, targets: list[Target], method: Method, device: torch.device
+) -> FewShotData:
+    """The batches and features of a run."""
     extractor = FeatureExtractor(
-        clip,
-        trainer.strategy.root_device,
+        method.clip,
+        device,
         cfg.num_workers,
         autocast=AUTOCAST[cfg.trainer.precision],
         cached=cfg.features == "cached",
         cache_dir=cfg.cache_dir,
+        dataset=cfg.dataset.name,
     )
-    options = (cfg.seed, cfg.augmentation, cfg.batch_size, cfg.num_workers)
-    data = FewShotData(splits, extractor, *options, with_images=method.trains_image_encoder)
-    if cfg.trainer.compile:
-        method.compile()
-    clip.tokenize([cfg.dataset.template.format(name) for name in method.classnames])  # too long a prompt shows up here
-    started = time.perf_counter()
-    fit(trainer, LitClassifier(clip, method, cfg.optimizer, epochs), data, run_dir)
-    method.select(data.labelled)
-    timing = {"fit_seconds": time.perf_counter() - started}
-
-    def scores_on(part: str, frozen: Tensor) -> dict[str, float]:
-        return score(method, features_for(method, extractor, splits, part, frozen), splits.labels(part))
-
-    started = time.perf_counter()
-    scores = figures("test", scores_on("test", data.test_features))
-    timing["test_seconds"] = time.perf_counter() - started
-    scores["val/acc"] = scores_on("val", data.labelled("val")[0][0])["acc"] if splits.val else None
-    zero_shot = ZeroShot(clip, splits.classnames, template=cfg.dataset.template)
-    scores |= figures("zero_shot", score(zero_shot, data.test_features, splits.labels("test")))
-    results = describe(cfg, method, splits, epochs) | scores | timing
-    if trainer.is_global_zero:
-        save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
-        write_json(run_dir / RESULTS, results)  # its presence says that the run is finished
-        log_results(logger, results, run_dir / PROMPT)
-    return results
+    return FewShotData(
+        splits,
+        extractor,
+        cfg.seed,
+        cfg.augmentation,
+        cfg.batch_size,
+        cfg.num_workers,
+        with_images=method.trains_image_encoder,
+        targets={target.name: target.splits for target in targets},
+    )
 
 
 def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: Path) -> None:
@@ -165,11 +202,6 @@ def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> di
     }
 
 
-def figures(name: str, scores: dict[str, float]) -> dict[str, float]:
-    """Scores under their names in results.json: "test/acc", "test/macro_acc"."""
-    return {f"{name}/{key}": value for key, value in scores.items()}
-
-
 def show(results: dict, run_dir: Path) -> None:
     """The closing table: zero-shot, the method, and where everything lies."""
     title = (
@@ -178,11 +210,8 @@ def show(results: dict, run_dir: Path) -> None:
         f"augmentation: {results['augmentation']}); {results['trainable_params']:,} trained parameters, "
         f"{results['epochs']} epochs, {results['fit_seconds']:.0f} s"
     )
-    rows = [
-        (label, {key: results[f"{name}/{key}"] for key in ("acc", "macro_acc")})
-        for label, name in (("zero-shot", "zero_shot"), (results["method"], "test"))
-    ]
-    closing_table(title, rows, {"results": run_dir / RESULTS, "prompt": run_dir / PROMPT, "run": run_dir})
+    files = {"results": run_dir / RESULTS, "prompt": run_dir / PROMPT, "run": run_dir}
+    closing_table(title, accuracy_rows(results), files)
 
 
 if __name__ == "__main__":

@@ -92,4 +92,7 @@ def _run(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str],
     importlib.import_module("pytorch_lightning").utilities.rank_zero_only.rank = int(env.get("LOCAL_RANK", 0))
     sys.argv = [f"{command}.py", *args]
     module = importlib.import_module(f"coop.{command}")
-    module.launch(module.main, command)
+    if hasattr(module, "launch"):
+        module.launch(module.main, command)
+    else:
+        module.run(module.main, module.USAGE)

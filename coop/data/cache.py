@@ -9,7 +9,7 @@ import hashlib
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -61,10 +61,17 @@ class FeatureCache:
                 log.warning("%s: unreadable, computed again (%s)", shard, error)
         return {index: found[key] for index, path in enumerate(paths) if (key := identity(path)) in found}
 
-    def add(self, paths: Sequence[str], features: Tensor) -> None:
-        """Keep features (N, E) of these images. A folder that cannot be written costs a warning, not the run."""
+    def add(self, paths: Sequence[str], features: Tensor, about: Mapping[str, str] | None = None) -> None:
+        """Keep features (N, E) of these images. A folder that cannot be written costs a warning, not the run.
+
+        Args:
+            paths: of the images.
+            features: theirs, in the same order.
+            about: what a person wants to know of them; `python -m coop.cache` shows it.
+        """
         identities = torch.frombuffer(bytearray(b"".join(map(identity, paths))), dtype=torch.uint8)
-        content = save({"identities": identities.view(-1, IDENTITY_BYTES), "features": features.contiguous()})
+        tensors = {"identities": identities.view(-1, IDENTITY_BYTES), "features": features.contiguous()}
+        content = save(tensors, metadata=dict(about) if about else None)
         try:
             write_atomically(self.folder / f"{uuid.uuid4().hex}.safetensors", content)
         except CoopError as error:

@@ -1,6 +1,6 @@
 """The few-shot data of one run, as Lightning wants it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
 import torch
@@ -27,6 +27,7 @@ class FewShotData(pl.LightningDataModule):
         batch_size: images per step, over all devices together.
         num_workers: processes that decode training images.
         with_images: batches bring images, for a method that trains an image encoder.
+        targets: further data sets to test on, by name.
     """
 
     def __init__(
@@ -38,18 +39,23 @@ class FewShotData(pl.LightningDataModule):
         batch_size: int,
         num_workers: int,
         with_images: bool = False,
+        targets: Mapping[str, Splits] | None = None,
     ):
         super().__init__()
         self.splits, self.extractor, self.seed = splits, extractor, seed
         self.views = parse_augmentation(augmentation)
         self.batch_size, self.num_workers, self.with_images = batch_size, num_workers, with_images
+        self.targets = targets or {}
         self.test_features: Tensor | None = None
+        self.target_features: dict[str, Tensor] = {}
 
     def setup(self, stage: str) -> None:
         if self.test_features is not None:
             return
         clip, splits = self.extractor.clip, self.splits
         self.test_features = self.extractor(splits.test, splits.preprocess, "test images")
+        for name, target in self.targets.items():
+            self.target_features[name] = self.extractor(target.test, target.preprocess, name)
         self.val_features = self.extractor(splits.val, splits.preprocess, "validation images")[None]
         self.val_set: Dataset = FeatureSet(self.val_features, splits.val, self.seed)
         if self.views is None:

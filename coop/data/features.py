@@ -35,6 +35,7 @@ class FeatureExtractor:
         cached: keep features on disk and take them from there.
         cache_dir: where; None for the default.
         encode: encodes images in place of `clip.encode_image`; belongs together with `cached=False`.
+        dataset: the data set's name, for whoever looks into the cache.
     """
 
     clip: FrozenCLIP
@@ -44,6 +45,7 @@ class FeatureExtractor:
     cached: bool = False
     cache_dir: str | None = None
     encode: Callable[[Tensor], Tensor] | None = None
+    dataset: str | None = None
 
     def __call__(
         self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None = None
@@ -55,7 +57,7 @@ class FeatureExtractor:
         Args:
             items: the images.
             preprocess: applied to each opened image first.
-            label: what the progress bar says.
+            label: which images these are, for the progress bar and for whoever looks into the cache.
             view: None for the test transform, else the number of a random view that is the same in every run.
 
         Raises:
@@ -80,7 +82,8 @@ class FeatureExtractor:
                 # An image that was replaced meanwhile must not be found under its new identity.
                 same = [n for n, index in enumerate(missing) if identity(paths[index]) == before[n]]
                 if same:
-                    cache.add([paths[missing[n]] for n in same], new[same])
+                    about = {"backbone": self.clip.name, "images": f"{self.dataset or ''} {label}".strip()}
+                    cache.add([paths[missing[n]] for n in same], new[same], about)
         return torch.stack([known[index] for index in range(len(items))])
 
     @torch.no_grad()

@@ -1,11 +1,12 @@
 """The tables of a report: few-shot, context length, transfer, and what is missing."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from coop.reporting.cells import group, is_zero_shot, shots_text
-from coop.reporting.curves import Curve, average, frozen, sort_shots
+from coop.reporting.cells import group, is_zero_shot, sample_sd, shots_text
+from coop.reporting.curves import Average, Curve, average, frozen, sort_shots
 from coop.reporting.study import Study
 from coop.reporting.tables import Table, mean_sd_n
 
@@ -151,13 +152,20 @@ def transfer_tables(study: Study) -> list[Table]:
         targets = list(dict.fromkeys(name for curve in same for name in curve.data if name != source))
         if not targets:
             continue
+        base_to_new = targets == [source.removesuffix("(base)") + "(new)"]
+        last = "harmonic mean" if base_to_new else f"average of {len(targets)} targets"
+        summary = _harmonic_mean if base_to_new else _average_of_targets
         rows: list[Sequence[str] | None] = []
         for backbone, curves in group(same, lambda curve: curve.backbone).items():
             zero_shot = [c for c in study.transfers if is_zero_shot(c.method) and c.backbone == backbone]
+            places = [(curve, 0) for curve in zero_shot if set(curve.data) & set(targets)]
+            places += [(curve, shots) for curve in curves for shots in curve.shots]
             rows += [None] * bool(rows)
-            rows += [_transfer_row(curve, 0, source, targets) for curve in zero_shot if set(curve.data) & set(targets)]
-            rows += [_transfer_row(curve, shots, source, targets) for curve in curves for shots in curve.shots]
-        header = ["backbone", "method", "shots", f"{source} (source)", *targets, f"average of {len(targets)} targets"]
+            for curve, shots in places:
+                values = [average(curve, [data], shots) for data in (source, *targets)]
+                values.append(summary(curve, shots, source, targets))
+                rows.append([curve.backbone, curve.label, column(shots) if shots else "", *map(mean_sd_n, values)])
+        header = ["backbone", "method", "shots", f"{source} (source)", *targets, last]
         title = f"Trained on {source}, tested on others"
         tables.append(Table(f"transfer_{number}", title, header, rows, left=2, note=f"{READING}."))
     return tables
@@ -167,9 +175,18 @@ def _source(curve: Curve) -> str:
     return next(iter(curve.cells.values())).source
 
 
-def _transfer_row(curve: Curve, shots: int, source: str, targets: Sequence[str]) -> list[str]:
-    values = [average(curve, members, shots) for members in ([source], *([target] for target in targets), targets)]
-    return [curve.backbone, curve.label, column(shots) if shots else "", *map(mean_sd_n, values)]
+def _average_of_targets(curve: Curve, shots: int, source: str, targets: Sequence[str]) -> Average | None:
+    return average(curve, targets, shots)
+
+
+def _harmonic_mean(curve: Curve, shots: int, source: str, targets: Sequence[str]) -> Average | None:
+    """Of the accuracies on base and on new classes, seed by seed (CoCoOp, section 4.1)."""
+    base, new = (curve.cells.get((data, shots)) for data in (source, *targets))
+    if base is None or new is None:
+        return None
+    pairs = [(base.by_seed[seed], new.by_seed[seed]) for seed in base.by_seed.keys() & new.by_seed.keys()]
+    means = [2 * a * b / (a + b) if a + b else 0.0 for a, b in pairs]
+    return Average(len(means), statistics.fmean(means), sample_sd(means)) if means else None
 
 
 def missing_table(study: Study) -> Table | None:

@@ -8,7 +8,7 @@ from coop.reporting.runs import Score
 
 # What a study varies on purpose; the test set and the protocol have to be the same in runs that are compared.
 VARIANT = ("n_ctx", "class_specific", "class_token_position")
-TEST_SET = ("split", "num_classes", "n_test")
+TEST_SET = ("split", "num_classes", "n_test", "dataset.manifest")
 PROTOCOL = ("augmentation", "batch_size", "precision", "tf32", "config.yaml")
 APART = "never averaged together, in separate rows"
 
@@ -21,12 +21,20 @@ def mixture_warnings(scores: Sequence[Score], curves: Sequence[Curve]) -> list[s
         keys = [] if "trained_on" in same[0].keys else ["classes"]
         warnings += [f"{dataset}: {text}; {APART}" for text in _differing(same, keys)]
     for (dataset, classes), same in group(scores, lambda s: (s.keys["dataset"], s.keys["classes"])).items():
-        keys = [*TEST_SET, *_names(same, "dataset.")]
+        keys = [key for key in _names(same, "dataset.") if key not in TEST_SET]
         warnings += [f"{data_name(dataset, classes)}: {text}; {APART}" for text in _differing(same, keys)]
     for variant, same in group(scores, _variant).items():
         keys = [*PROTOCOL, *_names(same, "optimizer."), *_names(same, "backbone.")]
         warnings += [f"{variant}: {text}; {APART}" for text in _differing(same, keys)]
     return warnings + _differing_epochs(curves)
+
+
+def mixed_data(scores: Sequence[Score]) -> list[str]:
+    """Name the data sets of which runs have another split or another list of classes: no table should hold both."""
+    texts = []
+    for (dataset, classes), same in group(scores, lambda s: (s.keys["dataset"], s.keys["classes"])).items():
+        texts += [f"{data_name(dataset, classes)}: {text}" for text in _differing(same, TEST_SET)]
+    return texts
 
 
 def _names(scores: Sequence[Score], prefix: str) -> list[str]:

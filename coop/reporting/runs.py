@@ -165,7 +165,7 @@ def _add(found: Found, path: Path) -> None:
         score = _score(keys, results, path)
         found.trained.append(_without_training(score) if is_zero_shot(keys["method"]) else score)
         found.zero_shot.append(_zero_shot(score))
-    else:
+    if task == "evaluate" or results.get("targets"):
         scores = _targets(keys, results, path)
         found.transferred += scores
         found.transferred_zero_shot += [_zero_shot(score) for score in scores]
@@ -251,7 +251,9 @@ def _targets(keys: Keys, results: dict[str, Any], path: Path) -> list[Score]:
     if not isinstance(targets, dict) or not all(isinstance(entry, dict) for entry in targets.values()):
         raise NotARunError('"targets" is not there; expected one entry per data set')
     source = {"trained_on": keys["dataset"], "trained_classes": keys["classes"]}
-    entries = [(name, {"classes": "all"} | entry) for name, entry in targets.items()]
+    # Half of a data set's classes has a key of its own: "caltech101:new".
+    named = [(name.removesuffix(f":{entry.get('classes')}"), entry) for name, entry in targets.items()]
+    entries = [(name, {"classes": "all"} | entry) for name, entry in named]
     if (keys["dataset"], keys["classes"]) not in [(name, entry["classes"]) for name, entry in entries]:
         entries.insert(0, (keys["dataset"], results))
     run_keys = {key: value for key, value in keys.items() if key not in DATA_KEYS and not key.startswith("dataset.")}

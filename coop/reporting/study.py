@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from coop.reporting.cells import Cell, make_cells
 from coop.reporting.curves import Curve, make_curves, missing_cells
-from coop.reporting.mixtures import mixture_warnings
+from coop.reporting.mixtures import APART, mixed_data, mixture_warnings
 from coop.reporting.published import Comparison, Figure, compare
 from coop.reporting.runs import Found
 
@@ -22,6 +22,7 @@ class Study:
         missing: (curve, data, shots, seeds) that other curves of the same backbone have.
         comparisons: published figures beside ours, those of another setting included.
         warnings: what must be known before figures are compared.
+        mixed: data sets of which runs have another split or another list of classes.
     """
 
     found: Found
@@ -31,11 +32,12 @@ class Study:
     missing: list[tuple[Curve, str, int, list[int]]]
     comparisons: list[Comparison]
     warnings: list[str]
+    mixed: list[str]
 
 
 def make_study(found: Found, figures: Sequence[Figure]) -> Study:
     """Average, join, compare."""
-    cells, curves, warnings = [], [], []
+    cells, curves, warnings, mixed = [], [], [], []
     trained, transferred = found.trained, found.transferred
     for scores, own in (
         ([*trained, *found.zero_shot], trained),
@@ -44,9 +46,11 @@ def make_study(found: Found, figures: Sequence[Figure]) -> Study:
         own_cells, twins = make_cells(scores)
         own_curves = make_curves(own_cells, across_classes=own is transferred)
         warnings += twins + mixture_warnings(own, own_curves)
+        mixed += mixed_data(own)
         cells.append(own_cells)
         curves.append(own_curves)
-    warnings += _version_warning(found)
+    mixed = list(dict.fromkeys(mixed))
+    warnings += [f"{text}; {APART}" for text in mixed] + _version_warning(found)
     trained_zero_shot = {_identity(cell) for cell in cells[0]}
     compared = cells[0] + [cell for cell in cells[1] if _identity(cell) not in trained_zero_shot]
     return Study(
@@ -57,6 +61,7 @@ def make_study(found: Found, figures: Sequence[Figure]) -> Study:
         missing=missing_cells(curves[0]),
         comparisons=compare(figures, compared),
         warnings=list(dict.fromkeys(warnings)),
+        mixed=mixed,
     )
 
 

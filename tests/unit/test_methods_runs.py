@@ -96,9 +96,10 @@ def test_train_then_evaluate(run, small, name, tmp_path):
 @pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias"])
 def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tmp_path):
     options = ["method.class_specific=true", "epochs=1"] if name == "text_bias" else []
-    assert run("train", *small, f"method={name}", *options, f"hydra.run.dir={tmp_path / 'run'}").code == 0
-    done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=base", "num_workers=0",
-               f"hydra.run.dir={tmp_path / 'base'}")  # fmt: skip
+    options += ["dataset.classes=base", f"method={name}", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert run("train", *small, *options).code == 0
+    done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=new", "num_workers=0",
+               f"hydra.run.dir={tmp_path / 'new'}")  # fmt: skip
     assert done.code == 1
     assert "its classes are not those that this run learned on" in done.error
 

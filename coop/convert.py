@@ -1,0 +1,182 @@
+"""python -m coop.convert CHECKPOINT: a prompt that the original CoOp code has trained, as a run of this project."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+import coop
+from coop.clip.backbone import FrozenCLIP
+from coop.commandline import run
+from coop.config import build_method, check, conf_dir, read_dataset
+from coop.data.fewshot import Splits, sample
+from coop.errors import CoopError
+from coop.files import write_atomically, write_json
+from coop.methods.coop import PromptLearner
+from coop.results import CONFIG, PROMPT, RESULTS, save_prompt
+
+USAGE = """python -m coop.convert CHECKPOINT out=RUN_DIR dataset=NAME backbone=NAME shots=N seed=N [key=value ...]
+
+  CHECKPOINT     .../prompt_learner/model.pth.tar-50, as the original CoOp code writes it
+  out=RUN_DIR    where the converted run goes; coop.evaluate, predict, export and interpret take it like any other
+  dataset=, backbone=, shots=, seed=    what it was trained on; data_root=DIR as in coop.train
+  method.class_token_position=middle    if it was not the end: the file does not say
+
+The length of the context, and whether it is class-specific, are read from the file, and its embeddings of the class
+names are compared with ours. No code in the file is run."""
+
+REQUIRED = ("dataset", "backbone", "shots", "seed")
+# Embeddings of half precision, whose largest values are below 1.
+TOLERANCE = 2e-3
+
+
+class OriginalPrompt(NamedTuple):
+    """What the original code saves: ctx (M, D) or (K, M, D), and the embeddings (K, L - 1 - M, D) behind its place."""
+
+    ctx: Tensor
+    suffix: Tensor
+
+
+class _Inert:
+    """Takes the place of every class that a checkpoint names: nothing of it is imported or called."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _):
+        pass
+
+
+def main(words: list[str]) -> int:
+    """Read, compare, write; returns the exit code."""
+    checkpoint, out, overrides = split_words(words)
+    original = read_original(checkpoint)
+    cfg = load_config(overrides, original.ctx)
+    splits = sample(read_dataset(cfg.dataset, cfg.data_root), cfg.shots, cfg.seed, cfg.dataset.classes)
+    clip = FrozenCLIP.load(**cfg.backbone)
+    check_embeddings(original, clip, splits.classnames, checkpoint)
+    method = build_method(cfg.method, clip, splits.classnames)
+    method.ctx.data.copy_(original.ctx)
+    write_run(out, method, cfg, splits, checkpoint)
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(f"run      {out}\npython -m coop.evaluate run={out}", soft_wrap=True)
+    return 0
+
+
+def split_words(words: Sequence[str]) -> tuple[Path, Path, list[str]]:
+    """The checkpoint, the folder of the new run, and the overrides of coop.train's config.
+
+    Raises:
+        CoopError: one of them is missing.
+    """
+    options = dict(word.split("=", 1) for word in words if "=" in word and not Path(word).exists())
+    files = [word for word in words if "=" not in word or Path(word).exists()]
+    if len(files) != 1:
+        raise CoopError(
+            f"give one checkpoint, .../prompt_learner/model.pth.tar-50 (there are {len(files)} in the command)"
+        )
+    if missing := [key for key in ("out", *REQUIRED) if key not in options]:
+        raise CoopError(f"{missing[0]}= is missing: the checkpoint does not say what it was trained on")
+    out = Path(options.pop("out")).expanduser()
+    if (out / RESULTS).exists():
+        raise CoopError(f"out={out}: holds a run already; choose another folder")
+    return Path(files[0]).expanduser(), out, [f"{key}={value}" for key, value in options.items()]
+
+
+def read_original(path: Path) -> OriginalPrompt:
+    """Read a checkpoint of the original code, without running any code that it names.
+
+    Besides tensors it pickles schedulers and optimisers, which torch's safe loading refuses; all classes that are not
+    tensors become `_Inert`.
+
+    Raises:
+        CoopError: not a file, or not such a checkpoint.
+    """
+    if not path.is_file():
+        raise CoopError(f"{path}: no such file; expected .../prompt_learner/model.pth.tar-50")
+    try:
+        stand_ins = [(_Inert, name) for name in get_unsafe_globals_in_checkpoint(path)]
+        with safe_globals(stand_ins):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content["state_dict"]
+        original = OriginalPrompt(state["ctx"].float(), state["token_suffix"].float())
+    except Exception as error:  # a file of another kind makes torch raise nearly anything
+        reason = f'no "{error.args[0]}"' if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise CoopError(f"{path}: not a prompt of the original CoOp code ({reason})") from error
+    if original.ctx.ndim not in (2, 3) or original.suffix.ndim != 3:
+        raise CoopError(f"{path}: ctx has shape {tuple(original.ctx.shape)}; expected (M, D) or (K, M, D)")
+    return original
+
+
+def load_config(overrides: list[str], ctx: Tensor) -> DictConfig:
+    """The config that coop.train would have had, with the context's own length and kind."""
+    own = [f"method.n_ctx={ctx.shape[-2]}", f"method.class_specific={str(ctx.ndim == 3).lower()}", "method=coop"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("train", overrides=[*own, *overrides])
+    check(cfg)
+    return cfg
+
+
+def check_embeddings(original: OriginalPrompt, clip: FrozenCLIP, classnames: Sequence[str], path: Path) -> None:
+    """Compare the file's embeddings of "CLASS." [EOS] with ours: other classes or another backbone show up.
+
+    Raises:
+        CoopError: the number of classes, the width, or an embedding differs.
+    """
+    m, (classes, _, width) = original.ctx.shape[-2], original.suffix.shape
+    if classes != len(classnames):
+        raise CoopError(
+            f"{path}: was trained on {classes} classes, this data set has {len(classnames)}; "
+            "for half of them: dataset.classes=base"
+        )
+    if width != clip.text_width:
+        raise CoopError(f"{path}: context vectors have width {width}, those of {clip.name} have {clip.text_width}")
+    prompts = [f"{' '.join(['X'] * m)} {name.replace('_', ' ')}." for name in classnames]
+    with torch.no_grad():
+        ours = clip.token_embedding(clip.tokenize(prompts))[:, 1 + m :].float()
+    if ours.shape != original.suffix.shape:
+        raise CoopError(
+            f"{path}: its prompts have {original.suffix.shape[1] + 1 + m} tokens, ours {clip.context_length}"
+        )
+    difference = (ours - original.suffix).abs().amax(dim=(1, 2))
+    if difference.max() > TOLERANCE:
+        other = [classnames[index] for index in (difference > TOLERANCE).nonzero()[:, 0].tolist()]
+        raise CoopError(
+            f"{path}: its embeddings of {len(other)} of {classes} class names differ from ours ({', '.join(other[:3])}): "
+            f"other class names, another order of classes, or not {clip.name} ({clip.pretrained})"
+        )
+
+
+def write_run(out: Path, method: PromptLearner, cfg: DictConfig, splits: Splits, checkpoint: Path) -> None:
+    """A run's folder; its results.json has no accuracy and says where the prompt comes from."""
+    write_atomically(out / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
+    save_prompt(out / PROMPT, method, cfg, splits.classnames)
+    results = {
+        "task": "convert",
+        "converted_from": str(checkpoint),
+        "method": cfg.method.name,
+        "backbone": method.clip.name,
+        "pretrained": method.clip.pretrained,
+        "dataset": cfg.dataset.name,
+        "classes": cfg.dataset.classes,
+        "split": splits.origin,
+        "shots": cfg.shots,
+        "seed": cfg.seed,
+        "n_ctx": method.n_ctx,
+        "class_specific": method.class_specific,
+        "class_token_position": method.class_token_position,
+        "num_classes": len(splits.classnames),
+        "trainable_params": method.trainable_params,
+        "version": coop.__version__,
+    }
+    write_json(out / RESULTS, results)
+
+
+if __name__ == "__main__":
+    run(main, USAGE)

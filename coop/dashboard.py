@@ -1,0 +1,140 @@
+"""python -m coop.dashboard: a saved W&B workspace laid out for the runs of this project."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coop.commandline import parse, run
+from coop.errors import CoopError
+
+USAGE = """python -m coop.dashboard [entity=NAME] [project=coop] [group=NAME] [name=coop]
+
+  entity=NAME     whose project (without it: yours)
+  project=NAME    as logger.project said
+  group=NAME      only the runs of one group, such as few_shot_curve
+  name=NAME       of the saved workspace
+
+Makes a saved view in the W&B project: accuracies by shots, training curves, tables of classes, of confusions and of the
+words nearest to what was learned. Needs: pip install 'coop-clip[dashboard]', and a W&B key."""
+STEP = "trainer/global_step"  # the axis that Lightning logs
+
+
+@dataclass
+class Options:
+    entity: str | None = None
+    project: str = "coop"
+    group: str | None = None
+    name: str = "coop"
+
+
+def main(words: list[str]) -> int:
+    """Make the workspace and say where it is; returns the exit code."""
+    plain, options = parse(words, Options)
+    if plain:
+        raise CoopError(f"{plain[0]}: there is no such option; they are written as key=value, such as project=coop")
+    entity = options.entity or your_entity()
+    made = workspace(entity, options.project, options.group, options.name)
+    try:
+        made.save()
+    except Exception as error:  # whatever wandb makes of a refused key, a missing project, or no network
+        raise CoopError(
+            f"{entity}/{options.project}: the workspace could not be saved ({error}). Is the project there, with runs "
+            "in it, may your key (wandb login) write to it, and is there a network?"
+        ) from error
+    print(f"workspace   {made.url}")
+    return 0
+
+
+def your_entity() -> str:
+    """The entity of the user's W&B key.
+
+    Raises:
+        CoopError: there is no key, or no network.
+    """
+    import wandb
+
+    if not wandb.login(prompt=False, verify=False):
+        raise CoopError("W&B has no key here: run `wandb login` once, or set WANDB_API_KEY")
+    try:
+        entity = wandb.Api().default_entity
+    except Exception as error:  # as above
+        raise CoopError(f"W&B does not answer ({error}); is there a network, and is the key right?") from error
+    if not entity:
+        raise CoopError("your W&B key belongs to no entity; give entity=NAME")
+    return entity
+
+
+def workspace(entity: str, project: str, group: str | None, name: str) -> Any:
+    """The layout, as a wandb_workspaces.workspaces.Workspace that is not saved yet.
+
+    Raises:
+        CoopError: the package is not installed.
+    """
+    try:
+        import wandb_workspaces.expr as expr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise CoopError(f"wandb_workspaces cannot be imported ({error}); pip install 'coop-clip[dashboard]'") from error
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name=name,
+        sections=[
+            ws.Section(name=title, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns, rows))
+            for title, columns, rows, panels in sections()
+        ],
+        settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            filters=[expr.Metric("Group") == group] if group else [],
+            pinned_columns=["config:dataset.name", "config:method.name", "config:shots", "summary:test/acc"],
+        ),
+    )
+
+
+def sections() -> Sequence[tuple[str, int, int, list[Any]]]:
+    """(title, columns, rows, panels) of each section of the workspace."""
+    import wandb_workspaces.reports.v2 as wr
+
+    return [
+        (
+            "Accuracy on the test images",
+            3,
+            1,
+            [
+                wr.ScatterPlot(
+                    title="By training images per class",
+                    x=wr.Config("shots"),
+                    y=wr.SummaryMetric("test/acc"),
+                    log_x=True,
+                    running_ymean=True,
+                ),
+                wr.BarPlot(title="Learned", metrics=["test/acc"], range_x=(0, 1)),
+                wr.BarPlot(title="Zero-shot", metrics=["zero_shot/acc"], range_x=(0, 1)),
+            ],
+        ),
+        (
+            "Training",
+            3,
+            1,
+            [
+                wr.LinePlot(title="Loss", x=STEP, y=["train/loss"], smoothing_factor=0.6),
+                wr.LinePlot(title="Accuracy on training images", x=STEP, y=["train/acc"]),
+                wr.LinePlot(title="Accuracy on validation images", x=STEP, y=["val/acc"]),
+            ],
+        ),
+        (
+            "What was learned, and what is confused",
+            2,
+            2,
+            [
+                wr.WeavePanelSummaryTable(table_name="tables/words"),
+                wr.WeavePanelSummaryTable(table_name="tables/per_class"),
+                wr.WeavePanelSummaryTable(table_name="tables/confused"),
+                wr.MediaBrowser(title="Pictures", media_keys=["pictures/history", "pictures/per_class"]),
+            ],
+        ),
+    ]
+
+
+if __name__ == "__main__":
+    run(main, USAGE)

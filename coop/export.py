@@ -1,0 +1,141 @@
+"""python -m coop.export run=RUN: a learned prompt as class weights, and as an ONNX model of images to logits."""
+
+import importlib.util
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import coop
+from coop.clip.backbone import normalize
+from coop.commandline import parse, run
+from coop.errors import CoopError
+from coop.files import write_atomically
+from coop.methods import Method
+from coop.trained import load_trained
+
+USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true]
+
+  run=RUN_DIR    a run's folder, the one that holds prompt.safetensors
+  out=DIR        where the files go (without it: the run's folder)
+  onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop[onnx]')
+
+class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
+preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
+
+WEIGHTS, ONNX = "class_weights.safetensors", "model.onnx"
+OPSET = 18
+
+
+@dataclass
+class Options:
+    """Of the command."""
+
+    run: str = "???"
+    out: str | None = None
+    onnx: bool = False
+
+
+def main(words: list[str]) -> int:
+    """Write the files and say where they are; returns the exit code."""
+    plain, options = parse(words, Options)
+    if plain:
+        raise CoopError(f"{plain[0]}: expected key=value; run=RUN_DIR takes the folder of a run")
+    run_dir = Path(options.run).expanduser()
+    out = Path(options.out).expanduser() if options.out else run_dir
+    if options.onnx:
+        require_onnx()
+    method = load_trained(run_dir, accelerator="cpu").method
+    by_class_weights = type(method).logits is Method.logits and not method.trains_image_encoder
+    if not (by_class_weights or options.onnx):
+        raise CoopError(
+            f"method={type(method).__name__}: does not classify by class weights and frozen image features alone; "
+            "onnx=true exports the whole classifier"
+        )
+    console = Console(markup=False, emoji=False, highlight=False)
+    if by_class_weights:
+        write_class_weights(method, out / WEIGHTS)
+        console.print(f"weights  {out / WEIGHTS}", soft_wrap=True)
+    if options.onnx:
+        write_onnx(method, out / ONNX)
+        console.print(f"onnx     {out / ONNX}", soft_wrap=True)
+    return 0
+
+
+@torch.no_grad()
+def write_class_weights(method: Method, path: Path) -> None:
+    """Write text_features (K, E), L2-normalised, and logit_scale, with class names and preprocessing as metadata."""
+    tensors = {
+        "text_features": method.text_features().float().cpu().contiguous(),
+        "logit_scale": method.clip.logit_scale.float().cpu().clone(),
+    }
+    write_atomically(path, save(tensors, metadata={"coop": json.dumps(description(method), ensure_ascii=False)}))
+
+
+def description(method: Method) -> dict:
+    """What is needed to use exported files: class names in the order of the logits, and how images are prepared."""
+    return {
+        "version": coop.__version__,
+        "classnames": method.classnames,
+        "backbone": method.clip.name,
+        "pretrained": method.clip.pretrained,
+        "preprocess": asdict(method.clip.preprocess_cfg),
+    }
+
+
+class ImageClassifier(nn.Module):
+    """Preprocessed images (B, 3, H, W) to logits (B, K), as one module."""
+
+    def __init__(self, method: Method):
+        super().__init__()
+        self.visual = method.clip.model.visual
+        self.method = method
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.method.trains_image_encoder:
+            return self.method.logits(self.method.encode_image(images))
+        return self.method.logits(normalize(self.visual(images)))
+
+
+def require_onnx() -> None:
+    """Raises CoopError, with the command that mends it, where the packages for ONNX are not installed."""
+    missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise CoopError(f"onnx=true: needs the packages {' and '.join(missing)}; pip install 'coop[onnx]'")
+
+
+@torch.no_grad()
+def write_onnx(method: Method, path: Path) -> None:
+    """Write images (B, 3, H, W) to logits (B, K), any B; class names and preprocessing as the model's metadata."""
+    import onnx
+
+    if type(method).forward is not Method.forward:
+        text_features = method.text_features()  # they enter the file as numbers
+        method.text_features = lambda: text_features
+    size = method.clip.preprocess_cfg.size
+    height, width = (size, size) if isinstance(size, int) else size
+    module = ImageClassifier(method).eval().float()
+    program = torch.onnx.export(
+        module,
+        (torch.zeros(2, 3, height, width),),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+    )
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {"coop": json.dumps(description(method), ensure_ascii=False)})
+    buffer = io.BytesIO()
+    onnx.save(model, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+if __name__ == "__main__":
+    run(main, USAGE)

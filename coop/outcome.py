@@ -1,0 +1,64 @@
+"""What a trained method achieves, and what its run's folder shows of it."""
+
+import logging
+import time
+from pathlib import Path
+
+from coop.data.datamodule import FewShotData
+from coop.files import write_json
+from coop.history import History
+from coop.interpret import WORDS, nearest_words
+from coop.methods import Method
+from coop.methods.zero_shot import ZeroShot
+from coop.scoring import Predictions, features_for, figures, per_class, predict, score
+
+log = logging.getLogger("coop")
+
+PER_CLASS = "per_class.json"
+# Beyond, comparing every vector with every word takes longer than a short training.
+VECTORS_COMPARED = 2000
+
+
+def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predictions]:
+    """Accuracies on the test and validation images, zero-shot beside them, as in results.json; and the predictions.
+
+    Args:
+        method: trained.
+        data: of the run.
+        template: of zero-shot CLIP.
+    """
+    splits, classes = data.splits, len(method.classnames)
+
+    def predictions_on(part: str, frozen) -> Predictions:
+        return predict(method, features_for(method, data.extractor, splits, part, frozen))
+
+    started = time.perf_counter()
+    labels, predictions = splits.labels("test"), predictions_on("test", data.test_features)
+    scores = figures("test", score(predictions, labels, classes))
+    seconds = time.perf_counter() - started
+    scores["val/acc"] = None
+    if splits.val:
+        on_val = predictions_on("val", data.labelled("val")[0][0])
+        scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
+    zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
+    scores |= figures("zero_shot", score(predict(zero_shot, data.test_features), labels, classes))
+    return scores | {"test_seconds": seconds}, predictions
+
+
+def describe_run(run_dir: Path, method: Method, data: FewShotData, predictions: Predictions, history: History) -> None:
+    """Write per_class.json, history.json, words.json and the pictures of the first two."""
+    from coop.pictures import draw_history, draw_per_class
+
+    contents = per_class(predictions, data.splits.labels("test"), data.splits.classnames)
+    write_json(run_dir / PER_CLASS, contents)
+    draw_per_class(contents, (run_dir / PER_CLASS).with_suffix(".png"))
+    history.write(run_dir)
+    if history.records:
+        draw_history(history.records, run_dir / "history.png")
+    ctx = getattr(method, "ctx", None)
+    if ctx is None:
+        return
+    if ctx.numel() // ctx.shape[-1] > VECTORS_COMPARED:
+        log.info("the words nearest to each context vector: python -m coop.interpret run=%s", run_dir)
+        return
+    write_json(run_dir / WORDS, nearest_words(method))

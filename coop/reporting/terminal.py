@@ -1,0 +1,30 @@
+"""Tables of a report on a terminal."""
+
+from rich.box import HORIZONTALS
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from coop.reporting.contents import context_tables, few_shot_tables, transfer_tables
+from coop.reporting.study import Study
+from coop.reporting.tables import Table
+
+
+def print_tables(study: Study, console: Console) -> None:
+    """The tables of accuracies; what is beside them stands in report.html."""
+    for table in (*few_shot_tables(study), *context_tables(study), *transfer_tables(study)):
+        console.print(to_terminal(table))
+
+
+def to_terminal(table: Table) -> RichTable:
+    """The same table for rich; every text stands for itself."""
+    shown = RichTable(title=Text(table.title), caption=Text(table.note), box=HORIZONTALS, title_justify="left")
+    for index, head in enumerate(table.header):
+        left = index < table.left
+        shown.add_column(Text(head), justify="left" if left else "right", overflow="fold")
+    for row in table.rows:
+        if row is None:
+            shown.add_section()
+        else:
+            shown.add_row(*map(Text, row))
+    return shown
