@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from coop.config import explain
 from coop.errors import CoopError
+from coop.memory import keep_freed_memory
 
 
 def parse(words: list[str], options: type) -> tuple[list[str], Any]:
@@ -53,6 +54,7 @@ def run(main: Callable[[list[str]], int], usage: str) -> None:
     if not words or {"-h", "--help"} & set(words):
         print(usage)
         sys.exit(0)
+    keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     try:
         sys.exit(main(words))

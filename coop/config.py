@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from coop.clip.weights import PRECISIONS
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
+from coop.memory import keep_freed_memory
 from coop.schedule import paper_epochs
 from coop.sweep import in_sweep, run_cell, run_to_the_end
 
@@ -120,7 +121,9 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
 
     With HYDRA_FULL_ERROR set, the traceback is shown as well.
     """
+    keep_freed_memory()
     wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
+    sys.argv[1:] = [as_one_value(word) for word in sys.argv[1:]]
 
     def explained(call: Callable[..., Any], *args) -> Any:
         try:
@@ -145,6 +148,18 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
 
     explained(run_to_the_end, start)
+
+
+def as_one_value(word: str) -> str:
+    """key=PATH of a path that is there, quoted where Hydra would read more than one value in it.
+
+    The folders of a sweep's runs have "=" and "," in their names.
+    """
+    key, _, value = word.partition("=")
+    if not set(value) & set("=, ()[]{}") or value[0] in "'\"" or not os.path.exists(os.path.expanduser(value)):
+        return word
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def explain(error: BaseException) -> str | None:

@@ -148,7 +148,8 @@ def check_embeddings(original: OriginalPrompt, clip: FrozenCLIP, classnames: Seq
     if difference.max() > TOLERANCE:
         other = [classnames[index] for index in (difference > TOLERANCE).nonzero()[:, 0].tolist()]
         raise CoopError(
-            f"{path}: its embeddings of {len(other)} of {classes} class names differ from ours ({', '.join(other[:3])}): "
+            f"{path}: its embeddings of {len(other)} of {classes} class names differ from ours "
+            f"({', '.join(other[:3])}): "
             f"other class names, another order of classes, or not {clip.name} ({clip.pretrained})"
         )
 

@@ -1,4 +1,4 @@
-"""python -m coop.interpret run=RUN: the words whose embeddings are nearest to each context vector (CoOp, section 4.4)."""
+"""python -m coop.interpret run=RUN: words near the context vectors (CoOp, "Interpreting the Learned Prompts")."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

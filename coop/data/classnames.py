@@ -1,14 +1,10 @@
-"""Class names and prompt templates that come from open_clip's and timm's metadata, or from a list of the user's."""
+"""Class names that come from open_clip's and timm's metadata, or from a list of the user's."""
 
 import os
 from importlib.resources import files
 from pathlib import Path
 
-from open_clip.zero_shot_metadata import (
-    IMAGENET_CLASSNAMES,
-    OPENAI_IMAGENET_TEMPLATES,
-    SIMPLE_IMAGENET_TEMPLATES,
-)
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from coop.errors import CoopError
 
@@ -60,14 +56,3 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     if not names:
         raise CoopError(f"{path}: this list of class names is empty; expected one `folder name` a line")
     return names
-
-
-def clip_templates(which: str) -> list[str]:
-    """CLIP's prompt templates for ImageNet, each with one `{}`: "80" (all of them) or "7" (the selected seven).
-
-    Source: Radford et al. 2021, section 3.1.4, as listed in open_clip's metadata.
-    """
-    known = {"80": OPENAI_IMAGENET_TEMPLATES, "7": SIMPLE_IMAGENET_TEMPLATES}
-    if which not in known:
-        raise CoopError(f"templates={which}: CLIP's lists of templates are {' and '.join(known)}")
-    return [fill("{}") for fill in known[which]]

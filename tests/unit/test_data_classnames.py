@@ -2,7 +2,8 @@
 
 import pytest
 
-from coop.data.classnames import clip_templates, imagenet_classnames, imagenet_wnids, read_classnames
+from coop.clip.templates import clip_templates
+from coop.data.classnames import imagenet_classnames, imagenet_wnids, read_classnames
 from coop.errors import CoopError
 
 
@@ -24,18 +25,18 @@ def test_subsets(subset, first, last):
     assert set(wnids) < set(imagenet_wnids())
 
 
-@pytest.mark.parametrize(("which", "count"), [("80", 80), ("7", 7)])
+@pytest.mark.parametrize(("which", "count"), [(80, 80), (7, 7)])
 def test_templates(which, count):
     templates = clip_templates(which)
     assert len(set(templates)) == count
     assert all(template.count("{}") == 1 for template in templates)
     assert "itap of a {}." in templates
-    assert set(clip_templates("7")) <= set(clip_templates("80"))
+    assert set(clip_templates(7)) <= set(clip_templates(80))
 
 
 def test_unknown_templates():
-    with pytest.raises(CoopError, match=r"templates=8: CLIP's lists of templates are 80 and 7"):
-        clip_templates("8")
+    with pytest.raises(CoopError, match=r"templates=8: CLIP's lists have 80 or 7 templates"):
+        clip_templates(8)
 
 
 def test_list_in_coops_form(tmp_path):

@@ -1,0 +1,44 @@
+"""experiments/your_method/README.md: its files and commands, word for word."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "experiments" / "your_method" / "README.md"
+
+
+@pytest.fixture
+def folder(run) -> Path:
+    """A folder of one's own with the files of the README."""
+    folder = run.folder / "my_project"
+    files = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", README.read_text(), re.DOTALL))
+    assert set(files) == {"logit_bias.py", "conf/method/logit_bias.yaml"}
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    lines = files["logit_bias.py"].splitlines() + files["conf/method/logit_bias.yaml"].splitlines()
+    assert len([line for line in lines if line.strip()]) < 40
+    return folder
+
+
+def test_the_readme_runs(run, folder):
+    (block,) = re.findall(r"<!-- run -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)
+    commands = [line.split() for line in block.strip().splitlines()]
+    assert [words[0] for words in commands] == ["python", "python"]
+    for words in commands:
+        done = run.interpreter("-c", IN_FOLDER, str(folder), *words[1:])
+        assert done.code == 0, done.err
+    trained, shifted = (json.loads((folder / name / "results.json").read_text()) for name in ("run", "shifted"))
+    assert (trained["method"], trained["trainable_params"], trained["epochs"]) == ("logit_bias", 25, 100)
+    assert trained["test/acc"] > trained["zero_shot/acc"]
+    assert list(shifted["targets"]) == ["mini_sketch"]
+
+    done = run.interpreter("-c", IN_FOLDER, str(folder), *commands[0][1:], "method.scale=much")
+    assert done.code == 1
+    assert "error: method.scale=much: must be float, not str" in done.err
+
+
+# `python ARGS` in a folder.
+IN_FOLDER = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"
