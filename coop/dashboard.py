@@ -86,7 +86,7 @@ def workspace(entity: str, project: str, group: str | None, name: str) -> Any:
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
         runset_settings=ws.RunsetSettings(
             filters=[expr.Metric("Group") == group] if group else [],
-            pinned_columns=["config:dataset.name", "config:method.name", "config:shots", "summary:test/acc"],
+            pinned_columns=["summary:shots", "summary:seed", "summary:zero_shot/acc", "summary:test/acc"],
         ),
     )
 

@@ -32,7 +32,7 @@ SEARCHING = ("direction", "optim", "ax_config")
 # Words of Optuna and of submitit, and what they mean here.
 PLUGINS_SAY = {
     "No trials are completed": "no run of this search finished; what each failed with stands above",
-    'Could not detect "srun"': "hydra/launcher=slurm: there is no SLURM here (no srun); start this on a cluster's login node",
+    'Could not detect "srun"': "hydra/launcher=slurm: no SLURM here (no srun); start it on a login node",
 }
 
 
@@ -203,6 +203,8 @@ class SweepSummary(Callback):
             self.started = os.fstat(file.fileno()).st_mtime
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
+        if rank_zero_only.rank:  # the other processes of distributed runs go through the same sweep
+            return
         folder = Path(config.hydra.sweep.dir)
         cells = sorted(lock.parent for lock in folder.rglob(LOCK) if lock.stat().st_mtime >= self.started)
         console = Console(stderr=True)

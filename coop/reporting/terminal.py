@@ -18,13 +18,17 @@ def print_tables(study: Study, console: Console) -> None:
 
 def to_terminal(table: Table) -> RichTable:
     """The same table for rich; every text stands for itself."""
-    shown = RichTable(title=Text(table.title), caption=Text(table.note), box=HORIZONTALS, title_justify="left")
+    texts = {"title": Text(table.title), "caption": Text(table.note)}
+    shown = RichTable(**texts, box=HORIZONTALS, title_justify="left", pad_edge=False, collapse_padding=True)
     for index, head in enumerate(table.header):
         left = index < table.left
         shown.add_column(Text(head), justify="left" if left else "right", overflow="fold")
+    above = None
     for row in table.rows:
         if row is None:
             shown.add_section()
+            above = None
         else:
-            shown.add_row(*map(Text, row))
+            shown.add_row("" if row[0] == above else Text(row[0]), *map(Text, row[1:]))
+            above = row[0]
     return shown
