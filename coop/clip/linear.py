@@ -23,7 +23,7 @@ class FrozenLinear:
         self.laid_out = _lay_out(weight, bias, scale) if _can_lay_out(weight) else None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.laid_out and x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+        if self.laid_out and _plain_single_precision(x):
             return _LaidOut.apply(x, *self.laid_out)
         if self.scale == 1.0:
             return F.linear(x, self.weight, self.bias)
@@ -40,6 +40,11 @@ class _LaidOut(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         g = torch.ops.mkldnn._linear_pointwise(gradient.contiguous(), ctx.transposed, None, "none", [], "")
         return g, None, None, None
+
+
+def _plain_single_precision(x: Tensor) -> bool:
+    """Neither under autocast, nor while torch.compile looks on, which cannot follow."""
+    return x.dtype == torch.float32 and not (torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling())
 
 
 def _can_lay_out(weight: Tensor) -> bool:
