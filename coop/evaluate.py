@@ -19,7 +19,7 @@ from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
 from coop.files import write_json
 from coop.results import PROMPT, RESULTS, accuracy_rows, closing_table, load_config, load_prompt, read_results
-from coop.targets import Target, check_transfer, for_target, harmonic_mean, read_targets, score_target, target_configs
+from coop.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
 from coop.trained import Trained, load_trained
 
 
@@ -76,11 +76,8 @@ def evaluate(cfg: DictConfig, trained: Trained, targets: list[Target]) -> dict[s
     extractor = FeatureExtractor(
         clip, clip.device, cfg.num_workers, autocast, cached=cfg.features == "cached", cache_dir=cfg.cache_dir
     )
-    entries = {}
-    for target in targets:
-        frozen = extractor(target.splits.test, target.splits.preprocess, target.name)
-        entries[target.name] = score_target(for_target(method, run_cfg.method, target), extractor, target, frozen)
-    return entries
+    frozen = {t.name: extractor(t.splits.test, t.splits.preprocess, t.name) for t in targets}
+    return test_targets(method, run_cfg.method, targets, extractor, frozen)
 
 
 def show(results: dict, out_dir: Path) -> None:

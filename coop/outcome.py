@@ -4,7 +4,11 @@ import logging
 import time
 from pathlib import Path
 
+from omegaconf import DictConfig
+
+import coop
 from coop.data.datamodule import FewShotData
+from coop.data.fewshot import Splits
 from coop.files import write_json
 from coop.history import History
 from coop.interpret import WORDS, nearest_words
@@ -43,6 +47,37 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
     scores |= figures("zero_shot", score(predict(zero_shot, data.test_features), labels, classes))
     return scores | {"test_seconds": seconds}, predictions
+
+
+def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> dict:
+    """What was run, in the words of results.json."""
+    return {
+        "task": "train",
+        "method": cfg.method.name,
+        "backbone": method.clip.name,
+        "pretrained": method.clip.pretrained,
+        "dataset": cfg.dataset.name,
+        "classes": cfg.dataset.classes,
+        "split": splits.origin,
+        "shots": cfg.shots,
+        "seed": cfg.seed,
+        "n_ctx": getattr(method, "n_ctx", None),
+        "class_specific": getattr(method, "class_specific", None),
+        "class_token_position": getattr(method, "class_token_position", None),
+        "augmentation": cfg.augmentation,
+        "features": cfg.features,
+        "batch_size": cfg.batch_size,
+        "precision": cfg.trainer.precision,
+        "tf32": cfg.trainer.tf32,
+        "num_classes": len(splits.classnames),
+        "trainable_params": method.trainable_params,
+        "chosen": method.chosen,
+        "epochs": epochs,
+        "n_train": len(splits.train),
+        "n_val": len(splits.val),
+        "n_test": len(splits.test),
+        "version": coop.__version__,
+    }
 
 
 def describe_run(run_dir: Path, method: Method, data: FewShotData, predictions: Predictions, history: History) -> None:

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,6 +140,28 @@ class AmongClasses(Method):
     def logits(self, image_features: Tensor) -> Tensor:
         logits = self.method.logits(image_features)
         return torch.stack([logits[:, columns].amax(dim=1) for columns in self.columns], dim=1)
+
+
+def test_targets(
+    method: Method,
+    node: DictConfig,
+    targets: Sequence[Target],
+    extractor: FeatureExtractor,
+    frozen: Mapping[str, Tensor],
+) -> dict[str, dict]:
+    """What `targets` in results.json holds.
+
+    Args:
+        method: for the classes it was trained with.
+        node: its config.
+        targets: what to test on, already checked by `check_transfer`.
+        extractor: of the frozen CLIP.
+        frozen: the frozen CLIP's features (N, E) of the test images of each target.
+    """
+    return {
+        target.name: score_target(for_target(method, node, target), extractor, target, frozen[target.name])
+        for target in targets
+    }
 
 
 def score_target(method: Method, extractor: FeatureExtractor, target: Target, frozen: Tensor) -> dict:

@@ -10,7 +10,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-import coop
 from coop.clip.backbone import FrozenCLIP
 from coop.config import AUTOCAST, build_method, check, launch, read_dataset, resolve_epochs
 from coop.data.datamodule import FewShotData
@@ -23,7 +22,7 @@ from coop.history import History
 from coop.lit import LitClassifier
 from coop.loggers import build_logger, log_results
 from coop.methods import Method
-from coop.outcome import describe_run, test
+from coop.outcome import describe, describe_run, test
 from coop.results import (
     CHECKPOINT,
     PROMPT,
@@ -35,15 +34,7 @@ from coop.results import (
     save_prompt,
 )
 from coop.sweep import check_search, exclusive
-from coop.targets import (
-    Target,
-    check_transfer,
-    for_target,
-    harmonic_mean,
-    read_targets,
-    score_target,
-    target_configs,
-)
+from coop.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
 from coop.trainer import build_trainer
 
 log = logging.getLogger("coop")
@@ -106,10 +97,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     scores, predictions = test(method, data, cfg.dataset.template)
     results = describe(cfg, method, splits, epochs) | scores | {"fit_seconds": seconds}
     if targets:
-        results["targets"] = {
-            t.name: score_target(for_target(method, cfg.method, t), data.extractor, t, data.target_features[t.name])
-            for t in targets
-        }
+        results["targets"] = test_targets(method, cfg.method, targets, data.extractor, data.target_features)
         results |= harmonic_mean(results)
     if trainer.is_global_zero:
         save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
@@ -169,37 +157,6 @@ def sampled_splits(cfg: DictConfig) -> Splits:
     if cfg.dataset.manifest:
         return apply_manifest(whole, cfg.dataset.manifest, shots=cfg.shots, classes=cfg.dataset.classes)
     return sample(whole, cfg.shots, cfg.seed, cfg.dataset.classes)
-
-
-def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> dict:
-    """What was run, in the words of results.json."""
-    return {
-        "task": "train",
-        "method": cfg.method.name,
-        "backbone": method.clip.name,
-        "pretrained": method.clip.pretrained,
-        "dataset": cfg.dataset.name,
-        "classes": cfg.dataset.classes,
-        "split": splits.origin,
-        "shots": cfg.shots,
-        "seed": cfg.seed,
-        "n_ctx": getattr(method, "n_ctx", None),
-        "class_specific": getattr(method, "class_specific", None),
-        "class_token_position": getattr(method, "class_token_position", None),
-        "augmentation": cfg.augmentation,
-        "features": cfg.features,
-        "batch_size": cfg.batch_size,
-        "precision": cfg.trainer.precision,
-        "tf32": cfg.trainer.tf32,
-        "num_classes": len(splits.classnames),
-        "trainable_params": method.trainable_params,
-        "chosen": method.chosen,
-        "epochs": epochs,
-        "n_train": len(splits.train),
-        "n_val": len(splits.val),
-        "n_test": len(splits.test),
-        "version": coop.__version__,
-    }
 
 
 def show(results: dict, run_dir: Path) -> None:
