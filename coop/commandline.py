@@ -9,8 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from coop.config import explain
 from coop.errors import CoopError
+from coop.launch import explain
 from coop.memory import keep_freed_memory
 
 

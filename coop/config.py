@@ -1,10 +1,8 @@
-"""The typed schema of the whole config, the checks before anything is loaded, and how every command starts."""
+"""The typed schema of the whole config, the checks before anything is loaded, and what a checked config names."""
 
 import difflib
 import inspect
 import math
-import os
-import sys
 import types
 import typing
 from collections.abc import Callable
@@ -15,16 +13,12 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from coop.clip.weights import PRECISIONS
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
-from coop.memory import keep_freed_memory
 from coop.schedule import paper_epochs
-from coop.sweep import in_sweep, run_cell, run_to_the_end
 
 PACKAGE = Path(__file__).resolve().parent
 # Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
@@ -114,109 +108,6 @@ def conf_dir() -> Path:
     """Where the config files lie: inside an installed package, or beside it in a checkout."""
     installed = PACKAGE / "conf"
     return installed if installed.is_dir() else PACKAGE.parent / "conf"
-
-
-def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
-    """Run a command under Hydra; what the user can mend ends as one message and exit code 1.
-
-    With HYDRA_FULL_ERROR set, the traceback is shown as well.
-    """
-    keep_freed_memory()
-    wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
-    sys.argv[1:] = [as_one_value(word) for word in sys.argv[1:]]
-
-    def explained(call: Callable[..., Any], *args) -> Any:
-        try:
-            return call(*args)
-        except Exception as error:
-            message = explain(error)
-            if message is None or wants_traceback:
-                raise
-            print(f"\nerror: {message}", file=sys.stderr)
-            sys.exit(1)
-
-    def job(cfg: DictConfig) -> Any:
-        if not wants_traceback:  # the processes of a distributed run inherit the environment
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-        try:
-            return run_cell(task, cfg, explain) if in_sweep() else explained(task, cfg)
-        finally:
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-
-    def start() -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to us
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
-
-    explained(run_to_the_end, start)
-
-
-def as_one_value(word: str) -> str:
-    """key=PATH of a path that is there, quoted where Hydra would read more than one value in it.
-
-    The folders of a sweep's runs have "=" and "," in their names.
-    """
-    key, _, value = word.partition("=")
-    if not set(value) & set("=, ()[]{}") or value[0] in "'\"" or not os.path.exists(os.path.expanduser(value)):
-        return word
-    escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
-def explain(error: BaseException) -> str | None:
-    """The message for a user; None for an error that is ours."""
-    chain = list(_causes(error))
-    for link in chain:
-        if isinstance(link, CoopError):
-            # A data-loader worker puts its own traceback in front of the message.
-            return str(link).rpartition("CoopError: ")[2]
-    for link in chain:
-        if isinstance(link, MissingConfigException) and (link.options or link.missing_cfg_file in PLUGINS):
-            return _unknown_choice(link)
-    for link in reversed(chain):
-        if isinstance(link, OmegaConfBaseException):
-            return _unknown_key_or_type(link)
-    if "Unexpected type for root: NoneType" in str(error):  # how OmegaConf says that there is no such group
-        return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
-    for link in chain:
-        if isinstance(link, OSError) and link.filename:
-            return f"{link.filename}: {link.strerror}"
-        if isinstance(link, HydraException) or "Config group override must be" in str(link):
-            return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
-    return None
-
-
-def _causes(error: BaseException | None):
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-# Choices that Hydra's plugins bring, and the extra of this package that installs the plugin.
-PLUGINS = {
-    "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/submitit_slurm": "slurm",
-    "hydra/launcher/submitit_local": "slurm",
-    "hydra/sweeper/optuna": "optuna",
-    "hydra/sweeper/sampler/tpe": "optuna",
-}
-
-
-def _unknown_choice(error: MissingConfigException) -> str:
-    group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if extra := PLUGINS.get(error.missing_cfg_file or ""):
-        return f"{group}={name}: needs a plugin of Hydra: pip install 'coop-clip[{extra}]'"
-    near = difflib.get_close_matches(name, error.options, n=4, cutoff=0.4)
-    hint = f"near matches: {', '.join(near)}; " if near else ""
-    return f"{group}={name}: there is no such {group}; {hint}all: {', '.join(error.options)}"
-
-
-def _unknown_key_or_type(error: OmegaConfBaseException) -> str:
-    allowed = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
-    if error.key is not None and allowed and error.key not in allowed:
-        near = difflib.get_close_matches(str(error.key), allowed, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{error.full_key}: there is no such key; {hint}Allowed here: {', '.join(allowed)}"
-    return f"{error.full_key}: {str(error).splitlines()[0]}"
 
 
 def check(cfg: DictConfig) -> None:

@@ -13,11 +13,11 @@ from coop.config import (
     check_features,
     check_keys,
     check_workers,
-    launch,
 )
 from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
 from coop.files import write_json
+from coop.launch import launch
 from coop.results import PROMPT, RESULTS, accuracy_rows, closing_table, load_config, load_prompt, read_results
 from coop.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
 from coop.trained import Trained, load_trained

@@ -1,6 +1,7 @@
 """Many runs in one folder: each cell once, a failure recorded and the others going on, a table at the end."""
 
 import logging
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from coop.errors import CoopError
 from coop.files import write_atomically
-from coop.results import CHECKPOINT, CONFIG, PROMPT, RESULTS
+from coop.results import RESULTS
 
 log = logging.getLogger("coop")
 
@@ -75,10 +76,9 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(run_dir: Path) -> None:
-    """What a process that was killed while it wrote a file had written so far."""
-    for name in (RESULTS, PROMPT, CONFIG, CHECKPOINT, ERROR):
-        for leftover in run_dir.glob(f".{name}.*"):
-            leftover.unlink(missing_ok=True)
+    """What a process that was killed while it wrote a file had written so far (`coop.files.write_atomically`)."""
+    for leftover in run_dir.glob(".*.*.????????"):
+        leftover.unlink(missing_ok=True)
 
 
 def in_sweep() -> bool:
@@ -121,6 +121,7 @@ def run_cell(task: Callable[[DictConfig], float | None], cfg: DictConfig, explai
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     _mark(run_dir)
+    _leave_loky()
     try:
         value = _when_free(task, cfg, run_dir) if in_search() else task(cfg)
         check_search(value is not None)
@@ -137,6 +138,12 @@ def run_cell(task: Callable[[DictConfig], float | None], cfg: DictConfig, explai
         return None
     (run_dir / ERROR).unlink(missing_ok=True)
     return value
+
+
+def _leave_loky() -> None:
+    """Let data loaders start their processes in the platform's way: from a worker of joblib they would in joblib's."""
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
+        multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
 
 
 def _when_free(task: Callable[[DictConfig], float | None], cfg: DictConfig, run_dir: Path) -> float | None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from coop.clip.backbone import FrozenCLIP
-from coop.config import AUTOCAST, build_method, check, launch, read_dataset, resolve_epochs
+from coop.config import AUTOCAST, build_method, check, read_dataset, resolve_epochs
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
 from coop.data.fewshot import Splits, sample
@@ -19,6 +19,7 @@ from coop.data.manifest import apply_manifest
 from coop.errors import CoopError
 from coop.files import write_json
 from coop.history import History
+from coop.launch import launch
 from coop.lit import LitClassifier
 from coop.loggers import build_logger, log_results
 from coop.methods import Method

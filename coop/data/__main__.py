@@ -8,7 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from coop.config import check, conf_dir, explain, read_dataset
+from coop.config import check, conf_dir, read_dataset
 from coop.data.catalogue import PUBLISHED
 from coop.data.check import report, show_reports
 from coop.data.fewshot import Splits, sample
@@ -16,6 +16,7 @@ from coop.data.manifest import write_manifest
 from coop.data.prepare import prepare
 from coop.data.show import write_picture
 from coop.errors import CoopError
+from coop.launch import explain
 
 USAGE = """python -m coop.data COMMAND [NAME ...] [key=value ...]
 

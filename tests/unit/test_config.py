@@ -8,8 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from coop.config import AUTOCAST, build_method, check, conf_dir, explain, paper_epochs, resolve_epochs
+from coop.config import AUTOCAST, build_method, check, conf_dir, paper_epochs, resolve_epochs
 from coop.errors import CoopError
+from coop.launch import explain
 
 
 def composed(*overrides: str, command: str = "train"):
