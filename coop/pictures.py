@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from coop.files import write_atomically
-from coop.reporting.figures import COLOURS, STYLE
+from coop.reporting.figures import COLOURS, DASHES, STYLE
 
 DPI = 150
 PANEL = (3.6, 2.8)  # inches
@@ -56,15 +56,18 @@ def _draw_accuracy(ax: Axes, records: Sequence[dict]) -> None:
 
 
 def _draw_movement(ax: Axes, records: Sequence[dict]) -> None:
-    """One line per context vector; the numbers stand at their ends, where there are few enough to be told apart."""
+    """One line per context vector, with names where there are few enough to be told apart."""
     epochs = [r["epoch"] for r in records]
     count = len(records[0]["ctx_moved"])
     for m in range(count):
         moved = [r["ctx_moved"][m] for r in records]
-        ax.plot(epochs, moved, color=COLOURS[0], alpha=0.35 + 0.65 * (m + 1) / count, lw=0.8)
-        if count <= 4:
-            ax.annotate(f"v{m + 1}", (epochs[-1], moved[-1]), xytext=(3, 0), textcoords="offset points", va="center")
-    if count > 4:
+        if count <= len(COLOURS):
+            ax.plot(epochs, moved, DASHES[m % len(DASHES)], color=COLOURS[m], label=f"v{m + 1}")
+        else:
+            ax.plot(epochs, moved, color=COLOURS[0], alpha=0.35 + 0.65 * (m + 1) / count, lw=0.8)
+    if count <= len(COLOURS):
+        ax.legend(loc="best")
+    else:
         ax.set_title(f"one line per vector; the darkest is v{count}", loc="right", fontsize=STYLE["font.size"] - 1)
     ax.set_ylabel("distance of context vectors\nfrom their start (Euclidean)")
     ax.set_ylim(bottom=0)
@@ -103,8 +106,7 @@ def _draw_confused(ax: Axes, pairs: Sequence[dict]) -> None:
     _bars(ax, names, [p["count"] for p in shown], COLOURS[1])
     ax.set_xlabel("test images of one class taken for another")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    if not shown:
-        ax.set_title("no mistakes")
+    ax.set_title("most frequent confusions" if shown else "no mistakes", loc="right")
 
 
 def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], colour: str) -> None:
@@ -120,8 +122,15 @@ def _draw_calibration(ax: Axes, calibration: dict) -> None:
     most = max((b["count"] for b in bins), default=1)
     ax.plot([100 * b["confidence"] for b in bins], [100 * b["acc"] for b in bins], "-", color=COLOURS[2])
     sizes = [8 + 60 * b["count"] / most for b in bins]
-    ax.scatter([100 * b["confidence"] for b in bins], [100 * b["acc"] for b in bins], sizes, color=COLOURS[2], zorder=3)
-    ax.set_xlabel("mean confidence of a bin (%); larger dots, more images")
+    ax.scatter(
+        [100 * b["confidence"] for b in bins],
+        [100 * b["acc"] for b in bins],
+        sizes,
+        color=COLOURS[2],
+        zorder=3,
+        clip_on=False,
+    )
+    ax.set_xlabel("confidence (%); larger dot, more images")
     ax.set_ylabel("accuracy (%)")
     ax.set_title(f"expected calibration error {100 * calibration['ece']:.1f} %", loc="right")
     ax.set_xlim(0, 102)

@@ -34,7 +34,7 @@ from coop.results import (
     read_results,
     save_prompt,
 )
-from coop.sweep import check_search, exclusive
+from coop.sweep import check_search, exclusive, in_sweep
 from coop.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
 from coop.trainer import build_trainer
 
@@ -54,6 +54,8 @@ def main(cfg: DictConfig) -> float | None:
         if (run_dir / RESULTS).exists():
             log.info("%s: already finished with this config, nothing is computed again", run_dir)
             results = read_results(run_dir)
+            if in_sweep():  # its table comes at the end
+                return results["val/acc"]
         else:
             results = train(cfg, run_dir)
     if pl.utilities.rank_zero_only.rank == 0:

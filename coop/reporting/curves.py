@@ -15,6 +15,7 @@ COMMON = (
     *("method", "backbone", "pretrained", "n_ctx", "class_specific", "class_token_position", "method.ctx_init"),
     *("augmentation", "batch_size", "precision", "tf32", "config.yaml", "trained_on", "trained_classes"),
 )
+WITH_SHOTS = {"trainable_params"}  # Tip-Adapter-F trains its cache of the shots
 COMMON_GROUPS = ("optimizer.", "backbone.")
 LABELLED_ELSEWHERE = {
     *("dataset", "classes", "shots", "backbone", "pretrained", "method", "trained_on", "trained_classes", "epochs")
@@ -150,7 +151,13 @@ def _conflicting(cells: Sequence[Cell]) -> list[str]:
     """Keys in which the cells of one data set differ, apart from those that every curve agrees in."""
     names = {key for cell in cells for key in cell.keys} - {"shots", "dataset", "classes", "epochs"}
     by_data = group(cells, lambda cell: cell.data).values()
-    return sorted(key for key in names if any(len({cell.keys.get(key) for cell in same}) > 1 for same in by_data))
+    by_place = group(cells, lambda cell: (cell.data, cell.shots)).values()
+
+    def differs(key: str) -> bool:
+        alike = by_place if key in WITH_SHOTS else by_data
+        return any(len({cell.keys.get(key) for cell in same}) > 1 for same in alike)
+
+    return sorted(filter(differs, names))
 
 
 def _tell_apart(curves: Sequence[Curve]) -> None:

@@ -178,3 +178,11 @@ def test_transfer_table(tmp_path):
     assert coop[1:] == [
         *("coop", "16", "85.00 ± 7.07 (2)", "60.00 ± 14.14 (2)", "40.00 ± 0.00 (2)", "50.00 ± 7.07 (2)"),
     ]
+
+
+def test_parameters_that_grow_with_the_shots_stay_on_one_curve(tmp_path):
+    """Tip-Adapter-F trains a cache of all shots."""
+    for shots in (1, 4, 16):
+        write_run(tmp_path / str(shots), method="tip_adapter_f", shots=shots, trainable_params=25600 * shots)
+    (curve,) = [c for c in make_study(read_runs([tmp_path]), []).curves if c.method == "tip_adapter_f"]
+    assert (curve.shots, curve.label) == ([1, 4, 16], "tip_adapter_f")
