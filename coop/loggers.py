@@ -19,7 +19,8 @@ from coop.sweep import sweep_name
 
 log = logging.getLogger("coop")
 
-WANDB_SECONDS = 20
+# How long to wait for W&B to start: not long for a server's answer; without one, as long as a busy machine takes.
+ONLINE_SECONDS, OFFLINE_SECONDS = 20, 180
 WANDB_ID = "wandb_id.txt"
 PICTURES = ("history.png", "per_class.png")
 
@@ -53,6 +54,7 @@ def _wandb_modes() -> list[str]:
 def _wandb_logger(cfg: DictConfig, run_dir: Path, mode: str) -> Logger:
     import wandb
 
+    seconds = ONLINE_SECONDS if mode == "online" else OFFLINE_SECONDS
     setting = f"{cfg.dataset.name}-{cfg.shots}shot-{cfg.method.name}"
     sweep = sweep_name()
     own = [cfg.dataset.name, f"{cfg.shots}shot", cfg.method.name, cfg.backbone.name, f"seed{cfg.seed}"]
@@ -66,7 +68,7 @@ def _wandb_logger(cfg: DictConfig, run_dir: Path, mode: str) -> Logger:
         save_dir=run_dir,
         id=wandb_id(run_dir),
         resume="allow",
-        settings=wandb.Settings(mode=mode, console="off", init_timeout=WANDB_SECONDS),
+        settings=wandb.Settings(mode=mode, console="off", init_timeout=seconds, x_service_wait=seconds),
     )
     if pl.utilities.rank_zero_only.rank == 0:
         logger.experiment.config.update(OmegaConf.to_container(cfg, resolve=True), allow_val_change=True)
