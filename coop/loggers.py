@@ -21,6 +21,7 @@ log = logging.getLogger("coop")
 
 # How long to wait for W&B to start: not long for a server's answer; without one, as long as a busy machine takes.
 ONLINE_SECONDS, OFFLINE_SECONDS = 20, 180
+TAG_LENGTH = 64  # W&B takes no longer ones; a backbone's name may be a path
 WANDB_ID = "wandb_id.txt"
 PICTURES = ("history.png", "per_class.png")
 
@@ -64,7 +65,7 @@ def _wandb_logger(cfg: DictConfig, run_dir: Path, mode: str) -> Logger:
         project=cfg.logger.project,
         name=run_dir.name if sweep else f"{setting}-seed{cfg.seed}",
         group=cfg.logger.group or sweep or setting,
-        tags=[*own, *cfg.logger.tags],
+        tags=[tag[-TAG_LENGTH:] for tag in (*own, *cfg.logger.tags)],
         save_dir=run_dir,
         id=wandb_id(run_dir),
         resume="allow",
