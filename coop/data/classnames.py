@@ -1,10 +1,9 @@
 """Class names that come from open_clip's and timm's metadata, or from a list of the user's."""
 
 import os
-from importlib.resources import files
+import runpy
+from importlib.util import find_spec
 from pathlib import Path
-
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from coop.errors import CoopError
 
@@ -17,13 +16,18 @@ SYNSETS = {  # files of timm's metadata
 
 def imagenet_classnames() -> dict[str, str]:
     """Names of ImageNet's 1000 classes by wnid, in label order: open_clip's list, curated by CLIP's authors."""
-    return dict(zip(imagenet_wnids(), IMAGENET_CLASSNAMES, strict=True))
+    metadata = runpy.run_path(str(_package_folder("open_clip") / "zero_shot_metadata.py"))
+    return dict(zip(imagenet_wnids(), metadata["IMAGENET_CLASSNAMES"], strict=True))
 
 
 def imagenet_wnids(subset: str = "imagenet") -> list[str]:
     """The wnids of ImageNet-1k in label order, or the 200 of a subset: "imagenet-a" or "imagenet-r"."""
-    file = files("timm.data").joinpath("_info", SYNSETS[subset])
-    return file.read_text(encoding="utf-8").split()
+    return (_package_folder("timm") / "data/_info" / SYNSETS[subset]).read_text(encoding="utf-8").split()
+
+
+def _package_folder(package: str) -> Path:
+    # Lists are read without importing the models beside them: that costs 80 MiB and seconds.
+    return Path(next(iter(find_spec(package).submodule_search_locations)))
 
 
 def read_classnames(path: str | os.PathLike) -> dict[str, str]:

@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=Training.steps, help="of the text tower's training")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # sums depend on how they are divided: the same bits on a machine with more cores
     try:
         model = build(args.folder, args.wordnet, Training(seed=args.seed, steps=args.steps))
     except CoopError as error:

