@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from coop.reporting.cells import group, is_zero_shot, sample_sd, shots_text
 from coop.reporting.curves import Average, Curve, average, frozen, sort_shots
 from coop.reporting.study import Study
-from coop.reporting.tables import Table, mean_sd_n
+from coop.reporting.tables import NOTHING, Table, mean_sd_n
 
 READING = "Accuracy in %: mean ± sample standard deviation (number of seeds)"
 
@@ -80,8 +80,9 @@ def few_shot_tables(study: Study) -> list[Table]:
         rows: list[Sequence[str] | None] = []
         for name, members in panel.places:
             here = [curve for curve in panel.curves if set(members) & set(curve.data)]
-            rows += [None] * bool(rows)
-            rows += [[name, curve.label, *_row(curve, members, shots)] for curve in here]
+            block = [[name, curve.label, *_row(curve, members, shots)] for curve in here]
+            block = [row for row in block if set(row[2:]) - {"", NOTHING}]
+            rows += [None] * bool(rows and block) + block
         title = f"{panel.backbone}: accuracy by training images per class"
         note = f"{READING}; 0 is zero-shot. {_averaged_of(panel)}".strip()
         tables.append(Table(f"few_shot_{number}", title, ["data set", "method", *map(column, shots)], rows, 2, note))

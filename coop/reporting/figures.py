@@ -51,8 +51,12 @@ STYLE = {
 
 @dataclass
 class Line:
-    """Points on one line of a few-shot figure: accuracies in %, deviation None where there is but one seed."""
+    """Points on one line of a few-shot figure: accuracies in %, deviation None where there is but one seed.
 
+    Lines of one `style` look the same in all figures of a report.
+    """
+
+    style: int
     label: str
     shots: list[int]
     mean: list[float]
@@ -88,9 +92,10 @@ def few_shot(title: str, seeds: str, lines: Sequence[Line], stars: Sequence[Star
     dodge = [step * (index - (len(lines) - 1) / 2) for index in range(len(lines))]
     for index, line in enumerate(lines):
         at = [place[number] + dodge[index] for number in line.shots]
-        handles.append(axes.errorbar(at, line.mean, _bars(line), ls=DASHES[index % len(DASHES)], **_style(index)))
+        dash, look = DASHES[line.style % len(DASHES)], _style(line.style)
+        handles.append(axes.errorbar(at, line.mean, _bars(line), ls=dash, **look))
         for number, value, sure in line.published:
-            axes.plot(place[number] + dodge[index], value, **_diamond(sure, COLOURS[index % len(COLOURS)]))
+            axes.plot(place[number] + dodge[index], value, **_diamond(sure, look["color"]))
     handles += [Line2D([], [], **_diamond(sure, "#555555")) for sure in confidences]
     axes.set_xticks(range(len(ticks)), ["all" if number < 0 else str(number) for number in ticks])
     axes.set_xlim(-0.4, len(ticks) - 0.6)
@@ -157,7 +162,7 @@ def context(title: str, seeds: str, backbones: Sequence[str], lines: Sequence[Li
         stars: zero-shot accuracies in % by backbone.
     """
     names = ["\n(".join(map(_wrap, name.split(" ("))) for name in backbones]
-    labels = [*["zero-shot"] * bool(stars), *(line.label for line in lines)]
+    labels = [*["zero_shot"] * bool(stars), *(line.label for line in lines)]
     figure, axes = _canvas(0.16 * len(backbones) * (len(lines) + 1), title, seeds, labels, _margin(names))
     top = len(backbones) - 1
     handles = []
@@ -167,7 +172,7 @@ def context(title: str, seeds: str, backbones: Sequence[str], lines: Sequence[Li
     for index, line in enumerate(lines):
         dodge = 0.7 * ((index + 1) / (len(lines) + 1) - 0.5)
         at = [top - number - dodge for number in line.shots]
-        handles.append(axes.errorbar(line.mean, at, xerr=_bars(line), ls="none", **_style(index)))
+        handles.append(axes.errorbar(line.mean, at, xerr=_bars(line), ls="none", **_style(line.style)))
     axes.set_yticks(range(len(backbones)), names[::-1])
     axes.set_ylim(-0.5, len(backbones) - 0.5)
     axes.margins(x=0.08)

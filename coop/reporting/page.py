@@ -91,6 +91,10 @@ def _sections(study: Study, drawn: Sequence[tuple[Picture, Files]]) -> list[Sect
     return [section for section in sections if section[1] or section[2]]
 
 
+def _title(study: Study) -> str:
+    return f"Report: {', '.join(folder.resolve().name for folder in study.found.folders)}"
+
+
 def _summary(study: Study) -> str:
     found = study.found
     count = len({score.path for score in [*found.trained, *found.transferred]})
@@ -116,12 +120,14 @@ def _lists(study: Study) -> Iterable[tuple[str, list[str]]]:
 
 
 def _markdown(study: Study, sections: Sequence[Section]) -> str:
-    parts = ["# Report", *(escape_markdown(text) for text in (_summary(study), _shared(study)) if text)]
+    parts = [f"# {escape_markdown(_title(study))}"]
+    parts += [escape_markdown(text) for text in (_summary(study), _shared(study)) if text]
     if study.warnings:
         parts += ["## Warnings", "\n".join(f"- {escape_markdown(text)}" for text in study.warnings)]
     for title, tables, drawn, words in sections:
-        parts += [f"## {title}", *([words] if words else []), *(to_markdown(table).rstrip() for table in tables)]
+        parts += [f"## {title}", *([words] if words else [])]
         parts += [f"![{escape_markdown(picture.caption)}](figures/{picture.name}.png)" for picture, _ in drawn]
+        parts += [to_markdown(table).rstrip() for table in tables]
     for title, lines in _lists(study):
         if lines:
             parts += [f"## {title}", "\n".join(f"- `{line}`" for line in lines)]
@@ -130,22 +136,23 @@ def _markdown(study: Study, sections: Sequence[Section]) -> str:
 
 def _html(study: Study, sections: Sequence[Section]) -> str:
     """One file with everything in it: no script, no font, no address."""
-    parts = ["<h1>Report</h1>", f"<p>{html.escape(_summary(study))}</p>", f"<p>{html.escape(_shared(study))}</p>"]
+    title = html.escape(_title(study))
+    parts = [f"<h1>{title}</h1>", f"<p>{html.escape(_summary(study))}</p>", f"<p>{html.escape(_shared(study))}</p>"]
     if study.warnings:
         items = "".join(f"<li>{html.escape(text)}</li>" for text in study.warnings)
         parts.append(f'<h2>Warnings</h2><ul class="warning">{items}</ul>')
-    for title, tables, drawn, words in sections:
-        parts += [f"<h2>{html.escape(title)}</h2>", f"<p>{html.escape(words)}</p>" if words else ""]
-        parts += [to_html(table) for table in tables]
+    for heading, tables, drawn, words in sections:
+        parts += [f"<h2>{html.escape(heading)}</h2>", f"<p>{html.escape(words)}</p>" if words else ""]
         parts += [_figure(picture, files) for picture, files in drawn]
-    for title, lines in _lists(study):
+        parts += [to_html(table) for table in tables]
+    for heading, lines in _lists(study):
         if lines:
             items = "".join(f"<li><code>{html.escape(line)}</code></li>" for line in lines)
-            parts.append(f"<h2>{html.escape(title)}</h2><ul>{items}</ul>")
+            parts.append(f"<h2>{html.escape(heading)}</h2><ul>{items}</ul>")
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Report</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
+        f"<title>{title}</title><style>{STYLE}</style></head><body>{''.join(parts)}</body></html>\n"
     )
 
 

@@ -19,11 +19,15 @@ def pictures(study: Study) -> list[Picture]:
 
 
 def _few_shot(study: Study) -> Iterator[Picture]:
-    """One per backbone and data set, and one of the average, where there is more than one number of shots."""
+    """One per backbone: the average, then each data set, where there is more than one number of shots."""
     published = _published(study)
     for number, panel in enumerate(panels(study), 1):
-        for index, (name, members) in enumerate(panel.places, 1):
-            lines = [_line(curve, members, published.get((id(curve), name), [])) for curve in panel.trained]
+        average_first = sorted(panel.places, key=lambda place: len(place[1]) == 1)
+        for index, (name, members) in enumerate(average_first, 1):
+            lines = [
+                _line(style, curve, members, published.get((id(curve), name), []))
+                for style, curve in enumerate(panel.trained)
+            ]
             lines = [line for line in lines if line.shots]
             stars = [star for curve in panel.curves if (star := _star(curve, members))]
             points = [point for curve in panel.trained for point in _points(curve, members).values()]
@@ -39,10 +43,11 @@ def _points(curve: Curve, members: Sequence[str]) -> dict[int, Average]:
     return {shots: value for shots, value in averages.items() if value is not None}
 
 
-def _line(curve: Curve, members: Sequence[str], published: Published) -> Line:
+def _line(style: int, curve: Curve, members: Sequence[str], published: Published) -> Line:
     points = _points(curve, members)
     means = [100 * point.mean for point in points.values()]
-    return Line(curve.label, list(points), means, [_percent(point.sd) for point in points.values()], published)
+    deviations = [_percent(point.sd) for point in points.values()]
+    return Line(style, curve.label, list(points), means, deviations, published)
 
 
 def _star(curve: Curve, members: Sequence[str]) -> Star | None:
@@ -103,10 +108,11 @@ def _contexts(study: Study) -> Iterator[Picture]:
     for number, (label, shots, data, curves) in enumerate(by_context(study), 1):
         averages = {(curve.keys["n_ctx"], curve.backbone): average(curve, data, shots) for curve in curves}
         points = {key: value for key, value in averages.items() if value}
-        if not points:
+        if len(points) < 2:
             continue
         backbones = list(dict.fromkeys(backbone for _, backbone in points))
-        lines = [_context_line(points, length, backbones) for length in sorted({length for length, _ in points})]
+        lengths = sorted({length for length, _ in points})
+        lines = [_context_line(style, points, length, backbones) for style, length in enumerate(lengths)]
         zero_shot = {curve.backbone: _star(curve, data) for curve in study.curves if curve.method == "zero_shot"}
         stars = {name: star.mean for name, star in zero_shot.items() if star and name in backbones}
         what = data[0] if len(data) == 1 else average_name(data)
@@ -115,10 +121,11 @@ def _contexts(study: Study) -> Iterator[Picture]:
         yield Picture(f"context_{number}", "context", title, figures.context, arguments)
 
 
-def _context_line(points: dict[tuple[int, str], Average], length: int, backbones: Sequence[str]) -> Line:
+def _context_line(style: int, points: dict[tuple[int, str], Average], length: int, backbones: Sequence[str]) -> Line:
     there = [(index, points[length, name]) for index, name in enumerate(backbones) if (length, name) in points]
     means = [100 * value.mean for _, value in there]
-    return Line(f"M={length}", [index for index, _ in there], means, [_percent(value.sd) for _, value in there])
+    deviations = [_percent(value.sd) for _, value in there]
+    return Line(style, f"M={length}", [index for index, _ in there], means, deviations)
 
 
 def _slug(text: str) -> str:

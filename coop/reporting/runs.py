@@ -76,6 +76,7 @@ class Found:
     """What lies beneath the folders of runs.
 
     Attributes:
+        folders: as they were given.
         trained: one score per finished run of coop.train.
         zero_shot: zero-shot CLIP on the same test sets; many runs give the same.
         transferred: one score per run of coop.evaluate and data set.
@@ -85,6 +86,7 @@ class Found:
         versions: versions of coop that wrote the runs.
     """
 
+    folders: list[Path] = field(default_factory=list)
     trained: list[Score] = field(default_factory=list)
     zero_shot: list[Score] = field(default_factory=list)
     transferred: list[Score] = field(default_factory=list)
@@ -100,7 +102,7 @@ def read_runs(folders: Sequence[Path]) -> Found:
     Raises:
         CoopError: a folder does not exist, or there is not one run in all of them.
     """
-    found = Found()
+    found = Found(list(folders))
     for folder in folders:
         if not folder.exists():
             raise CoopError(f"{folder}: no such folder; give folders of runs, such as runs/few_shot_curve")

@@ -58,7 +58,7 @@ def test_all_files(runs, capsys):
     assert {"report.html", "report.md", "runs.csv", "cells.csv", "published.csv"} < names
     assert {"tables/few_shot_1.tex", "tables/transfer_1.tex", "tables/published.tex", "tables/missing.tex"} < names
     figures = {name for name in names if name.startswith("figures/")}
-    assert {"figures/few_shot_1_02_caltech101.png", "figures/few_shot_1_02_caltech101.svg"} < figures
+    assert {"figures/few_shot_1_03_caltech101.png", "figures/few_shot_1_03_caltech101.svg"} < figures
     assert {Path(name).suffix for name in figures} == {".png", ".svg"}
 
 
@@ -137,7 +137,7 @@ def test_the_report_is_reproducible(runs):
 
 def test_what_is_out_of_date_goes_and_what_is_not_ours_stays(runs):
     run([str(runs), "out=out"])
-    stale = Path("out/figures/few_shot_1_03_dtd.png")
+    stale = Path("out/figures/few_shot_1_04_dtd.png")
     assert stale.is_file()
     mine = Path("out/figures/mine.png")
     mine.write_text("my own")

@@ -22,9 +22,9 @@ LONG = "a_method_with_a_long_name augmentation=views:8, precision=bf16-mixed, op
 DATA = ["caltech101", "dtd", "fgvc_aircraft", "a data set with quite a long name of its own"]
 
 
-def line(label="coop M=16", shots=(1, 2, 4, 8, 16), sd=1.0, published=()):
+def line(label="coop M=16", shots=(1, 2, 4, 8, 16), sd=1.0, published=(), style=0):
     mean = [60.0 + 2 * index for index in range(len(shots))]
-    return Line(label, list(shots), mean, [sd] * len(mean), list(published))
+    return Line(style, label, list(shots), mean, [sd] * len(mean), list(published))
 
 
 STAR = Star("zero_shot", 55.0)
@@ -40,14 +40,14 @@ def gain(names=tuple(DATA), gains=(12.0, 0.04, -3.0, -25.0), bars=(0.5, None, 1.
 
 def context(backbones=("RN50-quickgelu (openai)", "ViT-B-16-quickgelu (laion2b_s34b_b88k)"), lengths=(4, 8, 16)):
     places = list(range(len(backbones)))
-    lines = [Line(f"M={length}", places, [60.0 + length] * len(places), [1.0] * len(places)) for length in lengths]
+    lines = [Line(n, f"M={n}", places, [60.0 + n] * len(places), [1.0] * len(places)) for n in lengths]
     return figures.context, ("average of 11 data sets, coop", "one seed", list(backbones), lines, {backbones[0]: 58.0})
 
 
 EXAMPLES = {
     "one line": few_shot([line()]),
     "published": few_shot([line(published=[(1, 59.0, "recalled"), (16, 70.0, "verified")]), line("coop M=4")]),
-    "twelve lines": few_shot([line(f"coop M={number}, unified, end") for number in range(12)]),
+    "twelve lines": few_shot([line(f"coop M={number}, unified, end", style=number) for number in range(12)]),
     "long labels": few_shot([line(LONG), line(LONG + " too")], title=f"caltech101, {LONG}"),
     "no star": few_shot([line(shots=(1, -1))], stars=()),
     "odd names": few_shot([line("$x_1$ & <b>")], title="$a^2"),
@@ -167,12 +167,12 @@ def test_pictures_of_a_study(tmp_path):
         write_run(tmp_path / str(number), dataset=data, shots=shots, seed=seed, acc=acc)
     found = {one.name: one for one in pictures(make_study(read_runs([tmp_path]), read_figures(expected_file())))}
     assert list(found) == [
-        "few_shot_1_01_caltech101",
-        "few_shot_1_02_dtd",
-        "few_shot_1_03_average_of_2_data_sets",
+        "few_shot_1_01_average_of_2_data_sets",
+        "few_shot_1_02_caltech101",
+        "few_shot_1_03_dtd",
         "gain_1_01_coop",
     ]
-    title, seeds, (drawn_line,), (star,) = found["few_shot_1_01_caltech101"].arguments
+    title, seeds, (drawn_line,), (star,) = found["few_shot_1_02_caltech101"].arguments
     assert title == "caltech101, RN50-quickgelu (openai)"
     assert seeds == "mean of 2 seeds, bars: ± 1 standard deviation"
     assert (drawn_line.label, drawn_line.shots) == ("coop", [1, 16])
@@ -183,8 +183,24 @@ def test_pictures_of_a_study(tmp_path):
     _, _, names, gains, bars = found["gain_1_01_coop"].arguments
     assert names == ["caltech101", "dtd"]
     assert gains == pytest.approx([21.5, 21.5]) and bars == pytest.approx([0.5**0.5, 0.5**0.5])
-    average = found["few_shot_1_03_average_of_2_data_sets"].arguments[2][0]
+    average = found["few_shot_1_01_average_of_2_data_sets"].arguments[2][0]
     assert average.published[1][1:] == (pytest.approx(77.705), "recalled")
+
+
+def test_a_method_looks_the_same_in_every_figure(tmp_path):
+    for data, method, shots in [
+        *itertools.product(["caltech101"], ["coop", "tip_adapter"], [1, 16]),
+        ("dtd", "tip_adapter", 1),
+        ("dtd", "tip_adapter", 16),
+    ]:
+        write_run(tmp_path / f"{data} {method} {shots}", dataset=data, method=method, shots=shots, seed=1, acc=0.7)
+    found = {one.name: one for one in pictures(make_study(read_runs([tmp_path]), read_figures(expected_file())))}
+    styles = {
+        name: {line.label: line.style for line in one.arguments[2]} for name, one in found.items() if "few" in name
+    }
+    both, alone = (next(of for name, of in styles.items() if data in name) for data in ("caltech101", "dtd"))
+    assert len(set(both.values())) == 2
+    assert alone == {"tip_adapter": both["tip_adapter"]}
 
 
 def test_gain_of_methods_that_have_a_single_data_set(tmp_path):

@@ -99,7 +99,7 @@ def test_a_file_of_another_kind_is_named(tmp_path):
 
 
 def test_a_missing_package_says_what_to_install():
-    with pytest.raises(CoopError, match="no_such_package is missing; install it: pip install .*requirements.txt"):
+    with pytest.raises(CoopError, match=r"no_such_package is missing; install it: pip install .*requirements\.txt"):
         image_tower.package_folder("no_such_package")
 
 
