@@ -60,18 +60,16 @@ def target_configs(names: Sequence[str], own: DictConfig, seed: int) -> dict[str
 def _config(name: str, own: DictConfig, seed: int) -> DictConfig:
     """The dataset config that one entry of `targets` names, without its classes."""
     known = GlobalHydra.instance().config_loader().get_group_options("dataset")
-    if name in known:
-        overrides = [f"+seed={seed}"]
-    elif not name:
+    folder = Path(name).expanduser().resolve()
+    if not name:
         return OmegaConf.create(OmegaConf.to_container(own, resolve=True))
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
-        name, overrides = "folder", [f"+seed={seed}", f"dataset.path='{folder}'", f"dataset.name='{folder.name}'"]
-    else:
+    if name not in known and not folder.is_dir():
         near = ", ".join(difflib.get_close_matches(name, known)) or "none"
         raise CoopError(f"targets: there is no data set {name}, and no such folder; near matches: {near}")
-    node = compose(f"dataset/{name}", overrides=overrides)
-    return OmegaConf.create(OmegaConf.to_container(node, resolve=True)["dataset"])
+    cfg = compose(f"dataset/{name if name in known else 'folder'}", overrides=[f"+seed={seed}"])
+    if name not in known:
+        cfg.dataset.path, cfg.dataset.name = str(folder), folder.name
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)["dataset"])
 
 
 def read_targets(configs: dict[str, DictConfig], data_root: str | None, seed: int) -> list[Target]:

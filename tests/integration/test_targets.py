@@ -14,7 +14,7 @@ def results_of(folder: Path) -> dict:
 @pytest.fixture(scope="module")
 def domain(photographs, work) -> Path:
     """A user's own second domain: other photographs of three of the classes, in class folders."""
-    folder = work / "my_domain"
+    folder = work / "a friend's domain"
     for source in sorted((photographs / "test").iterdir())[:3]:
         shutil.copytree(source, folder / source.name)
     return folder
@@ -24,21 +24,23 @@ def domain(photographs, work) -> Path:
 def test_training_and_evaluation_agree_on_targets(run, small, domain, tmp_path, method):
     """A domain with some of the classes: the context moves, a linear probe chooses among these classes."""
     done = run(
-        "train", *small, f"method={method}", f"targets=[mini_blur,{domain}]", f"hydra.run.dir={tmp_path / 'run'}"
+        "train", *small, f"method={method}", f'targets=[mini_blur,"{domain}"]', f"hydra.run.dir={tmp_path / 'run'}"
     )
     if method == "linear_probe":  # the bundled shifts have classes that it has never seen
         assert done.code == 1
         assert "mini_blur: its classes are not those that this run learned on (folder; 20 were never seen" in done.error
-        done = run("train", *small, f"method={method}", f"targets=[{domain}]", f"hydra.run.dir={tmp_path / 'run'}")
+        done = run("train", *small, f"method={method}", f'targets=["{domain}"]', f"hydra.run.dir={tmp_path / 'run'}")
     assert done.code == 0, done.err
     trained = results_of(tmp_path / "run")
-    entry = trained["targets"]["my_domain"]
+    entry = trained["targets"]["a friend's domain"]
     assert (entry["num_classes"], entry["split"]) == (3, "generated")
-    assert "my_domain: zero-shot" in done.out
+    assert "a friend's domain: zero-shot" in done.out
 
-    again = run("evaluate", f"run={tmp_path / 'run'}", f"targets=[{domain}]", f"hydra.run.dir={tmp_path / 'evaluated'}")
+    again = run(
+        "evaluate", f"run={tmp_path / 'run'}", f'targets=["{domain}"]', f"hydra.run.dir={tmp_path / 'evaluated'}"
+    )
     assert again.code == 0, again.err
-    other = results_of(tmp_path / "evaluated")["targets"]["my_domain"]
+    other = results_of(tmp_path / "evaluated")["targets"]["a friend's domain"]
     for key in ("n_test", "test/acc", "test/macro_acc", "test/ece", "zero_shot/acc"):
         assert other[key] == pytest.approx(entry[key], abs=1e-6)
 
