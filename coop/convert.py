@@ -11,7 +11,6 @@ from rich.console import Console
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-import coop
 from coop.clip.backbone import FrozenCLIP
 from coop.commandline import run
 from coop.config import build_method, check, conf_dir, read_dataset
@@ -19,6 +18,7 @@ from coop.data.fewshot import Splits, sample
 from coop.errors import CoopError
 from coop.files import write_atomically, write_json
 from coop.methods.coop import PromptLearner
+from coop.outcome import describe_prompt
 from coop.results import CONFIG, PROMPT, RESULTS, save_prompt
 
 USAGE = """python -m coop.convert CHECKPOINT out=RUN_DIR dataset=NAME backbone=NAME shots=N seed=N [key=value ...]
@@ -158,24 +158,7 @@ def write_run(out: Path, method: PromptLearner, cfg: DictConfig, splits: Splits,
     """A run's folder; its results.json has no accuracy and says where the prompt comes from."""
     write_atomically(out / CONFIG, OmegaConf.to_yaml(cfg, resolve=True).encode())
     save_prompt(out / PROMPT, method, cfg, splits.classnames)
-    results = {
-        "task": "convert",
-        "converted_from": str(checkpoint),
-        "method": cfg.method.name,
-        "backbone": method.clip.name,
-        "pretrained": method.clip.pretrained,
-        "dataset": cfg.dataset.name,
-        "classes": cfg.dataset.classes,
-        "split": splits.origin,
-        "shots": cfg.shots,
-        "seed": cfg.seed,
-        "n_ctx": method.n_ctx,
-        "class_specific": method.class_specific,
-        "class_token_position": method.class_token_position,
-        "num_classes": len(splits.classnames),
-        "trainable_params": method.trainable_params,
-        "version": coop.__version__,
-    }
+    results = {"task": "convert", "converted_from": str(checkpoint), **describe_prompt(cfg, method, splits)}
     write_json(out / RESULTS, results)
 
 

@@ -53,6 +53,23 @@ def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> di
     """What was run, in the words of results.json."""
     return {
         "task": "train",
+        **describe_prompt(cfg, method, splits),
+        "augmentation": cfg.augmentation,
+        "features": cfg.features,
+        "batch_size": cfg.batch_size,
+        "precision": cfg.trainer.precision,
+        "tf32": cfg.trainer.tf32,
+        "chosen": method.chosen,
+        "epochs": epochs,
+        "n_train": len(splits.train),
+        "n_val": len(splits.val),
+        "n_test": len(splits.test),
+    }
+
+
+def describe_prompt(cfg: DictConfig, method: Method, splits: Splits) -> dict:
+    """What was learned on which data, whoever learned it (`coop.convert` knows no more)."""
+    return {
         "method": cfg.method.name,
         "backbone": method.clip.name,
         "pretrained": method.clip.pretrained,
@@ -64,18 +81,8 @@ def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> di
         "n_ctx": getattr(method, "n_ctx", None),
         "class_specific": getattr(method, "class_specific", None),
         "class_token_position": getattr(method, "class_token_position", None),
-        "augmentation": cfg.augmentation,
-        "features": cfg.features,
-        "batch_size": cfg.batch_size,
-        "precision": cfg.trainer.precision,
-        "tf32": cfg.trainer.tf32,
         "num_classes": len(splits.classnames),
         "trainable_params": method.trainable_params,
-        "chosen": method.chosen,
-        "epochs": epochs,
-        "n_train": len(splits.train),
-        "n_val": len(splits.val),
-        "n_test": len(splits.test),
         "version": coop.__version__,
     }
 

@@ -9,6 +9,8 @@ from coop.reporting.contents import context_tables, few_shot_tables, transfer_ta
 from coop.reporting.study import Study
 from coop.reporting.tables import Table
 
+SHORT = 16  # characters of a name that is not broken: figures are easier to read in pieces
+
 
 def print_tables(study: Study, console: Console) -> None:
     """The tables of accuracies; what is beside them stands in report.html."""
@@ -21,8 +23,9 @@ def to_terminal(table: Table) -> RichTable:
     texts = {"title": Text(table.title), "caption": Text(table.note)}
     shown = RichTable(**texts, box=HORIZONTALS, title_justify="left", pad_edge=False, collapse_padding=True)
     for index, head in enumerate(table.header):
-        left = index < table.left
-        shown.add_column(Text(head), justify="left" if left else "right", overflow="fold")
+        justify = "left" if index < table.left else "right"
+        short = max(len(row[index]) for row in table.rows if row) <= SHORT
+        shown.add_column(Text(head), justify=justify, overflow="fold", no_wrap=index < table.left and short)
     above = None
     for row in table.rows:
         if row is None:

@@ -1,5 +1,6 @@
 """The recipe of the bundled CLIP (experiments/tiny_clip), on miniatures: no package of weights, no WordNet, seconds."""
 
+import json
 import math
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from coop.errors import CoopError
 RECIPE = Path(__file__).parents[2] / "experiments/tiny_clip"
 sys.path.insert(0, str(RECIPE))
 
+import build  # noqa: E402
 import export  # noqa: E402
 import image_tower  # noqa: E402
 import meaning  # noqa: E402
@@ -367,3 +369,14 @@ def test_the_command_tells_what_is_missing(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: ") and "install" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_bundled_model_is_what_the_recipe_writes(tiny_clip):
+    folder = Path(__file__).parents[2] / "coop/assets/tiny_clip"
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    assert config == export.model_config(Training(), 256, build.RESIDUAL_SCALE)
+    assert (folder / "README.md").read_text() == (RECIPE / "MODEL_CARD.md").read_text()
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 40e6
+    table = tiny_clip.token_embedding.weight
+    used = (table.abs().sum(dim=1) > 0).sum().item()
+    assert 10_000 < used < 30_000
