@@ -115,8 +115,8 @@ class FewShotData(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         if not self.splits.val:
             return []
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        sampler = EpochSampler(self.val_set, num_replicas=world, rank=rank, shuffle=False)
+        # Every process sees all of them: shares of equal size would count some images twice.
+        sampler = EpochSampler(self.val_set, num_replicas=1, rank=0, shuffle=False)
         batch_size = self.batch_size if self.with_images else 1024
         return DataLoader(self.val_set, batch_size=batch_size, sampler=sampler, **self._loading(self.val_set))
 

@@ -29,7 +29,7 @@ def equal(one: Path, two: Path) -> None:
     first, second = (load_file(folder / "prompt.safetensors")["ctx"] for folder in (one, two))
     assert (first - second).abs().max() < 1e-5
     results = [json.loads((folder / "results.json").read_text()) for folder in (one, two)]
-    for key in ("zero_shot/acc", "zero_shot/macro_acc", "n_test", "epochs", "trainable_params"):
+    for key in ("zero_shot/acc", "zero_shot/macro_acc", "val/acc", "n_val", "n_test", "epochs", "trainable_params"):
         assert results[0][key] == pytest.approx(results[1][key], abs=1e-6)
     assert abs(results[0]["test/acc"] - results[1]["test/acc"]) <= 1 / 20 + 1e-6, "one image of 20 at most"
     assert torch.load(two / "last.ckpt", weights_only=True)["epoch"] == 2

@@ -211,8 +211,9 @@ def test_the_papers_augmentation(clip, items):
 # Validation and test
 
 
-def test_validation_sees_every_image_once(make):
-    data = make()
+@pytest.mark.parametrize("rank", [0, 1])
+def test_every_process_validates_on_every_image_once(make, rank):
+    data = make(val=3, world=2, rank=rank)
     (batch,) = list(data.val_dataloader())
     features, labels = data.labelled("val")
     assert torch.equal(batch["label"], labels)
