@@ -1,5 +1,7 @@
 """Tables of a report on a terminal."""
 
+import textwrap
+
 from rich.box import HORIZONTALS
 from rich.console import Console
 from rich.table import Table as RichTable
@@ -9,7 +11,7 @@ from coop.reporting.contents import context_tables, few_shot_tables, transfer_ta
 from coop.reporting.study import Study
 from coop.reporting.tables import Table
 
-SHORT = 16  # characters of a name that is not broken: figures are easier to read in pieces
+NAME = 16  # characters of a line of a name
 
 
 def print_tables(study: Study, console: Console) -> None:
@@ -23,15 +25,17 @@ def to_terminal(table: Table) -> RichTable:
     texts = {"title": Text(table.title), "caption": Text(table.note)}
     shown = RichTable(**texts, box=HORIZONTALS, title_justify="left", pad_edge=False, collapse_padding=True)
     for index, head in enumerate(table.header):
-        justify = "left" if index < table.left else "right"
-        short = max(len(row[index]) for row in table.rows if row) <= SHORT
-        shown.add_column(Text(head), justify=justify, overflow="fold", no_wrap=index < table.left and short)
+        words = index < table.left
+        shown.add_column(Text(head), justify="left" if words else "right", overflow="fold", no_wrap=words)
     above = None
     for row in table.rows:
         if row is None:
             shown.add_section()
             above = None
         else:
-            shown.add_row("" if row[0] == above else Text(row[0]), *map(Text, row[1:]))
+            names = ["\n".join(textwrap.wrap(name, NAME)) for name in row[: table.left]]
+            shown.add_row(
+                "" if row[0] == above else Text(names[0]), *map(Text, names[1:]), *map(Text, row[table.left :])
+            )
             above = row[0]
     return shown
