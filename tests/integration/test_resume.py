@@ -24,11 +24,15 @@ def unbroken(run, small, work) -> dict[str, Path]:
     return folders
 
 
-def break_off(run, folder: Path, signum: int, *overrides: str):
-    """Start a run and end it by a signal once it has a checkpoint; it must not have finished."""
+def has_checkpoint(folder: Path) -> bool:
+    return (folder / "last.ckpt").exists()
+
+
+def break_off(run, folder: Path, signum: int, *overrides: str, once=has_checkpoint):
+    """Start a run and end it by a signal once it has a checkpoint, or more; it must not have finished."""
     process = run.start("train", *overrides, EPOCHS, f"hydra.run.dir={folder}")
     deadline = time.monotonic() + 60
-    while not (folder / "last.ckpt").exists():
+    while not once(folder):
         assert process.is_alive(), process.files[1].read_text()
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.005)
@@ -106,7 +110,11 @@ def epochs_logged(folder):
 
 def test_the_csv_curve_survives_a_resume(run, small, tmp_path):
     """The rows of the first part are still there after the second."""
-    break_off(run, tmp_path, signal.SIGKILL, *small, "logger=csv")
+
+    def has_rows(folder: Path) -> bool:  # they are written a moment after the checkpoint
+        return has_checkpoint(folder) and bool(epochs_logged(folder))
+
+    break_off(run, tmp_path, signal.SIGKILL, *small, "logger=csv", once=has_rows)
     before = epochs_logged(tmp_path)
     done = run("train", *small, "logger=csv", EPOCHS, f"hydra.run.dir={tmp_path}")
     assert done.code == 0, done.err
