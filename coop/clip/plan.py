@@ -11,6 +11,9 @@ A prompt is cut after the token that the tower pools ([EOS]) and then falls into
 A shared context at the end, or the first half of one in the middle, is in the trunk, and nothing behind it is constant.
 With a context in front, or one per class, the trunk is constant itself.
 
+Prompts that go on alike behind the trunk (great white shark, great grey owl) share their own tokens, too, as far as
+they agree: one of them, the owner, computes them. Such prompts lie next to each other, as many as fit a row.
+
 Prompts lie in rows, one or several whole prompts to a row, and rows of equal width are stacked, so that no padding is
 computed at all. How many prompts share a row matters for speed alone.
 """
@@ -36,9 +39,14 @@ class Rows:
     prompt: Tensor
     position: Tensor
 
-    def sees(self, keys: "Rows") -> Tensor:
-        """Causal attention within each prompt: (N, R, C), true where a token sees a key in the same row of `keys`."""
-        same_prompt = self.prompt[:, :, None] == keys.prompt[:, None, :]
+    def sees(self, keys: "Rows", owner: Tensor) -> Tensor:
+        """Causal attention within each prompt: (N, R, C), true where a token sees a key in the same row of `keys`.
+
+        Args:
+            keys: their prompts are owners, see `find_owners`.
+            owner: (K, L), see there.
+        """
+        same_prompt = owner[self.prompt[:, :, None], keys.position[:, None, :]] == keys.prompt[:, None, :]
         return same_prompt & (keys.position[:, None, :] <= self.position[:, :, None])
 
 
@@ -51,7 +59,7 @@ class Layout:
         keys: for each stack, the constants (N, C) that its rows see.
         masks: for each stack, (N, R, P + C + R) which keys a token sees of trunk, constants and its own row. The trunk
             itself sees nothing before it, (1, P, P).
-        base: (K,) position p of prompt k is the (base[k] + p)-th token.
+        base: (K,) position p of prompt k, if k owns it, is the (base[k] + p)-th token.
     """
 
     stacks: list[Rows]
@@ -78,47 +86,91 @@ class Plan:
         own: own tokens, and the trunk if it holds a context vector: computed in every step.
         constants: constants, and the trunk if it holds none: computed once. Empty if the trunk holds a context vector.
         constants_seen: for each stack of `own`, which tokens (N, C) of `constants` its `keys` are.
-        pooled: (K,) which tokens of `own` the tower pools.
+        queries: (T',) the tokens of `own` that the tower pools, stack after stack, Q to a row; a row that has fewer is
+            filled up with others.
+        query_masks: for each stack, (N, Q, P + C + R) what they see.
+        pooled: (K,) which of the queries is each prompt's.
     """
 
     own: Layout
     constants: Layout
     constants_seen: list[Tensor]
+    queries: Tensor
+    query_masks: list[Tensor]
     pooled: Tensor
 
 
-def common_beginning(ids: Tensor, slots: Tensor, end: Tensor, class_specific: bool) -> int:
-    """P, the number of tokens that all prompts begin with, leaving each its pooled token.
+def as_symbols(ids: Tensor, slots: Tensor, class_specific: bool) -> Tensor:
+    """Prompts as numbers (K, L): where two agree up to a position, so do their states there. Learnt ones are negative.
 
     Args:
         ids: (K, L) token ids.
         slots: (K, L) index of the context vector at each position, -1 for a constant token.
-        end: (K,) position that the tower pools; nothing after it is computed.
         class_specific: whether each prompt has its own context vectors.
     """
-    alike = ((slots == slots[:1]) & ((slots >= 0) | (ids == ids[:1]))).all(0)
-    if class_specific and len(ids) > 1:
-        alike &= (slots < 0).all(0)
+    count, length = ids.shape
+    first = length * torch.arange(count)[:, None] if class_specific else 0
+    return torch.where(slots < 0, ids, -1 - slots - first)
+
+
+def common_beginning(symbols: Tensor, end: Tensor) -> int:
+    """P, the number of tokens that all prompts begin with, leaving each its pooled token.
+
+    Args:
+        symbols: (K, L), see `as_symbols`.
+        end: (K,) position that the tower pools; nothing after it is computed.
+    """
+    alike = (symbols == symbols[:1]).all(0)
     return min(int(alike.int().cumprod(0).sum()), int(end.min()))
 
 
-def build_plan(slots: Tensor, end: Tensor, trunk: int) -> Plan:
+def build_plan(symbols: Tensor, end: Tensor, trunk: int) -> Plan:
     """Lay prompts out.
 
     Args:
-        slots: (K, L), see `common_beginning`.
-        end: (K,), see there.
+        symbols: (K, L), see `as_symbols`.
+        end: (K,), see `common_beginning`.
         trunk: P, common to these prompts and maybe to others.
     """
-    learnt = slots >= 0
+    learnt = symbols < 0
     trunk_learns = bool(learnt[:, :trunk].any())
     after_trunk = torch.full_like(end, trunk)
     first_learnt = torch.where(learnt.any(1), learnt.int().argmax(1), end).minimum(end)
     start = after_trunk if trunk_learns else first_learnt
-    constants = _lay_out(after_trunk, start, trunk, computes_trunk=not trunk_learns)
-    own = _lay_out(start, end + 1, trunk, computes_trunk=trunk_learns)
+    itself = torch.arange(len(symbols))[:, None].expand_as(symbols)
+    constants = _lay_out(itself, after_trunk, start, trunk, computes_trunk=not trunk_learns)
+    owner = find_owners(symbols, start, end)
+    own = _lay_out(owner, start, end + 1, trunk, computes_trunk=trunk_learns)
     seen = [torch.where(k.prompt == NO_KEY, 0, constants.base[k.prompt] + k.position) for k in own.keys]
-    return Plan(own, constants, seen, own.base + end)
+    last = own.base[owner.gather(1, end[:, None])[:, 0]] + end
+    return Plan(own, constants, seen, *_queries(own, last))
+
+
+def find_owners(symbols: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """For each position of each prompt, (K, L), the prompt that computes its own tokens there for it.
+
+    In lexicographic order, what a prompt shares with any before it, it shares with the one just before it.
+
+    Args:
+        symbols: (K, L), see `as_symbols`.
+        start: (K,) position of the first own token. Positions before it are given that token's owner.
+        end: (K,) position of the last one.
+    """
+    order = torch.tensor(sorted(range(len(symbols)), key=symbols.tolist().__getitem__))
+    ordered, start, end = symbols[order], start[order], end[order]
+    shared = torch.zeros_like(order)  # how many tokens of a prompt others compute
+    shared[1:] = (ordered[1:] == ordered[:-1]).int().cumprod(1).sum(1)
+    room = 0
+    for i, (agree, begin, stop) in enumerate(zip(shared.tolist(), start.tolist(), (end + 1).tolist(), strict=True)):
+        size = max(stop - max(agree, begin), 0)
+        if agree <= begin or size > room:
+            shared[i], size, room = 0, stop - begin, max(ROW_WIDTH, stop - begin)
+        room -= size
+    position = torch.arange(symbols.shape[1])
+    rank = torch.arange(len(order))[:, None]
+    owner = torch.where(position >= shared[:, None], rank, 0).cummax(0).values
+    owner = owner.gather(1, position.maximum(start[:, None]))
+    return torch.empty_like(owner).index_copy_(0, order, order[owner])
 
 
 def distinct_tokens(
@@ -157,34 +209,50 @@ def best_fit(sizes: list[int], width: int) -> tuple[list[int], list[int]]:
     return row, offset
 
 
-def _lay_out(start: Tensor, stop: Tensor, trunk: int, computes_trunk: bool) -> Layout:
-    """Lay out positions start..stop (K,) of every prompt, seeing the trunk and its constants trunk..start."""
-    stacks, base = _stack(start, stop)
+def _lay_out(owner: Tensor, start: Tensor, stop: Tensor, trunk: int, computes_trunk: bool) -> Layout:
+    """Lay positions start..stop (K,) of every prompt out, seeing the trunk and its constants trunk..start."""
+    stacks, base = _stack(owner, start, stop)
     keys = [_keys(rows, start, trunk) for rows in stacks]
     masks = [
-        torch.cat([torch.ones(*rows.prompt.shape, trunk, dtype=torch.bool), rows.sees(seen), rows.sees(rows)], dim=2)
+        torch.cat(
+            [
+                torch.ones(*rows.prompt.shape, trunk, dtype=torch.bool),
+                rows.sees(seen, owner),
+                rows.sees(rows, owner),
+            ],
+            dim=2,
+        )
         for rows, seen in zip(stacks, keys, strict=True)
     ]
     if not computes_trunk:
         return Layout(stacks, keys, masks, base)
     row = Rows(torch.zeros(1, trunk, dtype=torch.long), torch.arange(trunk)[None])
     nothing = Rows(row.prompt[:, :0], row.position[:, :0])
-    return Layout([row, *stacks], [nothing, *keys], [row.sees(row), *masks], base + trunk)
+    causal = torch.ones(1, trunk, trunk, dtype=torch.bool).tril()
+    return Layout([row, *stacks], [nothing, *keys], [causal, *masks], base + trunk)
 
 
-def _stack(start: Tensor, stop: Tensor) -> tuple[list[Rows], Tensor]:
-    """Pack positions start..stop (K,) of every prompt into rows and stack rows of equal width; and `Layout.base`."""
-    sizes = stop - start
-    row, offset = (torch.tensor(t) for t in best_fit(sizes.tolist(), max(ROW_WIDTH, int(sizes.max()))))
-    widths = torch.zeros(len(sizes), dtype=torch.long).index_add_(0, row, sizes)
+def _stack(owner: Tensor, start: Tensor, stop: Tensor) -> tuple[list[Rows], Tensor]:
+    """Pack what each prompt owns of positions start..stop (K,) into rows, stack rows of equal width; `Layout.base`."""
+    position, itself = torch.arange(owner.shape[1]), torch.arange(len(owner))
+    within = (position >= start[:, None]) & (position < stop[:, None])
+    sizes = (within & (owner == itself[:, None])).sum(1)
+    first = stop - sizes
+    group = owner.gather(1, start[:, None])[:, 0]  # prompts that share own tokens share the first one
+    totals = torch.zeros_like(sizes).index_add_(0, group, sizes)
+    row, offset = (torch.tensor(t) for t in best_fit(totals.tolist(), max(ROW_WIDTH, int(totals.max()))))
+    widths = torch.zeros_like(sizes).index_add_(0, row, totals)
     by_width = widths.argsort(stable=True)
     row_begin = torch.empty_like(widths)
     row_begin[by_width] = widths[by_width].cumsum(0) - widths[by_width]
-    base = row_begin[row] + offset - start
+    by_group = group.argsort(stable=True)
+    before = torch.empty_like(sizes)  # in the group
+    before[by_group] = sizes[by_group].cumsum(0) - sizes[by_group] - (totals.cumsum(0) - totals)[group[by_group]]
+    base = (row_begin[row] + offset)[group] + before - first
 
-    owner, step = _enumerate(sizes)
-    order = (base[owner] + start[owner] + step).argsort()
-    prompt, position = owner[order], (start[owner] + step)[order]
+    prompt, step = _enumerate(sizes)
+    order = (base[prompt] + first[prompt] + step).argsort()
+    prompt, position = prompt[order], (first[prompt] + step)[order]
     distinct, count = widths[widths > 0].unique(return_counts=True)
     lengths = (distinct * count).tolist()
     pieces = zip(prompt.split(lengths), position.split(lengths), distinct.tolist(), strict=True)
@@ -204,6 +272,26 @@ def _keys(rows: Rows, start: Tensor, trunk: int) -> Rows:
     keys.prompt[row[owner], offset[owner] + step] = prompt[owner]
     keys.position[row[owner], offset[owner] + step] = trunk + step
     return keys
+
+
+def _queries(layout: Layout, pooled: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    """`Plan.queries`, `Plan.query_masks` and `Plan.pooled`, of the tokens (K,) that the tower pools."""
+    queries, query_masks, place, begin, found = [], [], torch.empty_like(pooled), 0, 0
+    for mask in layout.masks:
+        count, width, _ = mask.shape
+        here = ((pooled - begin) // (count * width) == 0).nonzero()[:, 0]
+        tokens, which = (pooled[here] - begin).unique(return_inverse=True)
+        row = tokens // width
+        per_row = row.bincount(minlength=count)
+        column = torch.arange(len(row)) - (per_row.cumsum(0) - per_row)[row]
+        table = torch.zeros(count, int(per_row.max()), dtype=torch.long)
+        table[row, column] = tokens % width
+        place[here] = (found + row * table.shape[1] + column)[which]
+        rows = torch.arange(count)[:, None]
+        queries.append((begin + rows * width + table).flatten())
+        query_masks.append(mask[rows, table])
+        begin, found = begin + count * width, found + table.numel()
+    return torch.cat(queries), query_masks, place
 
 
 def _enumerate(sizes: Tensor) -> tuple[Tensor, Tensor]:

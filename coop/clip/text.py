@@ -8,17 +8,18 @@ token alone outside of attention, and is frozen:
 1. Only the [EOS] state is used, so no token after [EOS] is computed.
 2. Prompts that begin with the same tokens and the same context vectors have the same states there. A shared context
    at the end makes [SOS] v1 .. vM this common beginning (the trunk): it runs once, and its keys and values serve every
-   prompt. Its gradient is the sum over the prompts, as autograd forms it.
+   prompt. Its gradient is the sum over the prompts, as autograd forms it. Likewise the first words of a few class names
+   that they have in common.
 3. What stands before a prompt's first context vector (the class name in front of the context, [SOS]) is the same in
    every step: its keys and values are computed once, ever.
 4. The remaining tokens, each prompt's own, form one flat batch without padding. Only attention needs to know which
    prompt a token belongs to: there, whole prompts lie side by side in rows (`coop.clip.plan`), and a mask lets a token
    see the trunk, its own prompt's constants and its own prompt's tokens up to itself. These are the tokens before it.
-5. Of the last layer's output only [EOS] is computed; the other tokens give their keys and values.
+5. Of the last layer only [EOS] is computed; the other tokens give their keys and values.
 6. In the first layer, queries, keys and values of constant tokens are constant.
 
 No step approximates anything; only the order of floating-point sums differs. With open_clip's 1000 ImageNet names and
-16 shared context vectors at the end, 4182 of 77 000 tokens are computed (`PromptEncoder.tokens_computed`, `.tokens`).
+16 shared context vectors at the end, TOKENS of 77 000 tokens are computed (`PromptEncoder.tokens_computed`, `.tokens`).
 
 Where a tower's structure differs from open_clip's causal transformer (SigLIP attends both ways, Hugging Face towers
 have their own blocks, CoCa appends a class token), `PromptEncoder` runs the tower's own forward, says so in the log,
@@ -39,7 +40,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from coop.clip.linear import FrozenLinear
-from coop.clip.plan import Plan, build_plan, common_beginning, distinct_tokens
+from coop.clip.plan import Plan, as_symbols, build_plan, common_beginning, distinct_tokens
 from coop.errors import CoopError
 
 log = logging.getLogger("coop")
@@ -162,6 +163,10 @@ def _recomputed(function, *args):
     return recompute_in_backward(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
+def _called(function, *args):
+    return function(*args)
+
+
 class PlainTower:
     """Every token, by the tower's own forward."""
 
@@ -208,9 +213,12 @@ class Constants:
         learnt_places: (W,) which of the own tokens are learnt, and
         learnt_index: (W,) which of the distinct learnt tokens they are.
         masks: for each stack, (N, 1, R, P + C + R), see `coop.clip.plan.Layout`.
+        lengths: for each stack, N * R.
+        queries: (T',) tokens whose state the last layer computes, see `coop.clip.plan.Plan`.
+        query_masks: `masks` for these, (N, 1, Q, P + C + R).
         seen: for each layer, keys and values of the trunk (1, P, D), None if it is one of the stacks; and for each
             stack those of its constants (N, C, D).
-        pooled: (K,) the pooled tokens among the own.
+        pooled: (K,) which of the queries is each prompt's.
     """
 
     x: Tensor
@@ -221,6 +229,9 @@ class Constants:
     learnt_places: Tensor
     learnt_index: Tensor
     masks: list[Tensor]
+    lengths: list[int]
+    queries: Tensor
+    query_masks: list[Tensor]
     seen: list[tuple[KeysValues | None, list[KeysValues | None]]]
     pooled: Tensor
 
@@ -236,14 +247,11 @@ class PackedTower:
         self._layers: list[Layer] = []
         self.class_specific, self.checkpoint = class_specific, checkpoint
         end = pooled_positions(self.tower, ids)
-        trunk = common_beginning(ids, slots, end, class_specific)
-        self.prompts = [
-            (chunk_ids, chunk_slots, build_plan(chunk_slots, chunk_end, trunk))
-            for chunk_ids, chunk_slots, chunk_end in zip(
-                ids.split(chunk), slots.split(chunk), end.split(chunk), strict=True
-            )
-        ]
-        self.tokens = sum(len(plan.own.prompts) for _, _, plan in self.prompts)
+        symbols = as_symbols(ids, slots, class_specific)
+        trunk = common_beginning(symbols, end)
+        plans = [build_plan(*prompts, trunk) for prompts in zip(symbols.split(chunk), end.split(chunk), strict=True)]
+        self.prompts = list(zip(ids.split(chunk), slots.split(chunk), plans, strict=True))
+        self.tokens = sum(len(plan.own.prompts) for plan in plans)
         self._constants: list[Constants] = []
         self._constants_of = None
 
@@ -253,10 +261,11 @@ class PackedTower:
 
     def _encode(self, c: Constants, ctx: Tensor) -> Tensor:
         """(M, D), or (K, M, D) with a context per prompt, to (K, E)."""
+        run = _recomputed if self.checkpoint else _called
         x, qkv = self._first_inputs(c, ctx)
-        for i in range(len(self.blocks)):
-            args = (i, x, qkv if i == 0 else None, c)
-            x = _recomputed(self._layer, *args) if self.checkpoint else self._layer(*args)
+        for i in range(len(self._layers) - 1):
+            x = run(self._layer, i, x, qkv if i == 0 else None, c)
+        x = run(self._last_layer, x, c)
         return project(self.tower, self.tower.ln_final(x)).to(ctx.dtype)
 
     def _first_inputs(self, c: Constants, ctx: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,13 +280,17 @@ class PackedTower:
         return x, qkv
 
     def _layer(self, i: int, x: Tensor, qkv: Tensor | None, c: Constants) -> Tensor:
-        """Layer i on the own tokens (T, D); of the last layer's output, only the pooled tokens (K, D)."""
+        """Layer i on the own tokens (T, D)."""
         layer = self._layers[i]
-        qkv = layer.queries_keys_values(x) if qkv is None else qkv
-        attended = attend(layer.heads, qkv, c.masks, *c.seen[i])
-        if layer is self._layers[-1]:
-            x, attended = x.index_select(0, c.pooled), attended.index_select(0, c.pooled)
-        return layer.residual_and_mlp(x, attended)
+        q, kv = apart(layer.queries_keys_values(x) if qkv is None else qkv)
+        return layer.residual_and_mlp(x, attend(layer.heads, q, kv, c.lengths, c.masks, *c.seen[i]))
+
+    def _last_layer(self, x: Tensor, c: Constants) -> Tensor:
+        """The last layer on the own tokens (T, D), as far as the pooled tokens (K, D) need it."""
+        layer = self._layers[-1]
+        q, kv = layer.few_queries(x, c.queries)
+        attended = attend(layer.heads, q, kv, c.lengths, c.query_masks, *c.seen[-1])
+        return layer.residual_and_mlp(x.index_select(0, c.queries[c.pooled]), attended.index_select(0, c.pooled))
 
     def constants(self) -> list[Constants]:
         """Each chunk's constants, for the weights as they are now."""
@@ -289,7 +302,7 @@ class PackedTower:
             # Not as inference tensors (a validation may come first, and training could not use them), nor under the
             # caller's autocast: no result may depend on which call happened to be the first.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-                self._layers = [Layer(block) for block in self.blocks]
+                self._layers = [*map(Layer, self.blocks[:-1]), LastLayer(self.blocks[-1])]
                 self._constants = [self._compute_constants(*prompts) for prompts in self.prompts]
             self._constants_of = state
         return self._constants
@@ -308,6 +321,9 @@ class PackedTower:
             learnt_places=is_learnt.nonzero()[:, 0].to(device),
             learnt_index=index[is_learnt].to(device),
             masks=[mask[:, None].to(device) for mask in plan.own.masks],
+            lengths=[rows.prompt.numel() for rows in plan.own.stacks],
+            queries=plan.queries.to(device),
+            query_masks=[mask[:, None].to(device) for mask in plan.query_masks],
             seen=self._compute_seen(ids, plan),
             pooled=plan.pooled.to(device),
         )
@@ -319,13 +335,14 @@ class PackedTower:
             return [(None, [None] * len(plan.own.stacks))] * len(self.blocks)
         x = self._embed(ids[layout.prompts, layout.positions], layout.positions)
         masks = [mask[:, None].to(x.device) for mask in layout.masks]
+        lengths = [rows.prompt.numel() for rows in layout.stacks]
         trunk, seen = layout.stacks[0].prompt.numel(), []
         for layer in self._layers:
-            qkv = layer.queries_keys_values(x)
-            _, k, v = qkv.chunk(3, dim=-1)
+            q, kv = apart(layer.queries_keys_values(x))
+            k, v = kv.chunk(2, dim=-1)
             constants = [(k[places], v[places]) for places in plan.constants_seen]
             seen.append(((k[None, :trunk].clone(), v[None, :trunk].clone()), constants))
-            x = layer.residual_and_mlp(x, attend(layer.heads, qkv, masks, None, [None] * len(masks)))
+            x = layer.residual_and_mlp(x, attend(layer.heads, q, kv, lengths, masks, None, [None] * len(masks)))
         return seen
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -369,9 +386,33 @@ class Layer:
         return torch.add(x, block.ls_2(self.proj(F.silu(hidden))), alpha=1 / 1.702)
 
 
+class LastLayer(Layer):
+    """The last block, of which few tokens' states are wanted."""
+
+    def __init__(self, block: ResidualAttentionBlock):
+        super().__init__(block)
+        (q_weight, kv_weight), (q_bias, kv_bias) = (
+            apart(block.attn.in_proj_weight, 0),
+            apart(block.attn.in_proj_bias, 0),
+        )
+        self.q_proj, self.kv_proj = FrozenLinear(q_weight, q_bias), FrozenLinear(kv_weight, kv_bias)
+
+    def few_queries(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries (T', D) of some of the tokens (T, D), keys and values (T, 2D) of all."""
+        x = self.block.ln_1(x)
+        return self.q_proj(x.index_select(0, places)), self.kv_proj(x)
+
+
+def apart(qkv: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """Queries (T, D), and keys and values (T, 2D), of (T, 3D)."""
+    return qkv.tensor_split([qkv.shape[dim] // 3], dim)
+
+
 def attend(
     heads: int,
-    qkv: Tensor,
+    q: Tensor,
+    kv: Tensor,
+    lengths: list[int],
     masks: list[Tensor],
     trunk: KeysValues | None,
     constants: list[KeysValues | None],
@@ -380,26 +421,30 @@ def attend(
 
     Args:
         heads: their number.
-        qkv: (T, 3D) queries, keys and values, stack after stack.
-        masks: for each stack, (N, 1, R, P + C + R) which keys a token sees.
+        q: (T', D) queries, stack after stack, Q to a row.
+        kv: (T, 2D) keys and values, stack after stack, R to a row.
+        lengths: how many of the T tokens are in each stack.
+        masks: for each stack, (N, 1, Q, P + C + R) which keys a query sees.
         trunk: keys and values (1, P, D) of the trunk; None if it is the first stack.
         constants: for each stack, keys and values (N, C, D); None if there are none.
 
     Returns:
-        (T, D) what the heads found, side by side.
+        (T', D) what the heads found, side by side.
     """
     attended = []
-    stacks = qkv.split([mask.shape[0] * mask.shape[2] for mask in masks])
-    for stack, mask, seen in zip(stacks, masks, constants, strict=True):
-        n = len(mask)
-        q, k, v = stack.unflatten(0, (n, -1)).chunk(3, dim=-1)
+    queries = q.split([mask.shape[0] * mask.shape[2] for mask in masks])
+    for stack_q, stack_kv, mask, seen in zip(queries, kv.split(lengths), masks, constants, strict=True):
+        n, _, asked, _ = mask.shape
+        k, v = stack_kv.unflatten(0, (n, -1)).chunk(2, dim=-1)
         before = [keys_values for keys_values in (trunk, seen) if keys_values is not None]
         if trunk is None:
             trunk = (k, v)  # this is the trunk, for the stacks to come
+        if not asked:
+            continue
         k = torch.cat([*(keys.to(k.dtype).expand(n, -1, -1) for keys, _ in before), k], dim=1)
         v = torch.cat([*(values.to(v.dtype).expand(n, -1, -1) for _, values in before), v], dim=1)
-        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        heads_first = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (stack_q.unflatten(0, (n, asked)), k, v))
+        out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask)
         attended.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
     return torch.cat(attended)
 

@@ -246,7 +246,7 @@ def test_a_chunk_of_no_class(tiny, chunk):
 
 def test_tokens_computed_for_imagenet(tiny):
     encoder = PromptEncoder(tiny, *prompts(IMAGENET_CLASSNAMES, 16, "end"), False)
-    assert (encoder.tokens, encoder.tokens_computed) == (77_000, 4182)
+    assert (encoder.tokens, encoder.tokens_computed) == (77_000, 4021)
 
 
 @variants
@@ -376,7 +376,7 @@ def test_recomputing_keeps_less(tiny):
         name: saved_bytes(PromptEncoder(tiny, ids, slots, False, **options), ctx)
         for name, options in {"all": {}, "layers": {"checkpoint": True}, "chunks": {"class_chunk": 6}}.items()
     }
-    assert kept["layers"] < kept["all"] / 5
+    assert kept["layers"] < kept["all"] / 4
     assert kept["chunks"] < kept["all"] / 20
 
 

@@ -6,7 +6,17 @@ from itertools import pairwise
 import pytest
 import torch
 
-from coop.clip.plan import NO_KEY, ROW_WIDTH, best_fit, build_plan, common_beginning, distinct_tokens
+import coop.clip.plan as plan_module
+from coop.clip.plan import (
+    NO_KEY,
+    ROW_WIDTH,
+    as_symbols,
+    best_fit,
+    build_plan,
+    common_beginning,
+    distinct_tokens,
+    find_owners,
+)
 
 SOS, EOS, STOP, FILLER = 90, 99, 80, 1
 NAMES = [[10], [10, 11], [10, 11, 12], [13] * 9, [10, 11], [14, 10], [15] * 4, [16, 17, 18], [19] * 20, [13] * 8]
@@ -21,6 +31,23 @@ def prompts(names, n_ctx, position):
         tokens = [SOS, *[FILLER] * before, *name, *[FILLER] * (n_ctx - before), STOP, EOS]
         ids[k, : len(tokens)], slots[k, : len(tokens)] = torch.tensor(tokens), torch.tensor(places)
     return ids, slots, ids.argmax(1)
+
+
+def planned(ids, slots, end, class_specific):
+    """The plan, and the length of the trunk."""
+    symbols = as_symbols(ids, slots, class_specific)
+    trunk = common_beginning(symbols, end)
+    return build_plan(symbols, end, trunk), trunk
+
+
+def beginnings(ids, slots, class_specific):
+    """For each prompt, its tokens as what tells one from another: an id, or a context vector."""
+
+    def token(k, p):
+        slot = int(slots[k, p])
+        return int(ids[k, p]) if slot < 0 else ("ctx", slot, k if class_specific else None)
+
+    return [[token(k, p) for p in range(ids.shape[1])] for k in range(len(ids))]
 
 
 def tokens(rows):
@@ -49,37 +76,62 @@ def test_best_fit_packs_whole_items_without_overlap():
     [("end", False, 1 + 4), ("middle", False, 1 + 2), ("front", False, 1), ("end", True, 1), ("middle", True, 1)],
 )
 def test_common_beginning(position, class_specific, length):
-    assert common_beginning(*prompts(NAMES, 4, position), class_specific) == length
+    ids, slots, end = prompts(NAMES, 4, position)
+    assert common_beginning(as_symbols(ids, slots, class_specific), end) == length
 
 
 def test_common_beginning_takes_in_common_words_but_leaves_each_prompt_its_last_token():
-    assert common_beginning(*prompts([[10, 11], [10, 12]], 4, "end"), False) == 1 + 4 + 1
-    assert common_beginning(*prompts([[10, 11], [10, 11]], 4, "end"), False) == 1 + 4 + 2 + 1
-    assert common_beginning(*prompts([[10, 11]], 4, "end"), True) == 1 + 4 + 2 + 1  # one class: its context is common
+    def length(names, class_specific):
+        ids, slots, end = prompts(names, 4, "end")
+        return common_beginning(as_symbols(ids, slots, class_specific), end)
+
+    assert length([[10, 11], [10, 12]], False) == 1 + 4 + 1
+    assert length([[10, 11], [10, 11]], False) == 1 + 4 + 2 + 1
+    assert length([[10, 11]], True) == 1 + 4 + 2 + 1  # one class: its context is common
 
 
 @variants
-def test_every_token_up_to_the_pooled_one_is_computed_once(n_ctx, position, class_specific):
+def test_every_token_up_to_the_pooled_one_is_computed_once(monkeypatch, n_ctx, position, class_specific):
+    monkeypatch.setattr(plan_module, "ROW_WIDTH", 64)  # long prompts that begin alike fit a row
     ids, slots, end = prompts(NAMES, n_ctx, position)
-    trunk = common_beginning(ids, slots, end, class_specific)
-    plan = build_plan(slots, end, trunk)
-    computed = [
-        token
-        for layout in (plan.constants, plan.own)
-        for rows in layout.stacks
-        for row in tokens(rows)
-        for token in row
-    ]
-    expected = [(0, p) for p in range(trunk)] + [(k, p) for k in range(len(ids)) for p in range(trunk, int(end[k]) + 1)]
-    assert sorted(computed) == sorted(expected)
-    own = list(zip(plan.own.prompts.tolist(), plan.own.positions.tolist(), strict=True))
-    assert [own[i] for i in plan.pooled] == [(k, int(end[k])) for k in range(len(ids))]
+    plan, _ = planned(ids, slots, end, class_specific)
+    begins = beginnings(ids, slots, class_specific)
+    computed = [(k, p) for rows in plan.own.stacks for row in tokens(rows) for k, p in row]
+    states = [tuple(begins[k][: p + 1]) for k, p in computed]
+    assert len(set(states)) == len(states)
+    constant = {tuple(begins[k][: p + 1]) for rows in plan.constants.stacks for row in tokens(rows) for k, p in row}
+    assert not constant & set(states)
+    assert constant | set(states) == {tuple(begins[k][: p + 1]) for k in range(len(ids)) for p in range(end[k] + 1)}
+    queries = [computed[i] for i in plan.queries]
+    for k, place in enumerate(plan.pooled):
+        other, p = queries[place]
+        assert p == end[k] and begins[other][: p + 1] == begins[k][: p + 1]
+
+
+def test_names_that_begin_alike_share_a_row_as_long_as_they_fit():
+    names = [[10, 11 + i % 60] for i in range(60)] + [[9]]
+    ids, slots, end = prompts(names, 4, "end")
+    plan, trunk = planned(ids, slots, end, class_specific=False)
+    assert max(rows.prompt.shape[1] for rows in plan.own.stacks) <= ROW_WIDTH
+    per_row = (ROW_WIDTH - 1) // 3  # one word in common, then another, the full stop and [EOS]
+    assert len(plan.own.prompts) == trunk + 60 * 3 + 60 // per_row + 3
+
+
+def test_owners():
+    ids, slots, end = prompts([[10, 12], [10, 11], [13], [10, 11]], 2, "end")
+    owner = find_owners(as_symbols(ids, slots, False), torch.full((4,), 3), end)
+    assert owner[1, : end[1] + 1].tolist() == [1] * 7
+    assert owner[3, : end[3] + 1].tolist() == [1] * 7  # the same prompt
+    assert owner[0, : end[0] + 1].tolist() == [1] * 4 + [0] * 3  # the first word in common
+    assert owner[2, : end[2] + 1].tolist() == [2] * 6
+    alone = find_owners(as_symbols(ids, slots, True), torch.full((4,), 1), end)
+    assert alone.tolist() == [[k] * 77 for k in range(4)]
 
 
 @variants
 def test_a_learnt_token_and_all_behind_it_are_computed_in_every_step(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES, n_ctx, position)
-    plan = build_plan(slots, end, common_beginning(ids, slots, end, class_specific))
+    plan, _ = planned(ids, slots, end, class_specific)
     if plan.constants.stacks:
         for k, p in zip(plan.constants.prompts.tolist(), plan.constants.positions.tolist(), strict=True):
             assert (slots[k, : p + 1] < 0).all()
@@ -92,29 +144,34 @@ def test_a_learnt_token_and_all_behind_it_are_computed_in_every_step(n_ctx, posi
 @variants
 def test_a_token_sees_exactly_the_tokens_before_it(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES, n_ctx, position)
-    trunk = common_beginning(ids, slots, end, class_specific)
-    plan = build_plan(slots, end, trunk)
+    plan, trunk = planned(ids, slots, end, class_specific)
+    begins = beginnings(ids, slots, class_specific)
     constants = []
     if plan.constants.stacks:
         constants = list(zip(plan.constants.prompts.tolist(), plan.constants.positions.tolist(), strict=True))
     trunk_is_own = not plan.constants.stacks
-    for i, (rows, mask) in enumerate(zip(plan.own.stacks, plan.own.masks, strict=True)):
+    queries, own, done = plan.queries.tolist(), [], 0
+    for i, (rows, mask, query_mask) in enumerate(zip(plan.own.stacks, plan.own.masks, plan.query_masks, strict=True)):
         for row, row_tokens in enumerate(tokens(rows)):
             keys = [(0, p) for p in range(trunk)] if not (trunk_is_own and i == 0) else []
             keys += [constants[place] for place in plan.constants_seen[i][row]]
             keys += row_tokens
-            assert mask.shape[2] == len(keys)
-            for column, (k, p) in enumerate(row_tokens):
-                seen = [keys[j] for j in mask[row, column].nonzero().flatten()]
-                assert sorted(pos for _, pos in seen) == list(range(p + 1))
-                assert all(prompt == k for prompt, pos in seen if pos >= trunk)
+            assert mask.shape[2] == query_mask.shape[2] == len(keys)
+            asked = [queries[done + j] - len(own) for j in range(query_mask.shape[1])]
+            done += query_mask.shape[1]
+            seeing = [(row_tokens[column], mask[row, column]) for column in range(len(row_tokens))]
+            seeing += [(row_tokens[column], query_mask[row, j]) for j, column in enumerate(asked)]
+            for (k, p), seen in seeing:
+                found = [keys[j] for j in seen.nonzero().flatten()]
+                assert sorted(pos for _, pos in found) == list(range(p + 1))
+                assert all(begins[other][: pos + 1] == begins[k][: pos + 1] for other, pos in found)
+            own += row_tokens
 
 
 def test_rows_that_need_fewer_constants_are_told_so():
-    _, slots, end = prompts(NAMES, 4, "front")
-    plan = build_plan(slots, end, 1)
+    plan, _ = planned(*prompts([*NAMES, [20]], 4, "front"), class_specific=False)
     ragged = [keys for keys in plan.own.keys if (keys.prompt == NO_KEY).any()]
-    assert ragged  # names of one and of twenty tokens
+    assert ragged  # ten prompts in two rows, with names of one and of twenty tokens
     for keys in plan.own.keys:
         per_row = [(row >= 0).sum() for row in keys.prompt]
         assert keys.prompt.shape[1] == max(per_row)
@@ -123,7 +180,7 @@ def test_rows_that_need_fewer_constants_are_told_so():
 @variants
 def test_no_padding_and_no_row_longer_than_needed(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES * 5, n_ctx, position)
-    plan = build_plan(slots, end, common_beginning(ids, slots, end, class_specific))
+    plan, _ = planned(ids, slots, end, class_specific)
     for rows in plan.own.stacks:
         assert (rows.prompt >= 0).all()
         assert rows.prompt.shape[1] <= max(ROW_WIDTH, int(end.max()))
@@ -133,7 +190,7 @@ def test_no_padding_and_no_row_longer_than_needed(n_ctx, position, class_specifi
 @variants
 def test_distinct_tokens_give_every_token_back(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES, n_ctx, position)
-    plan = build_plan(slots, end, common_beginning(ids, slots, end, class_specific))
+    plan, _ = planned(ids, slots, end, class_specific)
     constants, learnts, index, is_learnt = distinct_tokens(plan.own, ids, slots, class_specific)
     for i, (k, p) in enumerate(zip(plan.own.prompts.tolist(), plan.own.positions.tolist(), strict=True)):
         if is_learnt[i]:
@@ -150,5 +207,5 @@ def test_planning_a_thousand_classes_takes_less_than_a_second(position):
     names = [torch.randint(2, 80, (1 + k % 6,), generator=generator).tolist() for k in range(1000)]
     ids, slots, end = prompts(names, 16, position)
     begin = time.process_time()
-    build_plan(slots, end, common_beginning(ids, slots, end, False))
+    planned(ids, slots, end, class_specific=False)
     assert time.process_time() - begin < 1
