@@ -213,17 +213,10 @@ def _lay_out(owner: Tensor, start: Tensor, stop: Tensor, trunk: int, computes_tr
     """Lay positions start..stop (K,) of every prompt out, seeing the trunk and its constants trunk..start."""
     stacks, base = _stack(owner, start, stop)
     keys = [_keys(rows, start, trunk) for rows in stacks]
-    masks = [
-        torch.cat(
-            [
-                torch.ones(*rows.prompt.shape, trunk, dtype=torch.bool),
-                rows.sees(seen, owner),
-                rows.sees(rows, owner),
-            ],
-            dim=2,
-        )
-        for rows, seen in zip(stacks, keys, strict=True)
-    ]
+    masks = []
+    for rows, seen in zip(stacks, keys, strict=True):
+        whole_trunk = torch.ones(*rows.prompt.shape, trunk, dtype=torch.bool)
+        masks.append(torch.cat([whole_trunk, rows.sees(seen, owner), rows.sees(rows, owner)], dim=2))
     if not computes_trunk:
         return Layout(stacks, keys, masks, base)
     row = Rows(torch.zeros(1, trunk, dtype=torch.long), torch.arange(trunk)[None])

@@ -19,7 +19,7 @@ token alone outside of attention, and is frozen:
 6. In the first layer, queries, keys and values of constant tokens are constant.
 
 No step approximates anything; only the order of floating-point sums differs. With open_clip's 1000 ImageNet names and
-16 shared context vectors at the end, TOKENS of 77 000 tokens are computed (`PromptEncoder.tokens_computed`, `.tokens`).
+16 shared context vectors at the end, 4021 of 77 000 tokens are computed (`PromptEncoder.tokens_computed`, `.tokens`).
 
 Where a tower's structure differs from open_clip's causal transformer (SigLIP attends both ways, Hugging Face towers
 have their own blocks, CoCa appends a class token), `PromptEncoder` runs the tower's own forward, says so in the log,

@@ -28,6 +28,7 @@ import text_tower  # noqa: E402
 from image_tower import JointSpace, in_the_order_of, joint_space  # noqa: E402
 from prompts import Prompts  # noqa: E402
 from text_tower import TextTower, Training, train  # noqa: E402
+from validation import read_validation  # noqa: E402
 from wordnet import WordNet, read_wordnet  # noqa: E402
 from words import Word, classes_below, other_nouns  # noqa: E402
 
@@ -380,3 +381,16 @@ def test_the_bundled_model_is_what_the_recipe_writes(tiny_clip):
     table = tiny_clip.token_embedding.weight
     used = (table.abs().sum(dim=1) > 0).sum().item()
     assert 10_000 < used < 30_000
+
+
+def test_judged_on_validation_images(tmp_path):
+    images = tmp_path / "set/images"
+    images.mkdir(parents=True)
+    rows = {part: [[f"{part}.png", 0, "one"]] for part in ("train", "val", "test")}
+    for part in rows:
+        Image.new("RGB", (4, 4)).save(images / f"{part}.png")
+    (tmp_path / "set/split.json").write_text(json.dumps(rows))
+    splits = read_validation(str(tmp_path), image_folders=["set/images"], split_file="split.json")
+    assert [Path(item.path).name for item in splits.test] == ["val.png"]
+    assert [Path(item.path).name for item in splits.train] == ["train.png"]
+    assert splits.val == []
