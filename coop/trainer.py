@@ -17,13 +17,15 @@ from coop.errors import CoopError
 from coop.files import write_atomically
 from coop.results import CHECKPOINT
 
-# True, and meant to be so: the CLIP stays in eval mode, a run may go on in its own folder, features need no workers.
+# True, and meant to be so: the CLIP stays in eval mode, a run may go on in its own folder, features need no workers,
+# ImageNet has no validation images.
 for message in (
     "Found .* module.* in eval mode",
     "Checkpoint directory .* exists",
     "The '.*_dataloader' does not have many workers",
     ".*configure_optimizers. returned .None.",
     ".*weights_only.* was set to .True.|.*You defined a .validation_step. but have no .val_dataloader.",
+    "Total length of .list. across ranks is zero",
 ):
     warnings.filterwarnings("ignore", message)
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
