@@ -391,11 +391,8 @@ class LastLayer(Layer):
 
     def __init__(self, block: ResidualAttentionBlock):
         super().__init__(block)
-        (q_weight, kv_weight), (q_bias, kv_bias) = (
-            apart(block.attn.in_proj_weight, 0),
-            apart(block.attn.in_proj_bias, 0),
-        )
-        self.q_proj, self.kv_proj = FrozenLinear(q_weight, q_bias), FrozenLinear(kv_weight, kv_bias)
+        weights, biases = (apart(tensor, 0) for tensor in (block.attn.in_proj_weight, block.attn.in_proj_bias))
+        self.q_proj, self.kv_proj = map(FrozenLinear, weights, biases)
 
     def few_queries(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
         """Queries (T', D) of some of the tokens (T, D), keys and values (T, 2D) of all."""
