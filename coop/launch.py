@@ -103,10 +103,12 @@ PLUGINS = {
 
 
 def _unknown_choice(error: MissingConfigException) -> str:
-    group, _, name = (error.missing_cfg_file or "").rpartition("/")
-    if extra := PLUGINS.get(error.missing_cfg_file or ""):
+    file = error.missing_cfg_file or ""
+    # Only Hydra's own groups lie deeper: the slash of backbone=ViT-B/16 belongs to the name.
+    group, _, name = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
+    if extra := PLUGINS.get(file):
         return f"{group}={name}: needs a plugin of Hydra: pip install 'coop-clip[{extra}]'"
-    near = difflib.get_close_matches(name, error.options, n=4, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), error.options, n=4, cutoff=0.4)
     hint = f"near matches: {', '.join(near)}; " if near else ""
     return f"{group}={name}: there is no such {group}; {hint}all: {', '.join(error.options)}"
 

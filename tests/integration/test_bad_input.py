@@ -38,6 +38,7 @@ def refuse(run, small, tmp_path):
         (["method.class_token_position=left"], ["end, middle, front"]),
         (["dataset=caltech"], ["near matches: caltech101"]),
         (["backbone=vit_b61"], ["near matches: vit_b16"]),
+        (["backbone=ViT-B/16"], ["backbone=ViT-B/16: there is no such backbone; near matches: vit_b16"]),
         (["+exp=16shot_imagenett"], ["near matches: 16shot_imagenet"]),
         (["dataset=caltech101"], ["data_root=DIR", "101_ObjectCategories"]),
         (["dataset=caltech101", "data_root=/nowhere"], ["data_root=/nowhere", "does not exist"]),
