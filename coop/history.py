@@ -39,7 +39,8 @@ class History(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {key: trainer.callback_metrics[key].item() for key in LOGGED[1:] if key in trainer.callback_metrics}
         record = {"epoch": trainer.current_epoch + 1, "lr": self.lr}
-        record |= {"train/loss": sum(self.loss).item() / len(self.loss)} | metrics
+        loss = trainer.strategy.reduce(sum(self.loss), reduce_op="sum")  # of all processes, which share each batch
+        record |= {"train/loss": loss.item() / (len(self.loss) * trainer.world_size)} | metrics
         self.loss.clear()
         if self.start is not None:
             record["ctx_moved"] = moved(pl_module.method.ctx.detach().cpu(), self.start)

@@ -29,7 +29,8 @@ class LitClassifier(pl.LightningModule):
         super().__init__()
         self.strict_loading = False  # the checkpoint lacks the CLIP on purpose
         self.clip, self.method, self.optimizer_config, self.epochs = clip, method, optimizer, epochs
-        self.val_acc = MulticlassAccuracy(num_classes=len(method.classnames), average="micro")
+        # Its checks of the values would read them back from the device in every step.
+        self.val_acc = MulticlassAccuracy(len(method.classnames), average="micro", validate_args=False)
 
     def setup(self, stage: str) -> None:
         """Let the method see the labelled features before anything is trained, where a data module gives them."""
@@ -42,9 +43,10 @@ class LitClassifier(pl.LightningModule):
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
         loss, logits = self.method.loss(self.image_features(batch), batch["label"])
-        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True)
+        # Not for Lightning's progress bar, which would read them back from the device in every step.
+        self.log("train/loss", loss, on_step=True, on_epoch=False)
         accuracy = (logits.detach().argmax(dim=1) == batch["label"]).float().mean()
-        self.log("train/acc", accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/acc", accuracy, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -53,7 +55,7 @@ class LitClassifier(pl.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         self.val_acc(self.method.logits(self.image_features(batch)), batch["label"])
-        self.log("val/acc", self.val_acc, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
 
     def configure_optimizers(self):
         options = self.optimizer_config

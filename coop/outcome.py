@@ -34,7 +34,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
     splits, classes = data.splits, len(method.classnames)
 
     def predictions_on(part: str, frozen) -> Predictions:
-        return predict(method, features_for(method, data.extractor, splits, part, frozen))
+        return predict(method, features_for(method, data.extractor, splits, part, frozen), data.extractor.autocast)
 
     started = time.perf_counter()
     labels, predictions = splits.labels("test"), predictions_on("test", data.test_features)
@@ -45,7 +45,8 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
         on_val = predictions_on("val", data.labelled("val")[0][0])
         scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    scores |= figures("zero_shot", score(predict(zero_shot, data.test_features), labels, classes))
+    without_training = predict(zero_shot, data.test_features, data.extractor.autocast)
+    scores |= figures("zero_shot", score(without_training, labels, classes))
     return scores | {"test_seconds": seconds}, predictions
 
 

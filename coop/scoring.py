@@ -42,22 +42,24 @@ def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, pa
 
 
 @torch.no_grad()
-def predict(method: Method, image_features: Tensor) -> Predictions:
-    """The most probable class of each image.
+def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None = None) -> Predictions:
+    """The most probable class of each image, computed where the frozen CLIP is.
 
     The text side is computed once, whatever the number of images.
 
     Args:
-        method: over K classes; left in eval mode.
+        method: over K classes, on the CLIP's device; left in eval mode.
         image_features: (N, E), L2-normalised.
+        autocast: the run's dtype of mixed precision (`coop.config.AUTOCAST`).
     """
     method.eval()
-    labels, confidence = [], []
-    for features in image_features.split(BATCH_SIZE):
-        logits = method.logits(features.to(method.clip.device)).float()
-        labels.append(logits.argmax(dim=1).cpu())
-        confidence.append(logits.softmax(dim=1).amax(dim=1).cpu())
-    return Predictions(torch.cat(labels), torch.cat(confidence))
+    device, labels, confidence = method.clip.device, [], []
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        for features in image_features.split(BATCH_SIZE):
+            logits = method.logits(features.to(device)).float()
+            labels.append(logits.argmax(dim=1))
+            confidence.append(logits.softmax(dim=1).amax(dim=1))
+    return Predictions(torch.cat(labels).cpu(), torch.cat(confidence).cpu())
 
 
 def score(predictions: Predictions, labels: Tensor, num_classes: int) -> dict[str, float]:

@@ -181,8 +181,8 @@ def score_target(method: Method, extractor: FeatureExtractor, target: Target, fr
         "split": splits.origin,
         "num_classes": classes,
         "n_test": len(splits.test),
-        **figures("test", score(predict(method, seen), labels, classes)),
-        **figures("zero_shot", score(predict(zero_shot, frozen), labels, classes)),
+        **figures("test", score(predict(method, seen, extractor.autocast), labels, classes)),
+        **figures("zero_shot", score(predict(zero_shot, frozen, extractor.autocast), labels, classes)),
         "test_seconds": time.perf_counter() - started,
     }
 

@@ -36,7 +36,7 @@ from coop.results import (
 )
 from coop.sweep import check_search, exclusive, in_sweep
 from coop.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
-from coop.trainer import build_trainer
+from coop.trainer import build_trainer, set_tf32
 
 log = logging.getLogger("coop")
 
@@ -88,14 +88,19 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     epochs = resolve_epochs(cfg) if method.trained_in_steps else 0
 
     logger, history = build_logger(cfg, run_dir), History()
+    set_tf32(cfg.trainer.tf32)
     trainer = build_trainer(cfg, run_dir, epochs, logger, history)
     data = build_data(cfg, splits, targets, method, trainer.strategy.root_device)
     if cfg.trainer.compile:
         method.compile()
     started = time.perf_counter()
-    fit(trainer, LitClassifier(clip, method, cfg.optimizer, epochs), data, run_dir)
+    model = LitClassifier(clip, method, cfg.optimizer, epochs)
+    fit(trainer, model, data, run_dir)
+    model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     method.select(data.labelled)
     seconds = time.perf_counter() - started
+    if trainer.is_global_zero:
+        save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
 
     scores, predictions = test(method, data, cfg.dataset.template)
     results = describe(cfg, method, splits, epochs) | scores | {"fit_seconds": seconds}
@@ -103,7 +108,6 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
         results["targets"] = test_targets(method, cfg.method, targets, data.extractor, data.target_features)
         results |= harmonic_mean(results)
     if trainer.is_global_zero:
-        save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
         describe_run(run_dir, method, data, predictions, history)
         write_json(run_dir / RESULTS, results)  # its presence says that the run is finished
         log_results(logger, results, run_dir)
@@ -145,7 +149,7 @@ def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: P
     resume = checkpoint if checkpoint.exists() else None
     if resume:
         try:
-            torch.load(resume, weights_only=True)
+            torch.load(resume, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged file makes torch raise nearly anything
             raise CoopError(f"{resume}: not a readable checkpoint; delete it to start this run anew") from error
     try:

@@ -13,6 +13,7 @@ from coop.config import build_method
 from coop.errors import CoopError
 from coop.methods import Method
 from coop.results import PROMPT, Prompt, check_backbone, load_config, load_into, load_prompt
+from coop.trainer import set_tf32
 
 
 class Trained(NamedTuple):
@@ -24,7 +25,7 @@ class Trained(NamedTuple):
 
 
 def load_trained(run_dir: Path, backbone: DictConfig | None = None, accelerator: str = "auto") -> Trained:
-    """Load a run's backbone and what the run learned.
+    """Load a run's backbone and what the run learned; this process computes with the run's tf32 from now on.
 
     Args:
         run_dir: the folder of a finished run.
@@ -36,6 +37,7 @@ def load_trained(run_dir: Path, backbone: DictConfig | None = None, accelerator:
     """
     prompt, cfg = load_prompt(run_dir / PROMPT), load_config(run_dir)
     device = device_of(accelerator)
+    set_tf32(cfg.trainer.tf32)
     clip = FrozenCLIP.load(**(backbone or cfg.backbone))
     check_backbone(prompt, clip, run_dir / PROMPT)
     clip.to(device)

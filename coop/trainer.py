@@ -30,19 +30,23 @@ for message in (
     warnings.filterwarnings("ignore", message)
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
 
-# A killed run loses at most this share of its epochs.
+# An interrupted run loses at most this share of its epochs.
 CHECKPOINTS_PER_RUN = 50
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether NVIDIA GPUs may round the factors of 32-bit products to 10 bits of mantissa, in this process."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def build_trainer(
     cfg: DictConfig, run_dir: Path, epochs: int, logger: Logger | None, *callbacks: Callback
 ) -> pl.Trainer:
     """A Trainer that checkpoints into `run_dir` and shows one bar for the whole run."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = cfg.trainer.tf32
     checkpoint = ModelCheckpoint(
         dirpath=run_dir,
         filename=CHECKPOINT.removesuffix(".ckpt"),
-        every_n_epochs=max(1, epochs // CHECKPOINTS_PER_RUN),
+        every_n_epochs=checkpoint_interval(epochs),
         enable_version_counter=False,
         save_on_train_epoch_end=True,  # after all other callbacks: what they keep is in it
     )
@@ -61,11 +65,16 @@ def build_trainer(
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            log_every_n_steps=1 if logger is None else 10,
+            log_every_n_steps=0 if logger is None else 10,  # each reads the loss back from the device
             use_distributed_sampler=False,  # the data module shares batches out itself
         )
     except (TypeError, ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise CoopError(f"trainer: {error}") from error
+
+
+def checkpoint_interval(epochs: int) -> int:
+    """Epochs between checkpoints: a divisor, so that the last epoch is always on disk."""
+    return next(n for n in range(max(1, epochs // CHECKPOINTS_PER_RUN), 0, -1) if epochs % n == 0)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -92,7 +101,7 @@ class RunProgress(Callback):
         self.bar.update(1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_) -> None:
-        shown = {key: f"{value:.3f}" for key, value in trainer.progress_bar_metrics.items()}
+        shown = {key: f"{value.item():.3f}" for key, value in trainer.callback_metrics.items()}
         self.bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **shown, refresh=False)
 
     def on_train_end(self, *_) -> None:

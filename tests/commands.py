@@ -90,9 +90,18 @@ def _run(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str],
     importlib.import_module("torch").set_num_threads(1)
     # Lightning reads it when it is imported, which the fork server has done.
     importlib.import_module("pytorch_lightning").utilities.rank_zero_only.rank = int(env.get("LOCAL_RANK", 0))
+    if report := env.get("COOP_TEST_PRETEND"):
+        seen = importlib.import_module("pretend_device").install()
+    if broken := env.get("COOP_TEST_FAIL"):
+        where, _, name = broken.rpartition(".")
+        setattr(importlib.import_module(where), name, lambda *_, **__: os._exit(9))
     sys.argv = [f"{command}.py", *args]
     module = importlib.import_module(f"coop.{command}")
-    if hasattr(module, "launch"):
-        module.launch(module.main, command)
-    else:
-        module.run(module.main, module.USAGE)
+    try:
+        if hasattr(module, "launch"):
+            module.launch(module.main, command)
+        else:
+            module.run(module.main, module.USAGE)
+    finally:
+        if report:
+            seen.write(Path(report))

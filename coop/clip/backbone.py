@@ -84,6 +84,11 @@ class FrozenCLIP(nn.Module):
     def device(self) -> torch.device:
         return self.model.logit_scale.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the token embeddings."""
+        return self.token_embedding.weight.dtype
+
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32."""

@@ -91,17 +91,23 @@ class Method(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines neither forward() nor logits()")
 
     def text_features(self) -> Tensor:
-        """`forward()`; without gradients computed once and kept until a parameter changes."""
+        """`forward()`; without gradients kept until a parameter, the device or the precision (autocast) is another."""
         if torch.is_grad_enabled():
             return self()
-        state = tuple((parameter.data_ptr(), parameter._version) for parameter in self.parameters())
+        device = self.clip.device
+        precision = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        learned = [(p.device, p.dtype, p.data_ptr(), p._version) for p in self.parameters()]
+        state = (device, self.clip.dtype, precision, learned)
         if self._kept is None or self._kept[0] != state:
             self._kept = (state, self().detach())
         return self._kept[1]
 
     def logits(self, image_features: Tensor) -> Tensor:
         """image_features (B, E), L2-normalised, to logits (B, K) (CoOp, equation 1)."""
-        return self.clip.logit_scale.exp() * image_features @ self.text_features().T.to(image_features.dtype)
+        text_features = self.text_features()
+        # Half precision has too few digits to rank classes by.
+        with torch.autocast(image_features.device.type, enabled=False):
+            return self.clip.logit_scale.exp() * image_features @ text_features.T.to(image_features.dtype)
 
     def loss(self, image_features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """What training minimises on a batch: by default the cross-entropy.

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
@@ -95,7 +94,8 @@ class TipAdapter(Method):
 
     def _votes(self, affinity: Tensor, beta: Tensor | float) -> Tensor:
         """Affinities (B, N) to what the keys say for each class, (B, K)."""
-        votes = F.one_hot(self.labels, len(self.classnames)).to(affinity.dtype)
+        classes = torch.arange(len(self.classnames), device=self.labels.device)  # F.one_hot reads the labels back
+        votes = (self.labels[:, None] == classes).to(affinity.dtype)
         return torch.exp(-beta * (1 - affinity)) @ votes
 
     @torch.no_grad()

@@ -37,7 +37,8 @@ class ZeroShot(Method):
 class HandWritten(nn.Module):
     """Text features of hand-written prompts, averaged over the templates, normalised before and after.
 
-    Computed when first asked for, where the CLIP is by then, and kept; never saved.
+    Kept until the CLIP is on another device or of another dtype; never saved. They are those of the weights' own
+    precision, whatever autocast the caller is under: no result depends on who asked first.
 
     Args:
         clip: the frozen CLIP.
@@ -48,18 +49,20 @@ class HandWritten(nn.Module):
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], templates: Sequence[str]):
         super().__init__()
         self._clip, self.classnames, self.templates = (clip,), classnames, templates
-        self.register_buffer("features", None, persistent=False)
+        self._kept: tuple[object, Tensor] | None = None
 
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised, without gradient."""
-        if self.features is None:
-            with torch.inference_mode(False):  # the first to ask may be Lightning's validation
-                self.features = self._encode()
-        return self.features
+        (clip,) = self._clip
+        state = (clip.device, clip.dtype)
+        if self._kept is None or self._kept[0] != state:
+            # Lightning's validation may ask first: what it computed as inference tensors, training could not use.
+            with torch.inference_mode(False), torch.autocast(clip.device.type, enabled=False):
+                self._kept = (state, self._encode(clip))
+        return self._kept[1]
 
     @torch.no_grad()
-    def _encode(self) -> Tensor:
-        (clip,) = self._clip
+    def _encode(self, clip: FrozenCLIP) -> Tensor:
         total = sum(
             clip.encode_text([template.replace("{}", name) for name in self.classnames]) for template in self.templates
         )
