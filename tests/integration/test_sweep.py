@@ -17,6 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from coop import CoopError, train
+from coop.files import MARK
 from coop.launch import as_one_value, launch
 from coop.trainer import AtomicCheckpointIO
 
@@ -58,7 +59,7 @@ def torn(sweep: Path) -> list[str]:
 
 def leftovers(sweep: Path) -> list[Path]:
     """Temporary files in the cells: what a killed process was writing."""
-    return [path for path in sweep.rglob(".*.*") if path.is_file() and "report" not in path.parts]
+    return list(sweep.rglob(f"{MARK}*"))
 
 
 def kill_and_continue(run, arguments: list[str], sweep: Path, cells: int, kills: int, span: float, seed: int) -> int:
