@@ -137,8 +137,8 @@ def test_what_a_kill_left_of_a_file_is_removed(run, sweep_of_small, unbroken, tm
     """A process killed between writing a temporary file and moving it to its place."""
     sweep = Path(shutil.copytree(unbroken[0], tmp_path / "sweep"))
     cell = next(sweep.rglob("results.json")).parent
-    (cell / "results.json").rename(cell / ".results.json.abcd1234")
-    (cell / ".last.ckpt.abcd1234").write_bytes(b"half")
+    (cell / "results.json").rename(cell / f"{MARK}abcd1234")
+    (cell / f"{MARK}1234abcd").write_bytes(b"half")
     done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
     assert done.code == 0, done.err
     assert contents(sweep) == contents(unbroken[0])
