@@ -43,6 +43,7 @@ class FrozenCLIP(nn.Module):
         visual = model.visual
         self.preprocess_cfg = PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
         self._fingerprint: str | None = None
+        self._embed_dim: int | None = None
         self.eval()
 
     @classmethod
@@ -105,6 +106,13 @@ class FrozenCLIP(nn.Module):
     def token_embedding(self) -> nn.Module:
         """The text tower's embedding of token ids."""
         return token_embedding(self.model)
+
+    @property
+    def embed_dim(self) -> int:
+        """E, the width of image and text features."""
+        if self._embed_dim is None:  # towers keep it in many places, or nowhere
+            self._embed_dim = self.encode_text(["a"]).shape[1]
+        return self._embed_dim
 
     @property
     def text_width(self) -> int:
