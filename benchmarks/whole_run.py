@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from coop import FrozenCLIP, PromptLearner
-from coop.data.cache import FeatureCache
+from coop.data.cache import FeatureCache, identify
 from coop.data.splits import PUBLISHED, load_rows
 from coop.lit import LitClassifier
 
@@ -82,8 +82,9 @@ def cache_read_seconds(width: int) -> float:
         for path in paths:
             Path(path).touch()
         cache = FeatureCache(Path(folder), "benchmark")
-        cache.add(paths, torch.randn(len(paths), width))
-        return seconds(lambda: cache.lookup(paths))
+        features = torch.randn(len(paths), width)
+        cache.add(identify(paths), features)
+        return seconds(lambda: cache.lookup(identify(paths), features))
 
 
 def main() -> None:

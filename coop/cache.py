@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from coop.data.cache import default_cache_dir
+from coop.data.cache import DAMAGED, default_cache_dir, open_shard, read_header
 from coop.errors import CoopError
 
 USAGE = """python -m coop.cache [list | clear WHAT...] [cache_dir=DIR]
@@ -147,14 +147,16 @@ def content(entry: Entry) -> str:
         if file.name.startswith("."):  # a writer is at work, or was killed
             continue
         try:
-            with safe_open(file, framework="np") as shard:
-                rows, width = shard.get_slice("features").get_shape()
-                about |= set((shard.metadata() or {}).items())
+            if file.suffix == DAMAGED:
+                raise ValueError("set aside by a run that found it so")
+            with open_shard(file) as shard:
+                header = read_header(shard)
         except (SafetensorError, OSError, ValueError):
             unreadable += 1
         else:
-            images += rows
-            widths.add(width)
+            images += header.rows
+            widths.add(header.width)
+            about |= set(header.about.items())
     parts = [f"{images} images x {', '.join(map(str, sorted(widths)))}"] if images else []
     parts += [f"{unreadable} unreadable files"] if unreadable else []
     return ", ".join([*(text for _, text in sorted(about)), *parts])

@@ -1,32 +1,128 @@
 """Writing files so that they are there whole or not at all."""
 
+import errno
 import json
 import os
-import tempfile
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from coop.errors import CoopError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
-def write_atomically(path: Path, content: bytes) -> None:
+# Temporary files begin with this: nobody else's do, and the longest names of files need not fit behind it.
+MARK = ".coop-tmp-"
+# Where files cannot be locked, a temporary file of this age (seconds) has no writer any more.
+DAY = 24 * 60 * 60
+MOMENT = 10  # seconds; longer than from opening a file to locking it
+# What file systems answer that have no way to flush one file.
+NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file under a temporary name beside its place, then move it there.
+
+    Whatever interrupts it (an exception, a kill, a power cut) leaves the old file or the new one. The file's mode is
+    that of any new file: the user's umask decides. What killed processes left in this folder is removed.
+
+    Args:
+        path: the file; its folder is made if it is not there.
+        content: all of it.
+        durable: wait until the disk has it; False for one of many files that are flushed together (`flush`).
 
     Raises:
         CoopError: the folder cannot be written to, or the disk is full.
     """
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = file.name
+        if durable:
+            remove_leftovers(path.parent)
+        with _temporary(path.parent) as (temporary, file):
             file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+            file.flush()
+            if durable:
+                _flush(file.fileno())
+            if not fcntl:  # Windows moves no open file
+                file.close()
+            os.replace(temporary, path)
+        if durable:
+            with suppress(OSError):  # a folder that may be written to and not read, or one that cannot be flushed
+                flush(path.parent)
     except OSError as error:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
         raise CoopError(f"{path}: cannot be written ({error.strerror}); what was there before is untouched") from error
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file, locked as long as it is open, and removed in the end if it is still there."""
+    path = folder / f"{MARK}{secrets.token_hex(8)}"
+    try:
+        with open(path, "xb") as file:
+            _lock(file.fileno())
+            yield path, file
+    finally:
+        with suppress(OSError):
+            path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files directly in this folder whose writers are no more."""
+    for leftover in folder.glob(f"{MARK}*"):
+        with suppress(OSError):  # gone meanwhile, or somebody else's
+            if _abandoned(leftover):
+                leftover.unlink()
+
+
+def _abandoned(temporary: Path) -> bool:
+    """Whether nobody is writing this file: a lock goes with its process, however that ends."""
+    age = time.time() - temporary.lstat().st_mtime
+    if age > DAY or not fcntl:
+        return age > DAY
+    descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        # An empty one may have been opened and not locked yet.
+        return (os.fstat(descriptor).st_size > 0 or age > MOMENT) and _lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file; False if another process has, or if nobody can here."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def flush(path: str | Path) -> None:
+    """Wait until the disk has a file's content, or a folder's list of names.
+
+    Raises:
+        OSError: it cannot be opened, or the disk reports an error.
+    """
+    if os.name == "nt" and os.path.isdir(path):  # Windows flushes no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FSYNC:
+            raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,6 @@ from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from tqdm import tqdm
 
 from coop.commandline import parse, run
 from coop.data.images import open_image
@@ -22,6 +21,7 @@ from coop.data.transforms import test_transform
 from coop.errors import CoopError
 from coop.files import write_json
 from coop.methods import Method
+from coop.progress import progress
 from coop.trained import load_trained
 
 USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
@@ -115,7 +115,8 @@ def predict_images(method: Method, paths: Sequence[str], top: int, failed: list[
         "path", and under "classes" the most probable first, each with its "classname" and "probability".
     """
     transform, predictions = test_transform(method.clip.preprocess_cfg), []
-    for start in tqdm(range(0, len(paths), BATCH_SIZE), desc="images", disable=len(paths) <= BATCH_SIZE, leave=False):
+    starts = range(0, len(paths), BATCH_SIZE)
+    for start in progress(starts, desc="images", unit="batch", hidden=len(starts) <= 1, leave=False):
         opened = list(_open(paths[start : start + BATCH_SIZE], failed))
         if not opened:
             continue

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from coop.errors import CoopError
-from coop.files import write_atomically
+from coop.files import remove_leftovers, write_atomically
 from coop.results import RESULTS
 
 log = logging.getLogger("coop")
@@ -76,9 +76,8 @@ def exclusive(run_dir: Path) -> Iterator[None]:
 
 
 def _remove_leftovers(run_dir: Path) -> None:
-    """What a process that was killed while it wrote a file had written so far (`coop.files.write_atomically`)."""
-    for leftover in run_dir.glob(".*.*.????????"):
-        leftover.unlink(missing_ok=True)
+    """What a process that was killed while it wrote a file had written so far; the lock keeps all others out."""
+    remove_leftovers(run_dir)
 
 
 def in_sweep() -> bool:

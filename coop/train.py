@@ -149,7 +149,8 @@ def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: P
     resume = checkpoint if checkpoint.exists() else None
     if resume:
         try:
-            torch.load(resume, map_location="cpu", weights_only=True)
+            content = torch.load(resume, map_location="cpu", weights_only=True)
+            log.info("%s: resumed after epoch %d of %d", run_dir, content["epoch"] + 1, trainer.max_epochs)
         except Exception as error:  # a damaged file makes torch raise nearly anything
             raise CoopError(f"{resume}: not a readable checkpoint; delete it to start this run anew") from error
     try:

@@ -11,10 +11,10 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from tqdm import tqdm
 
 from coop.errors import CoopError
 from coop.files import write_atomically
+from coop.progress import progress
 from coop.results import CHECKPOINT
 
 # True, and meant to be so: the CLIP stays in eval mode, a run may go on in its own folder, features need no workers,
@@ -93,16 +93,30 @@ class RunProgress(Callback):
     """One progress bar over all steps of a run."""
 
     def on_train_start(self, trainer: pl.Trainer, *_) -> None:
-        total = trainer.max_epochs * trainer.num_training_batches
-        hidden = not trainer.is_global_zero
-        self.bar = tqdm(total=total, initial=trainer.global_step, desc="training", unit="step", disable=hidden)
+        self.epoch, self.metrics = None, {}
+        self.bar = progress(
+            total=trainer.max_epochs * trainer.num_training_batches,
+            initial=trainer.global_step,
+            desc="training",
+            unit="step",
+            figures=self._figures,
+            hidden=not trainer.is_global_zero,
+        )
 
     def on_train_batch_end(self, *_) -> None:
         self.bar.update(1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_) -> None:
-        shown = {key: f"{value.item():.3f}" for key, value in trainer.callback_metrics.items()}
-        self.bar.set_postfix(epoch=f"{trainer.current_epoch + 1}/{trainer.max_epochs}", **shown, refresh=False)
+        self.epoch = f"{trainer.current_epoch + 1}/{trainer.max_epochs}"
+        self.metrics = dict(trainer.callback_metrics)  # tensors: reading them would wait for the device
+
+    def _figures(self) -> dict[str, str]:
+        shown = {key: f"{float(value):.3f}" for key, value in self.metrics.items()}
+        return {"epoch": self.epoch, **shown} if self.epoch else {}
 
     def on_train_end(self, *_) -> None:
         self.bar.close()
+
+    def on_exception(self, *_) -> None:
+        if hasattr(self, "bar"):
+            self.bar.close()

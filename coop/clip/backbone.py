@@ -112,6 +112,15 @@ class FrozenCLIP(nn.Module):
         return token_embedding(self.model)
 
     @property
+    def embed_dim(self) -> int:
+        """E, the width of image and text features."""
+        text = getattr(self.model, "text", self.model)
+        projection = getattr(text, "text_projection", None)
+        if isinstance(projection, nn.Linear):
+            return projection.out_features
+        return getattr(text, "output_dim", self.text_width) if projection is None else projection.shape[1]
+
+    @property
     def text_width(self) -> int:
         """D, the width of token embeddings."""
         return self.token_embedding.weight.shape[1]

@@ -7,17 +7,18 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from coop.clip.backbone import FrozenCLIP
-from coop.data.cache import FeatureCache, default_cache_dir, identity
+from coop.data import shares
+from coop.data.cache import FeatureCache, ShardWriter, default_cache_dir
 from coop.data.fewshot import Item
 from coop.data.images import Preprocess, open_image
 from coop.data.transforms import reproducible, test_transform, train_transform
+from coop.progress import progress
 
 # Small batches stay in a CPU's caches: several times faster there than batches that suit a GPU.
 CPU_BATCH, GPU_BATCH = 8, 128
@@ -63,52 +64,73 @@ class FeatureExtractor:
         Raises:
             CoopError: an image that cannot be read (which one, and what to do).
         """
-        images = FixedViews(items, preprocess, self.clip, view)
         if not items:
             return torch.empty(0, 0)
+        rank, world = shares.rank(), shares.world()
+        features = torch.empty(len(items), self.clip.embed_dim)
+        found, writer = self._look_up(items, preprocess, label, view, features)
+        missing = np.flatnonzero(~found)
+        share = missing[rank::world]
+        if len(missing):
+            self.clip.to(self.device)
+        if len(share):
+            self._encode(FixedViews(items, preprocess, self.clip, view), share, features, label, writer)
+        owner = np.zeros(len(items), int)  # what is in the cache comes from the first process
+        owner[missing] = np.arange(len(missing)) % world
+        shares.exchange(features, owner, self.device)
+        return features
+
+    def _look_up(
+        self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None, features: Tensor
+    ) -> tuple[np.ndarray, ShardWriter | None]:
+        """Which images are in the cache (N), the same in all processes, and who keeps the others.
+
+        The first process alone reads, and fills in its `features`: another run may write between two look-ups.
+        """
+        found = np.zeros(len(items), bool)
         if not self.cached:
-            return self._encode(images, label)
-        key = (self.clip.fingerprint(), preprocess and _source(preprocess), view)
+            return found, None
+        cache, paths = self.entry(preprocess, view), [item.path for item in items]
+        about = {"backbone": self.clip.name, "images": f"{self.dataset or ''} {label}".strip()}
+        writer = ShardWriter(cache, paths, features, about)
+        if shares.rank() == 0:
+            found = cache.lookup(writer.identify(np.arange(len(paths))), features)
+        return shares.as_first_process_says(found, self.device), writer
+
+    def entry(self, preprocess: Preprocess | None, view: int | None) -> FeatureCache:
+        """Where features of such a view are kept."""
+        key = (self.clip.fingerprint(), preprocess and _source(preprocess), view, str(self.autocast), self.device.type)
         root = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
-        cache = FeatureCache(root, *key, str(self.autocast), self.device.type)
-        paths = [item.path for item in items]
-        known = _same_everywhere(cache.lookup(paths))
-        missing = [index for index in range(len(items)) if index not in known]
-        if missing:
-            before = [identity(paths[index]) for index in missing]
-            new = self._encode(torch.utils.data.Subset(images, missing), label)
-            known |= dict(zip(missing, new, strict=True))
-            if _rank() == 0:
-                # An image that was replaced meanwhile must not be found under its new identity.
-                same = [n for n, index in enumerate(missing) if identity(paths[index]) == before[n]]
-                if same:
-                    about = {"backbone": self.clip.name, "images": f"{self.dataset or ''} {label}".strip()}
-                    cache.add([paths[missing[n]] for n in same], new[same], about)
-        return torch.stack([known[index] for index in range(len(items))])
+        return FeatureCache(root, *key, *_tf32(self.device))
 
     @torch.no_grad()
-    def _encode(self, images: Dataset, label: str) -> Tensor:
-        rank, world, device = _rank(), _world(), self.device
-        self.clip.to(device)
-        share = torch.utils.data.Subset(images, range(rank, len(images), world))
+    def _encode(
+        self, images: Dataset, rows: np.ndarray, features: Tensor, label: str, writer: ShardWriter | None
+    ) -> None:
+        """Encode some of the images into their rows of the features (N, E), which the writer keeps as they come."""
+        device, encode, done = self.device, self.encode or self.clip.encode_image, 0
         batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
         loader = DataLoader(
-            share,
+            Subset(images, rows),
             batch_size,
             num_workers=self.num_workers,
             pin_memory=device.type == "cuda",
             generator=torch.Generator(),  # the run's own random numbers stay as they are
         )
         precision = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
-        encode, chunks = self.encode or self.clip.encode_image, []
-        with precision, tqdm(total=len(share), desc=label, unit="image", disable=rank != 0, leave=False) as bar:
+        bar = progress(total=len(rows), desc=label, unit="image", hidden=shares.rank() != 0, leave=False)
+        if writer:
+            writer.identify(rows)
+        with precision, bar, writer or nullcontext():
             for batch in loader:
                 # Always a full batch: kernels differ with its size, and features must not depend on an image's company.
                 full = batch[torch.arange(batch_size) % len(batch)].to(device, non_blocking=True)
-                chunks.append(encode(full)[: len(batch)].float().cpu())
+                now = rows[done : done + len(batch)]
+                features[torch.from_numpy(now)] = encode(full)[: len(batch)].float().cpu()
+                done += len(batch)
+                if writer:
+                    writer.computed(now)
                 bar.update(len(batch))
-        mine = torch.cat(chunks) if chunks else torch.empty(0)
-        return mine if world == 1 else _interleave(mine, len(images))
 
 
 class FixedViews(Dataset):
@@ -134,29 +156,9 @@ def _source(function: Preprocess) -> tuple[str, str]:
     return function.__qualname__, hashlib.sha256(content).hexdigest()
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def _same_everywhere(known: dict[int, Tensor]) -> dict[int, Tensor]:
-    """What rank 0 found in the cache: another process may write between two ranks' look-ups."""
-    if _world() == 1:
-        return known
-    box = [known]
-    dist.broadcast_object_list(box)
-    return box[0]
-
-
-def _interleave(mine: Tensor, count: int) -> Tensor:
-    """Put the shares of all ranks (rank r has images r, r + world, ...) back in order."""
-    shares: list[Tensor | None] = [None] * _world()
-    dist.all_gather_object(shares, mine)
-    whole = torch.empty(count, max(share.shape[-1] for share in shares))
-    for rank, share in enumerate(shares):
-        if len(share):
-            whole[rank :: len(shares)] = share
-    return whole
+def _tf32(device: torch.device) -> tuple[str, ...]:
+    """What the cache's key says of 32-bit products with 10 bits of mantissa: nothing where there are none."""
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    if device.type != "cuda" or not any(allowed):
+        return ()
+    return tuple(f"tf32 {name}" for name, is_on in zip(("matmul", "cudnn"), allowed, strict=True) if is_on)

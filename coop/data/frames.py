@@ -5,12 +5,11 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
-
 from coop.data.listing import shorten
 from coop.data.splits import PUBLISHED, load_rows
 from coop.errors import CoopError
 from coop.files import write_atomically
+from coop.progress import progress
 
 SPLIT_FILE = "split_zhou_UCF101.json"
 FRAMES = "ucf101/UCF-101-midframes"
@@ -37,7 +36,8 @@ def extract_middle_frames(root: Path) -> None:
         )
     jobs = [(videos[target.stem], target) for target in targets]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for _ in tqdm(pool.map(write_middle_frame, jobs, chunksize=16), total=len(jobs), desc="middle frames"):
+        written = pool.map(write_middle_frame, jobs, chunksize=16)
+        for _ in progress(written, total=len(jobs), desc="middle frames", unit="video"):
             pass
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torchvision
 from torchvision.datasets import utils
-from tqdm import tqdm
 
 from coop.data.catalogue import PUBLISHED
 from coop.data.frames import extract_middle_frames
 from coop.errors import CoopError
+from coop.progress import progress
 
 log = logging.getLogger("coop")
 
@@ -123,7 +123,7 @@ def resume_download(url: str, filename: str | os.PathLike, chunk_size: int = CHU
 def _receive(response, part: Path, have: int, total: int | None) -> None:
     with (
         open(part, "ab" if have else "wb") as file,
-        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
+        progress(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
     ):
         while chunk := response.read(CHUNK):
             file.write(chunk)

@@ -52,11 +52,6 @@ class Method(nn.Module):
         return self._clip[0]
 
     @property
-    def joint_width(self) -> int:
-        """E, the width of image and text features."""
-        return self.clip.encode_text(["X"]).shape[1]
-
-    @property
     def trained_in_steps(self) -> bool:
         """Whether there is anything for an optimiser; otherwise a run has no epochs."""
         return any(parameter.requires_grad for parameter in self.parameters())

@@ -49,7 +49,7 @@ class ClipAdapter(Method):
     ):
         self.check(template, ratio, reduction)
         super().__init__(clip, classnames)
-        width = self.joint_width
+        width = clip.embed_dim
         if reduction > width:
             raise CoopError(f"method.reduction={reduction}: at most {width}, the width of this backbone's features")
         self.prompts = HandWritten(clip, self.classnames, [template])

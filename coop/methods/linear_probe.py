@@ -45,7 +45,7 @@ class LinearProbe(Method):
         super().__init__(clip, classnames)
         self.C = C
         classes = len(classnames)
-        self.register_buffer("weight", torch.zeros(classes, self.joint_width))
+        self.register_buffer("weight", torch.zeros(classes, clip.embed_dim))
         self.register_buffer("bias", torch.zeros(classes))
 
     @classmethod

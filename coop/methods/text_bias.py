@@ -30,7 +30,7 @@ class TextBias(Method):
         self.transfers_to_other_classes = not class_specific
         self.prompts = HandWritten(clip, self.classnames, [template])
         copies = (len(classnames),) if class_specific else ()
-        self.bias = nn.Parameter(torch.zeros(*copies, self.joint_width))
+        self.bias = nn.Parameter(torch.zeros(*copies, clip.embed_dim))
 
     @classmethod
     def check(cls, template: str, **_) -> None:

@@ -27,7 +27,7 @@ class TextLinear(Method):
         self.check(template)
         super().__init__(clip, classnames)
         self.prompts = HandWritten(clip, self.classnames, [template])
-        self.weight = nn.Parameter(torch.eye(self.joint_width))
+        self.weight = nn.Parameter(torch.eye(clip.embed_dim))
 
     @classmethod
     def check(cls, template: str) -> None:

@@ -56,7 +56,7 @@ class TipAdapter(Method):
         super().__init__(clip, classnames)
         self.prompts = HandWritten(clip, self.classnames, [template])
         self.search, self.alpha_max, self.beta_max = search, alpha_max, beta_max
-        self.keys = nn.Parameter(torch.empty(0, self.joint_width), requires_grad=train_keys)
+        self.keys = nn.Parameter(torch.empty(0, clip.embed_dim), requires_grad=train_keys)
         self.register_buffer("labels", torch.empty(0, dtype=torch.long))
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("beta", torch.tensor(float(beta)))

@@ -17,6 +17,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from coop import CoopError, train
+from coop.files import MARK
 from coop.launch import as_one_value, launch
 from coop.trainer import AtomicCheckpointIO
 
@@ -58,7 +59,7 @@ def torn(sweep: Path) -> list[str]:
 
 def leftovers(sweep: Path) -> list[Path]:
     """Temporary files in the cells: what a killed process was writing."""
-    return [path for path in sweep.rglob(".*.*") if path.is_file() and "report" not in path.parts]
+    return list(sweep.rglob(f"{MARK}*"))
 
 
 def kill_and_continue(run, arguments: list[str], sweep: Path, cells: int, kills: int, span: float, seed: int) -> int:
@@ -136,8 +137,8 @@ def test_what_a_kill_left_of_a_file_is_removed(run, sweep_of_small, unbroken, tm
     """A process killed between writing a temporary file and moving it to its place."""
     sweep = Path(shutil.copytree(unbroken[0], tmp_path / "sweep"))
     cell = next(sweep.rglob("results.json")).parent
-    (cell / "results.json").rename(cell / ".results.json.abcd1234")
-    (cell / ".last.ckpt.abcd1234").write_bytes(b"half")
+    (cell / "results.json").rename(cell / f"{MARK}abcd1234")
+    (cell / f"{MARK}1234abcd").write_bytes(b"half")
     done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
     assert done.code == 0, done.err
     assert contents(sweep) == contents(unbroken[0])

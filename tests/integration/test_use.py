@@ -85,7 +85,7 @@ def test_class_weights_alone_give_the_runs_logits(run, finished, photographs, tm
         about = json.loads(file.metadata()["coop"])
     method = load_trained(finished, accelerator="cpu").method
     assert about["classnames"] == method.classnames
-    assert tuple(tensors["text_features"].shape) == (5, method.joint_width)
+    assert tuple(tensors["text_features"].shape) == (5, method.clip.embed_dim)
     images = prepared(method, images_of(photographs)[:3])
     with torch.no_grad():
         features = method.encode_image(images)

@@ -5,24 +5,31 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from coop.data.cache import FeatureCache, default_cache_dir
+from coop.cache import run
+from coop.data.cache import FeatureCache, default_cache_dir, identify
 
 CODE = """
 import sys, torch
 from pathlib import Path
-from coop.data.cache import FeatureCache
+from coop.data.cache import FeatureCache, identify
 root, first = Path(sys.argv[1]), int(sys.argv[2])
 cache = FeatureCache(root / "cache", "key")
 paths = [str(root / f"{i}.jpg") for i in range(40)]
 for i in range(first, 40, 2):
     both = [i, (i + 1) % 40]
-    cache.add([paths[j] for j in both], torch.tensor(both, dtype=torch.float)[:, None].expand(2, 3))
-    cache.lookup(paths)
+    cache.add(identify([paths[j] for j in both]), torch.tensor(both, dtype=torch.float)[:, None].expand(2, 3))
+    cache.lookup(identify(paths), torch.empty(40, 3))
 """
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
 
 
 @pytest.fixture
@@ -38,8 +45,20 @@ def features() -> torch.Tensor:
     return torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
 
 
-def cached(tmp_path, *key) -> FeatureCache:
-    return FeatureCache(tmp_path / "cache", *(key or ("key",)))
+class Cached(FeatureCache):
+    """By paths, and with the rows that were found by their index."""
+
+    def add(self, paths: list[str], features: torch.Tensor) -> bool:
+        return super().add(identify(paths), features)
+
+    def lookup(self, paths: list[str], width: int = 8) -> dict[int, torch.Tensor]:
+        features = torch.full((len(paths), width), torch.nan)
+        found = super().lookup(identify(paths), features)
+        return {int(index): features[index] for index in np.flatnonzero(found)}
+
+
+def cached(tmp_path, *key) -> Cached:
+    return Cached(tmp_path / "cache", *(key or ("key",)))
 
 
 def same(found: dict[int, torch.Tensor], features: torch.Tensor, indices) -> bool:
@@ -128,6 +147,102 @@ def test_a_damaged_shard_is_a_warning(tmp_path, paths, features, damage, caplog)
     assert str(shard) in caplog.text
 
 
+def shards(tmp_path) -> list:
+    return sorted(cached(tmp_path).folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("part", ["identities", "features", "last"])
+def test_a_flipped_bit_is_noticed(tmp_path, paths, features, part, caplog):
+    """One bit of one number: the features would still look like features."""
+    cached(tmp_path).add(paths[:20], features[:20])
+    (shard,) = shards(tmp_path)
+    content = bytearray(shard.read_bytes())
+    begin = 8 + int.from_bytes(content[:8], "little")
+    stored = {"identities": identify(paths[:20]).tobytes(), "features": features[:20].numpy().tobytes()}
+    at = len(content) - 1 if part == "last" else content.index(stored[part], begin) + 5
+    content[at] ^= 4
+    shard.write_bytes(content)
+    cached(tmp_path).add(paths[20:], features[20:])
+    assert same(cached(tmp_path).lookup(paths), features, range(20, 40))
+    assert f"{shard}: unreadable, its images are encoded again (its checksum does not fit its content)" in caplog.text
+    caplog.clear()
+    assert same(cached(tmp_path).lookup(paths), features, range(20, 40))
+    assert caplog.text == "" and shard.with_suffix(".damaged").is_file(), "said once, then set aside"
+
+
+def test_shards_of_earlier_versions_are_read(tmp_path, paths, features):
+    """They have no checksum."""
+    folder = cached(tmp_path).folder
+    folder.mkdir(parents=True)
+    rows = torch.frombuffer(bytearray(identify(paths).tobytes()), dtype=torch.uint8).view(40, 16)
+    save_file({"identities": rows, "features": features}, folder / "old.safetensors", {"backbone": "tiny"})
+    assert same(cached(tmp_path).lookup(paths), features, range(40))
+
+
+def ruined(kind: str, identities: torch.Tensor, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    changed = {
+        "width": {"features": features[:, :5].contiguous()},
+        "half": {"features": features.half()},
+        "double": {"features": features.double()},
+        "nan": {"features": features.masked_fill(features == features[7, 3], torch.nan)},
+        "infinite": {"features": features.masked_fill(features == features[7, 3], torch.inf)},
+        "fewer features": {"features": features[:-1]},
+        "fewer identities": {"identities": identities[:-1]},
+        "short identities": {"identities": identities[:, :8].contiguous()},
+        "identities of another type": {"identities": identities.float()},
+        "flat": {"features": features.flatten()},
+        "cubic": {"features": features[None]},
+        "something more": {"labels": torch.zeros(1)},
+    }[kind]
+    return {"identities": identities, "features": features} | changed
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("width", "features of width 5, expected 8"),
+        ("half", r"features of type F16 and shape [20, 8], expected F32 and (N, E)"),
+        ("double", "features of type F64"),
+        ("nan", "features that are not finite"),
+        ("infinite", "features that are not finite"),
+        ("fewer features", "identities of shape [20, 16] for 19 images"),
+        ("fewer identities", "identities of shape [19, 16] for 20 images"),
+        ("short identities", "identities of shape [20, 8] for 20 images"),
+        ("identities of another type", "identities of"),
+        ("flat", "features of type F32 and shape [160], expected F32 and (N, E)"),
+        ("cubic", "features of type F32 and shape [1, 20, 8]"),
+        ("something more", "holds features, identities, labels, expected features and identities"),
+    ],
+)
+def test_a_shard_of_wrong_form_is_named_and_left_out(tmp_path, paths, features, kind, message, caplog, capsys):
+    folder = cached(tmp_path).folder
+    folder.mkdir(parents=True)
+    rows = torch.frombuffer(bytearray(identify(paths[:20]).tobytes()), dtype=torch.uint8).view(20, 16)
+    save_file(ruined(kind, rows, features[:20]), folder / "0.safetensors")
+    cached(tmp_path).add(paths[20:], features[20:])
+    assert run([f"cache_dir={tmp_path / 'cache'}"]) == 0
+    assert same(cached(tmp_path).lookup(paths), features, range(20, 40))
+    assert f"{folder / '0.safetensors'}: unreadable, its images are encoded again ({message}" in caplog.text
+    cached(tmp_path).add(paths[:20], features[:20])
+    assert same(cached(tmp_path).lookup(paths), features, range(40)), "the damaged rows are nowhere"
+    assert run([f"cache_dir={tmp_path / 'cache'}"]) == 0
+    assert "40 images x 8, 1 unreadable files" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_named_pipe_does_not_hang(tmp_path, paths, features, caplog):
+    cached(tmp_path).add(paths, features)
+    os.mkfifo(cached(tmp_path).folder / "0.safetensors")
+    assert same(cached(tmp_path).lookup(paths), features, range(40))
+    assert "0.safetensors: unreadable, its images are encoded again (not a file)" in caplog.text
+    assert run([f"cache_dir={tmp_path / 'cache'}"]) == 0
+
+
+def test_a_shard_larger_than_what_is_read_at_once(tmp_path, paths, features, monkeypatch):
+    monkeypatch.setattr("coop.data.cache.SLICE", 7)
+    cached(tmp_path).add(paths, features)
+    assert same(cached(tmp_path).lookup([*paths[30:], *paths[:3], paths[31]]), features[[*range(30, 40), 0, 1, 2, 31]], range(14))  # fmt: skip
+
+
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, paths, features, caplog):
     (tmp_path / "cache").write_text("a file where the folder should be")
     cached(tmp_path).add(paths, features)
@@ -148,7 +263,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, paths, features, monkeypatc
 def test_two_processes_write_at_once(tmp_path, paths):
     writers = [subprocess.Popen([sys.executable, "-c", CODE, str(tmp_path), str(first)]) for first in (0, 1)]
     assert [writer.wait(60) for writer in writers] == [0, 0]
-    found = cached(tmp_path).lookup(paths)
+    found = cached(tmp_path).lookup(paths, width=3)
     assert {index: row.tolist() for index, row in found.items()} == {i: [float(i)] * 3 for i in range(40)}
     shards = list(cached(tmp_path).folder.iterdir())
     assert len(shards) == 40, "nothing but whole shards lies there"

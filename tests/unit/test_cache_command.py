@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from coop.cache import run
-from coop.data.cache import FeatureCache
+from coop.data.cache import FeatureCache, identify
 
 LISTING, UNPACKED = "0123456789abcdef01234567", "fedcba9876543210fedcba98"
 
@@ -30,9 +30,9 @@ def cache(tmp_path, monkeypatch):
     for image in images:
         image.write_text(image.name)
     first, second = FeatureCache(root, "weights"), FeatureCache(root, "other weights")
-    first.add([str(path) for path in images[:3]], torch.ones(3, 8))
-    first.add([str(path) for path in images[3:5]], torch.ones(2, 8))
-    second.add([str(images[5])], torch.ones(1, 4))
+    first.add(identify(images[:3]), torch.ones(3, 8))
+    first.add(identify(images[3:5]), torch.ones(2, 8))
+    second.add(identify(images[5:]), torch.ones(1, 4))
     (root / "listings").mkdir()
     (root / "listings" / LISTING).write_bytes(b"x" * 100)
     (root / "huggingface" / UNPACKED).mkdir(parents=True)
@@ -149,12 +149,12 @@ def test_a_link_is_removed_and_not_what_it_leads_to(cache, tmp_path):
 def test_a_run_that_goes_on_computes_anew(cache, tmp_path):
     root, *_ = cache
     entry = FeatureCache(root, "weights")
-    image = str(tmp_path / "0.jpg")
-    assert entry.lookup([image]).keys() == {0}
+    image, features = identify([str(tmp_path / "0.jpg")]), torch.empty(1, 8)
+    assert entry.lookup(image, features).tolist() == [True]
     run(["clear", "all"])
-    assert entry.lookup([image]) == {}
-    entry.add([image], torch.full((1, 8), 2.0))
-    assert entry.lookup([image])[0].tolist() == [2.0] * 8
+    assert entry.lookup(image, features).tolist() == [False]
+    entry.add(image, torch.full((1, 8), 2.0))
+    assert entry.lookup(image, features).tolist() == [True] and features[0].tolist() == [2.0] * 8
 
 
 @pytest.mark.parametrize(

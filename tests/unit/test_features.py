@@ -11,7 +11,6 @@ import torch
 from PIL import Image, ImageOps
 
 from coop import CoopError, FrozenCLIP, Item
-from coop.data import features as module
 from coop.data.features import FeatureExtractor
 from coop.data.mini import SHIFTS
 
@@ -89,9 +88,9 @@ def test_only_what_is_missing_is_encoded(small_clip, items, tmp_path, monkeypatc
     encoded = []
     original = FeatureExtractor._encode
 
-    def count(self, images, label):
-        encoded.append(len(images))
-        return original(self, images, label)
+    def count(self, images, rows, *others):
+        encoded.append(len(rows))
+        return original(self, images, rows, *others)
 
     monkeypatch.setattr(FeatureExtractor, "_encode", count)
     whole = extractor(small_clip, **options)(items, None, "x")
@@ -196,25 +195,3 @@ def test_an_unreadable_image_is_named(small_clip, items, tmp_path, workers):
 def test_a_preprocess_of_ones_own_is_seen(small_clip, items):
     inverted = extractor(small_clip)(items[:2], ImageOps.invert, "x")
     assert (inverted - extractor(small_clip)(items[:2], None, "x")).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("count", [21, 2, 1])
-@pytest.mark.parametrize("world", [2, 3])
-def test_shares_of_several_processes_make_the_whole(small_clip, items, monkeypatch, world, count):
-    """Each rank encodes every world-th image; put together they are in order."""
-    whole = extractor(small_clip)(items[:count], None, "x")
-    shares: list[torch.Tensor] = []
-    monkeypatch.setattr(module, "_world", lambda: world)
-    monkeypatch.setattr(module, "_interleave", lambda mine, total: mine)
-    for rank in range(world):
-        monkeypatch.setattr(module, "_rank", lambda rank=rank: rank)
-        shares.append(extractor(small_clip)(items[:count], None, "x"))
-    assert [len(share) for share in shares] == [len(range(rank, count, world)) for rank in range(world)]
-    monkeypatch.undo()
-    monkeypatch.setattr(module, "_world", lambda: world)
-
-    def gather(out, mine):
-        out[:] = shares
-
-    monkeypatch.setattr(module.dist, "all_gather_object", gather)
-    assert torch.equal(module._interleave(shares[0], count), whole)
