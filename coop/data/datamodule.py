@@ -104,6 +104,8 @@ class FewShotData(pl.LightningDataModule):
         # The original drops the last incomplete batch, unless it is the only one.
         drop_last = len(self.train_set) >= self.batch_size
         sampler = EpochSampler(self.train_set, num_replicas=world, rank=rank, seed=self.seed, drop_last=drop_last)
+        # Workers read ahead before Lightning tells the sampler which epoch a resumed run is in.
+        sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return DataLoader(
             self.train_set,
             batch_size=self.batch_size // world,

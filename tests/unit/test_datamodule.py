@@ -49,8 +49,8 @@ def make(clip, items, monkeypatch):
         splits = Splits(items[:train], items[13 : 13 + val], items[17:], NAMES)
         extractor = FeatureExtractor(clip, device=torch.device("cpu"), num_workers=0)
         data = FewShotData(splits, extractor, seed, augmentation, batch_size, workers, **options)
-        device = SimpleNamespace(root_device=torch.device("cpu"))
-        data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=device)
+        at_start = SimpleNamespace(epoch_progress=SimpleNamespace(current=SimpleNamespace(processed=0)))
+        data.trainer = SimpleNamespace(world_size=world, global_rank=rank, fit_loop=at_start)
         data.setup("fit")
         return data
 
