@@ -6,6 +6,9 @@ The names below are the stable Python API; the commands are coop.train and coop.
 import importlib
 from importlib.metadata import PackageNotFoundError, version
 
+from coop.cli import stop
+
+stop.while_importing()
 try:
     __version__ = version("coop-clip")
 except PackageNotFoundError:  # a checkout that was never installed

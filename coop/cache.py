@@ -14,6 +14,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from safetensors import SafetensorError
 
+from coop.cli.stop import stoppable
 from coop.data.cache import DAMAGED, default_cache_dir, open_shard, read_header
 from coop.errors import CoopError
 
@@ -199,6 +200,7 @@ def remove(entry: Entry) -> None:
         entry.path.rmdir()
 
 
+@stoppable()
 def run(words: list[str]) -> int:
     """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from coop.cli.stop import stoppable
 from coop.errors import CoopError
 from coop.launch import explain
 from coop.memory import keep_freed_memory
@@ -45,6 +46,7 @@ def parse(words: list[str], options: type) -> tuple[list[str], Any]:
     return plain, chosen
 
 
+@stoppable()
 def run(main: Callable[[list[str]], int], usage: str) -> None:
     """Run a command and exit; what the user can mend ends as one message and exit code 1.
 

@@ -49,7 +49,7 @@ class OptimizerConfig:
 @dataclass
 class TrainerConfig:
     accelerator: str = "auto"
-    devices: Any = "auto"
+    devices: Any = 1
     num_nodes: int = 1
     strategy: str = "auto"
     precision: str = "32"

@@ -3,52 +3,53 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import hydra
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from coop.cli import stop
 from coop.config import conf_dir
 from coop.errors import CoopError
 from coop.memory import keep_freed_memory
-from coop.sweep import in_sweep, run_cell, run_to_the_end
+from coop.sweep import in_sweep, run_setting
+
+# Hydra prints exceptions itself, as shortened tracebacks; here they come to `explain`.
+hydra._internal.utils.run_and_report = lambda call: call()
 
 
 def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
-    """Run a command under Hydra; what the user can mend ends as one message and exit code 1.
+    """Run a command under Hydra; what the user can fix ends as one message and exit code 1.
 
     With HYDRA_FULL_ERROR set, the traceback is shown as well.
     """
     keep_freed_memory()
-    wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
     sys.argv[1:] = [as_one_value(word) for word in sys.argv[1:]]
 
-    def explained(call: Callable[..., Any], *args) -> Any:
-        try:
-            return call(*args)
-        except Exception as error:
-            message = explain(error)
-            if message is None or wants_traceback:
-                raise
-            print(f"\nerror: {message}", file=sys.stderr)
-            sys.exit(1)
+    def job(cfg: DictConfig) -> float | None:
+        if not stop.active():  # in a process that a launcher has started
+            with stop.stoppable("the sweep's command resumes this run"):
+                return job(cfg)
+        return run_setting(task, cfg, explain) if in_sweep() else task(cfg)
 
-    def job(cfg: DictConfig) -> Any:
-        if not wants_traceback:  # the processes of a distributed run inherit the environment
-            os.environ.pop("HYDRA_FULL_ERROR", None)
-        try:
-            return run_cell(task, cfg, explain) if in_sweep() else explained(task, cfg)
-        finally:
-            os.environ["HYDRA_FULL_ERROR"] = "1"
-
-    def start() -> None:
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to us
+    with stop.stoppable(), one_message():
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
 
-    explained(run_to_the_end, start)
+
+@contextmanager
+def one_message() -> Iterator[None]:
+    """End with a message instead of an exception that a user can do something about."""
+    try:
+        yield
+    except Exception as error:
+        message = explain(error)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") or stop.received():
+            raise
+        print(f"\nerror: {message}", file=sys.stderr)
+        sys.exit(1)
 
 
 def as_one_value(word: str) -> str:
@@ -70,6 +71,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, CoopError):
             # A data-loader worker puts its own traceback in front of the message.
             return str(link).rpartition("CoopError: ")[2]
+    if meaning := _said_by_a_plugin(str(error)):
+        return meaning
     for link in chain:
         if isinstance(link, MissingConfigException) and (link.options or link.missing_cfg_file in PLUGINS):
             return _unknown_choice(link)
@@ -100,6 +103,29 @@ PLUGINS = {
     "hydra/sweeper/optuna": "optuna",
     "hydra/sweeper/sampler/tpe": "optuna",
 }
+
+
+# Words of Hydra's plugins, and what they mean here.
+PLUGINS_SAY = {
+    "No trials are completed": "no run of this search finished; what each failed with stands above",
+    'Could not detect "srun"': "hydra/launcher=slurm: no SLURM here (no srun); start it on a login node",
+    "sbatch: error: ": (
+        "hydra/launcher=slurm: sbatch refuses the jobs: {line}; set hydra.launcher.partition, account, qos, "
+        "gpus_per_node (null: none), mem_gb, cpus_per_task, timeout_min to what this cluster has (sinfo lists it)"
+    ),
+    "has not produced any output": (
+        "hydra/launcher=slurm: {line}; start the same command again once no job of it runs any more (squeue --me): "
+        "what is finished is kept, what was interrupted resumes"
+    ),
+}
+
+
+def _said_by_a_plugin(text: str) -> str | None:
+    for words, meaning in PLUGINS_SAY.items():
+        if words in text:
+            line = next(line for line in reversed(text.splitlines()) if words in line)
+            return meaning.format(line=line.strip().removeprefix(words))
+    return None
 
 
 def _unknown_choice(error: MissingConfigException) -> str:

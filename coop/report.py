@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+from coop.cli.stop import stoppable
 from coop.errors import CoopError
 
 USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
@@ -96,6 +97,7 @@ def show(study, written: list[Path]) -> None:
     print(f"report   {written[0]}")
 
 
+@stoppable()
 def run(words: list[str]) -> int:
     """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     try:

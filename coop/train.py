@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from coop.clip.backbone import FrozenCLIP
 from coop.config import AUTOCAST, build_method, check, read_dataset, resolve_epochs
@@ -143,7 +142,7 @@ def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: P
     """Train; from the checkpoint in the run's folder, if there is one.
 
     Raises:
-        CoopError: a checkpoint that cannot be read, or a request to stop.
+        CoopError: a checkpoint that cannot be read.
     """
     checkpoint = run_dir / CHECKPOINT
     resume = checkpoint if checkpoint.exists() else None
@@ -153,10 +152,7 @@ def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: P
             log.info("%s: resumed after epoch %d of %d", run_dir, content["epoch"] + 1, trainer.max_epochs)
         except Exception as error:  # a damaged file makes torch raise nearly anything
             raise CoopError(f"{resume}: not a readable checkpoint; delete it to start this run anew") from error
-    try:
-        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
-    except SIGTERMException:
-        raise CoopError(f"stopped by SIGTERM; the same command with hydra.run.dir={run_dir} takes the run up") from None
+    trainer.fit(model, data, ckpt_path=resume, weights_only=True)
 
 
 def sampled_splits(cfg: DictConfig) -> Splits:

@@ -1,6 +1,7 @@
 """Lightning's Trainer as this project uses it: checkpoints, progress."""
 
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,17 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from coop.cli import stop
 from coop.errors import CoopError
 from coop.files import write_atomically
 from coop.progress import progress
 from coop.results import CHECKPOINT
 
 # True, and meant to be so: the CLIP stays in eval mode, a run may go on in its own folder, features need no workers,
-# ImageNet has no validation images.
+# ImageNet has no validation images, a login node has srun, a batch may be the whole epoch.
 for message in (
     "Found .* module.* in eval mode",
     "Checkpoint directory .* exists",
@@ -26,6 +29,8 @@ for message in (
     ".*configure_optimizers. returned .None.",
     ".*weights_only.* was set to .True.|.*You defined a .validation_step. but have no .val_dataloader.",
     "Total length of .list. across ranks is zero",
+    "The .srun. command is available",
+    "The number of training batches .* is smaller than the logging interval",
 ):
     warnings.filterwarnings("ignore", message)
 warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
@@ -59,8 +64,8 @@ def build_trainer(
             precision=cfg.trainer.precision,
             max_epochs=epochs,
             logger=logger or False,
-            callbacks=[checkpoint, RunProgress(), *callbacks],
-            plugins=[AtomicCheckpointIO()],
+            callbacks=[checkpoint, RunProgress(), StopAtOnce(), *callbacks],
+            plugins=[AtomicCheckpointIO(), *cluster_environment(cfg.trainer)],
             default_root_dir=run_dir,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -70,6 +75,15 @@ def build_trainer(
         )
     except (TypeError, ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise CoopError(f"trainer: {error}") from error
+
+
+def cluster_environment(node: DictConfig) -> list[LightningEnvironment]:
+    """No environment but Lightning's own where no scheduler has started the other processes of a run.
+
+    Lightning takes whatever runs inside a job of SLURM for one of as many processes as the job has tasks.
+    """
+    one_device = node.num_nodes == 1 and str(node.devices) == "1"
+    return [LightningEnvironment()] if one_device or os.environ.get("SLURM_NTASKS") == "1" else []
 
 
 def checkpoint_interval(epochs: int) -> int:
@@ -87,6 +101,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_atomically(Path(path), content.getvalue())
+
+
+class StopAtOnce(Callback):
+    """Takes the place of Lightning's handler of SIGTERM, which goes on to the end of a batch, and between several
+    processes waits for all of them.
+    """
+
+    def on_train_start(self, *_) -> None:
+        if stop.active():
+            stop.handle()
 
 
 class RunProgress(Callback):

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from coop.cli.stop import stoppable
 from coop.config import check, conf_dir, read_dataset
 from coop.data.catalogue import PUBLISHED
 from coop.data.check import report, show_reports
@@ -120,6 +121,7 @@ def only(names: list[str], command: str) -> str:
     return names[0]
 
 
+@stoppable()
 def run(words: list[str]) -> int:
     """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -1,0 +1,1 @@
+"""How commands start, stop, and speak to the user."""

@@ -1,0 +1,1 @@
+"""Hydra's plugins are found in the package `hydra_plugins` alone."""
