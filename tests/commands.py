@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,6 +71,7 @@ class Commands:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=as_in_a_terminal,
         )
         try:
             out, err = process.communicate(timeout=TIMEOUT)
@@ -79,7 +81,27 @@ class Commands:
         return Finished(process.returncode, out, err)
 
 
+def as_in_a_terminal() -> None:
+    """Ctrl-C is not ignored, as it is for what a shell starts in the background: perhaps these tests."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def slow_down(module: str, name: str) -> None:
+    """Let a function take a tenth of a second longer."""
+    home = importlib.import_module(module)
+    function = getattr(home, name)
+
+    def slowly(*args, **kwargs):
+        time.sleep(0.1)
+        return function(*args, **kwargs)
+
+    setattr(home, name, slowly)
+
+
 def _run(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str], out: Path, err: Path) -> None:
+    as_in_a_terminal()
+    if env.get("COOP_TEST_IGNORE_SIGINT"):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.chdir(folder)
     os.environ.update(env)
     for stream, file in ((1, out), (2, err)):
@@ -92,9 +114,13 @@ def _run(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str],
     importlib.import_module("pytorch_lightning").utilities.rank_zero_only.rank = int(env.get("LOCAL_RANK", 0))
     if report := env.get("COOP_TEST_PRETEND"):
         seen = importlib.import_module("pretend_device").install()
+    if gpus := env.get("COOP_TEST_GPUS"):
+        importlib.import_module("hydra_plugins.coop_launcher.gpus").visible_gpus = lambda: gpus.split(",")
     if broken := env.get("COOP_TEST_FAIL"):
         where, _, name = broken.rpartition(".")
         setattr(importlib.import_module(where), name, lambda *_, **__: os._exit(9))
+    if slow := env.get("COOP_TEST_SLOW"):
+        slow_down(*slow.rsplit(".", 1))
     sys.argv = [f"{command}.py", *args]
     module = importlib.import_module(f"coop.{command}")
     try:

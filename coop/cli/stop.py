@@ -78,7 +78,8 @@ def received() -> bool:
 
 def while_importing() -> None:
     """End without a traceback until `stoppable` takes over: `python -m coop.NAME` imports for seconds."""
-    if sys.argv[:1] == ["-m"] and any(word.startswith("coop.") for word in sys.orig_argv[1:4]):
+    own = sys.orig_argv[: 1 - len(sys.argv)] if len(sys.argv) > 1 else sys.orig_argv  # Python's: -m coop.NAME
+    if sys.argv[:1] == ["-m"] and own[-1].startswith("coop."):
         _set(dict.fromkeys(SIGNALS, _leave))
 
 

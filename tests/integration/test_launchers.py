@@ -49,7 +49,8 @@ def test_slurm(run, small, tmp_path):
 
 def test_slurm_where_there_is_none(run, small, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    done = run("train", "-m", *small, *CELLS, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}")
+    arguments = ["-m", *small, *CELLS, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}"]
+    done = run("train", *arguments, PATH=str(tmp_path))  # also where these tests run on a cluster
     assert done.code == 1
     assert done.error.startswith("hydra/launcher=slurm: no SLURM here")
 
