@@ -92,6 +92,8 @@ def run_setting(task: Callable[[DictConfig], float | None], cfg: DictConfig, exp
 
     A run that another process computes is skipped.
     """
+    if stop.received():
+        raise stop.Stopped
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     _mark(run_dir)
     _leave_loky()

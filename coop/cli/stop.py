@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
@@ -40,7 +41,8 @@ def stoppable(advice: str = AGAIN) -> Iterator[None]:
         advice: how to resume, as long as `advise` says nothing better.
     """
     global _active, _received
-    before, _active, _received = {signum: signal.getsignal(signum) for signum in SIGNALS}, True, None
+    before, hook = {signum: signal.getsignal(signum) for signum in SIGNALS}, sys.unraisablehook
+    _active, _received, sys.unraisablehook = True, None, partial(_unraisable, hook)
     advise(advice)
     handle()
     try:
@@ -52,7 +54,9 @@ def stoppable(advice: str = AGAIN) -> Iterator[None]:
         sys.exit(128 + _received)
     finally:
         _set(before)
-        _active, _received = False, None
+        _active = False
+        if _received is None:  # else what is being destroyed may still complain
+            sys.unraisablehook = hook
 
 
 def advise(advice: str) -> None:
@@ -110,6 +114,16 @@ def _raise(signum: int, _: FrameType | None) -> None:
         _leave(signum, None)
     _received = signal.Signals(signum)
     raise Stopped
+
+
+def _unraisable(hook: Callable, unraisable: "sys.UnraisableHookArgs") -> None:
+    """Where Python lets no exception through (destructors, what is called after a fork), raise it a moment later."""
+    global _received
+    if isinstance(unraisable.exc_value, Stopped):
+        signum, _received = _received, None
+        threading.Timer(0.01, os.kill, (os.getpid(), signum)).start()
+    elif _received is None:
+        hook(unraisable)
 
 
 def _leave(signum: int, _: FrameType | None) -> None:

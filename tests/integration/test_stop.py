@@ -167,6 +167,22 @@ def test_what_breaks_because_of_a_stop_is_no_error(capfd):
     assert capfd.readouterr().err.strip() == "stopped by SIGTERM; how to resume"
 
 
+def test_a_stop_is_not_lost_in_a_destructor(capfd):
+    """Python prints what is raised there, and goes on."""
+
+    class Told:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as stopped, stop.stoppable("how to resume"):
+        told = Told()
+        del told
+        time.sleep(5)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert capfd.readouterr().err == "\nstopped by SIGTERM; how to resume\n"
+
+
 def test_the_folder_is_named_once():
     words = ["shots=1", "hydra.run.dir=a b"]
     said = stop.to_resume(words, "train", "hydra.run.dir", "a b")
