@@ -115,7 +115,7 @@ def _run(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str],
     if report := env.get("COOP_TEST_PRETEND"):
         seen = importlib.import_module("pretend_device").install()
     if gpus := env.get("COOP_TEST_GPUS"):
-        importlib.import_module("hydra_plugins.coop_launcher.gpus").visible_gpus = lambda: gpus.split(",")
+        importlib.import_module("coop.cli.gpus").visible_gpus = lambda: gpus.split(",")
     if broken := env.get("COOP_TEST_FAIL"):
         where, _, name = broken.rpartition(".")
         setattr(importlib.import_module(where), name, lambda *_, **__: os._exit(9))

@@ -1,6 +1,6 @@
-"""The launcher of studies: on a machine with several GPUs one run on each of them at a time.
+"""A study on a machine with several GPUs: one run on each of them at a time.
 
-Imported whenever Hydra starts, so torch only where it is needed.
+Each run has a process of its own, which sees one GPU and writes into `log.txt` of its folder.
 """
 
 import multiprocessing
@@ -15,38 +15,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn, JobStatus
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
+
+from coop.sweep import record_failure
 
 LOG = "log.txt"
 SECONDS_TO_STOP = 30
-
-
-class GpuLauncher(BasicLauncher):
-    """Hydra's own launcher, which runs one run after the other in this process, where there is only one GPU or none.
-
-    With several GPUs each run has a process of its own, which sees one GPU and writes into `log.txt` of its folder.
-    """
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        jobs = [
-            Job(initial_job_idx + i, list(words), self._config(list(words), initial_job_idx + i))
-            for i, words in enumerate(job_overrides)
-        ]
-        gpus = visible_gpus() if len(jobs) > 1 and all(wants_one_gpu(job.config) for job in jobs) else []
-        if len(gpus) < 2:
-            return super().launch(job_overrides, initial_job_idx)
-        return Pool(gpus, self._run).run(jobs)
-
-    def _config(self, overrides: list[str], number: int) -> DictConfig:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        return config
-
-    def _run(self, job: "Job") -> JobReturn:
-        return super().launch([job.overrides], job.number)[0]
 
 
 @dataclass
@@ -134,12 +109,7 @@ class Pool:
     def _in_child(self, job: Job, gpu: str, connection: Connection, parent: int) -> None:
         _end_with(parent)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-        job.folder.mkdir(parents=True, exist_ok=True)
-        log = os.open(job.folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        for descriptor in (1, 2):
-            os.dup2(log, descriptor)
+        _write_into(job.folder / LOG)
         connection.send(self._run(job).return_value)
 
     def _finish(self, connection: Connection) -> tuple[Job, JobReturn]:
@@ -151,7 +121,8 @@ class Pool:
         process.join()
         self.free.append(gpu)
         if process.exitcode > 0:  # what stops one run by intention stops all
-            raise SystemExit(_last_message(job.folder / LOG) or process.exitcode)
+            _say(_last_message(job.folder / LOG))
+            raise SystemExit(process.exitcode)
         if process.exitcode < 0:
             _record_death(job, signal.Signals(-process.exitcode).name)
         return job, JobReturn(overrides=job.overrides, cfg=job.config, _return_value=value, status=JobStatus.COMPLETED)
@@ -165,19 +136,26 @@ class Pool:
             process.kill()
 
 
+def _write_into(log: Path) -> None:
+    """Let this process, and those that it starts, write into a file instead of the terminal that all runs share."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    file = open(log, "a", buffering=1)  # noqa: SIM115  as long as the process
+    for descriptor in (1, 2):
+        os.dup2(file.fileno(), descriptor)
+    sys.stdout = sys.stderr = file
+
+
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _last_message(log: Path) -> str | None:
+def _last_message(log: Path) -> str:
     """What a process said last that a user can fix."""
     found = log.read_text(errors="replace").rpartition("\nerror: ")[2].strip()
-    return f"\nerror: {found}" if found else None
+    return f"\nerror: {found or log}"
 
 
 def _record_death(job: Job, name: str) -> None:
-    from coop.sweep import record_failure
-
     cause = " (the machine may have been out of memory)" if name == "SIGKILL" else ""
     record_failure(job.folder, f"its process was killed by {name}{cause}; output in {job.folder / LOG}")
 

@@ -1,1 +1,0 @@
-"""Hydra's plugins are found in the package `hydra_plugins` alone."""
