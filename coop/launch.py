@@ -114,7 +114,7 @@ PLUGINS_SAY = {
         "gpus_per_node (null: none), mem_gb, cpus_per_task, timeout_min to what this cluster has (sinfo lists it)"
     ),
     "has not produced any output": (
-        "hydra/launcher=slurm: {line}; start the same command again once no job of it runs any more (squeue --me): "
+        "hydra/launcher=slurm: a job {line}; start the same command again once none of its jobs runs (squeue --me): "
         "what is finished is kept, what was interrupted resumes"
     ),
 }
@@ -124,7 +124,7 @@ def _said_by_a_plugin(text: str) -> str | None:
     for words, meaning in PLUGINS_SAY.items():
         if words in text:
             line = next(line for line in reversed(text.splitlines()) if words in line)
-            return meaning.format(line=line.strip().removeprefix(words))
+            return meaning.format(line=line.strip().removeprefix("sbatch: error: "))
     return None
 
 

@@ -116,7 +116,7 @@ def test_counting_leaves_this_process_without_cuda(monkeypatch):
     assert gpus.visible_gpus() == []
 
 
-STUDY = ["seed=1,2,3", "epochs=100", "method.n_ctx=4"]
+STUDY = ["seed=1,2", "epochs=60", "method.n_ctx=4"]
 
 
 def test_one_sigterm_stops_all_and_the_same_command_resumes(run, small, tmp_path):
@@ -131,7 +131,7 @@ def test_one_sigterm_stops_all_and_the_same_command_resumes(run, small, tmp_path
     assert still_running(tmp_path / "part") == []
     done = run("train", *words, COOP_TEST_GPUS="0,1")
     assert done.code == 0, done.err
-    assert "3 of 3 runs finished, 0 failed" in done.err
+    assert "2 of 2 runs finished, 0 failed" in done.err
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
     logs = [path.read_text() for path in (tmp_path / "part").rglob("log.txt")]
     assert sum("resumed after epoch" in text for text in logs) == 2

@@ -56,6 +56,44 @@ def test_slurm_where_there_is_none(run, small, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "refusal", ["Invalid generic resource (gres) specification", "Invalid partition name specified"]
+)
+def test_what_sbatch_refuses_ends_in_one_message(run, small, tmp_path, refusal):
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    path = write_slurm_commands(tmp_path / "bin", tmp_path / "log")
+    (tmp_path / "bin/sbatch").write_text(f"#!/bin/bash\necho 'sbatch: error: {refusal}' >&2\nexit 1\n")
+    done = run("train", "-m", *small, *CELLS, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}/sweep", PATH=path)
+    assert done.code == 1
+    assert done.error.startswith(f"hydra/launcher=slurm: sbatch refuses the jobs: {refusal}; set hydra.launcher.")
+
+
+def test_a_job_that_is_gone_without_a_result():
+    text = "Job 7_0 (task: 0) with path /x/7_0_0_result.pkl\nhas not produced any output (state: CANCELLED)\nNo error."
+    assert explain(RuntimeError(text)).startswith(
+        "hydra/launcher=slurm: a job has not produced any output (state: CANCELLED); start the same command again"
+    )
+
+
+def test_within_a_job_of_slurm(run, small, tmp_path):
+    """A terminal on a node, and tests there: Lightning would take a run for one of the job's four tasks."""
+    path = write_slurm_commands(tmp_path / "bin", tmp_path / "log")
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "4", "SLURM_NNODES": "1"}
+    done = run("train", *small, "epochs=1", f"hydra.run.dir={tmp_path / 'run'}", PATH=path, **job)
+    assert done.code == 0, done.err
+    assert json.loads((tmp_path / "run/results.json").read_text())["epochs"] == 1
+
+
+def test_lightning_has_no_hints_to_give(run, small, tmp_path):
+    """Where srun is installed, and with fewer steps in an epoch than between two rows of the log."""
+    path = write_slurm_commands(tmp_path / "bin", tmp_path / "log")
+    own = ["logger=csv", "epochs=1"]
+    done = run("train", *small, *own, f"hydra.run.dir={tmp_path / 'run'}", PATH=path)
+    assert done.code == 0, done.err
+    for word in ("srun", "log_every_n_steps", "logging interval", "HINT", "Tip", "Warning"):
+        assert word not in done.err, done.err
+
+
+@pytest.mark.parametrize(
     ("choice", "extra"),
     [
         ("hydra/launcher/joblib", "joblib"),
