@@ -25,12 +25,14 @@ from coop.progress import progress
 from coop.trained import load_trained
 
 USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
+         [--config-dir DIR]
 
   run=RUN_DIR      a run's folder, the one that holds prompt.safetensors
   IMAGE            an image file, a folder (with all that is beneath it), or a pattern such as 'photos/*.jpg'
   top=N            how many classes for each image
   json=true        print JSON instead of a table
   out=FILE.json    write the same JSON to a file
+  --config-dir DIR the folder of your own configs, where the run's method is one of them
 
 An image that cannot be read is named, the others go on, and the exit code is 1."""
 
@@ -46,6 +48,7 @@ class Options:
     json: bool = False
     out: str | None = None
     accelerator: str = "auto"
+    config_dir: str | None = None
 
 
 def main(words: list[str]) -> int:
@@ -54,7 +57,9 @@ def main(words: list[str]) -> int:
     if options.top < 1:
         raise CoopError(f"top={options.top}: must be at least 1")
     paths = list(find_images(patterns))
-    method = load_trained(Path(options.run).expanduser(), accelerator=options.accelerator).method
+    method = load_trained(
+        Path(options.run).expanduser(), accelerator=options.accelerator, config_dir=options.config_dir
+    ).method
     failed: list[str] = []
     predictions = predict_images(method, paths, options.top, failed)
     if options.out:

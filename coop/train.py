@@ -31,7 +31,7 @@ from coop.results import (
     accuracy_rows,
     claim_folder,
     closing_table,
-    read_results,
+    read_finished,
     save_prompt,
 )
 from coop.sweep import check_search, exclusive, in_sweep
@@ -52,8 +52,8 @@ def main(cfg: DictConfig) -> float | None:
     with exclusive(run_dir):
         claim_folder(run_dir, cfg)
         if (run_dir / RESULTS).exists():
+            results = read_finished(run_dir)
             log.info("%s: already finished with this config, nothing is computed again", run_dir)
-            results = read_results(run_dir)
             if in_sweep():  # its table comes at the end
                 return results["val/acc"]
         else:
