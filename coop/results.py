@@ -223,21 +223,17 @@ def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"  {key}: {before.get(key)} there, {now.get(key)} here" for key in keys]
 
 
-def claim_folder(run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
+def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
     """Write the config into the run's folder; what another command computed there is never mixed up with this run.
-
-    Returns:
-        The decisive part of the config.
 
     Raises:
         CoopError: the folder holds a run with another config, or what no config there accounts for (an evaluation).
     """
     held = [name for name in (RESULTS, CHECKPOINT, PROMPT) if (run_dir / name).exists()]
     plain = recorded(cfg)
-    now = decisive(plain)
     if (run_dir / CONFIG).exists():
         before = decisive(OmegaConf.to_container(load_config(run_dir)))
-        if held and (lines := differing(before, now)):
+        if held and (lines := differing(before, decisive(plain))):
             listed = "\n".join(lines)
             raise CoopError(f"{run_dir}: holds a run with another config; choose another hydra.run.dir\n{listed}")
     elif held:
@@ -246,7 +242,6 @@ def claim_folder(run_dir: Path, cfg: DictConfig) -> dict[str, Any]:
             f"choose another hydra.run.dir, or delete {' and '.join(held)} to start anew"
         )
     write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)).encode())
-    return now
 
 
 def claim_for_evaluation(out_dir: Path, run_dir: Path) -> None:

@@ -17,7 +17,7 @@ class FromFile(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False, protected_namespaces=())
 
 
-def validated(model: type[FromFile], content: Any, path: Path, what: str) -> dict[str, Any]:
+def validated(model: type[FromFile], content: Any, path: Path, what: str, fix: str = "") -> dict[str, Any]:
     """Hold what a file contains against a model.
 
     Args:
@@ -25,6 +25,7 @@ def validated(model: type[FromFile], content: Any, path: Path, what: str) -> dic
         content: of the file, as plain Python values.
         path: of the file.
         what: the file is, for the message: "the config of a run".
+        fix: what the message advises.
 
     Returns:
         The content, with defaults for keys that earlier versions did not write.
@@ -44,7 +45,7 @@ def validated(model: type[FromFile], content: Any, path: Path, what: str) -> dic
     else:
         reason = f"{key} is {reprlib.repr(first['input'])}, {expected}"
     more = f" (and {len(others)} more like this)" if others else ""
-    raise CoopError(f"{path}: not {what}: {reason}{more}")
+    raise CoopError(f"{path}: not {what}: {reason}{more}{'; ' if fix else ''}{fix}")
 
 
 class Backbone(FromFile):

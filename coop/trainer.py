@@ -12,10 +12,11 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from coop.checkpoint import RUN
 from coop.errors import CoopError
 from coop.files import write_atomically
 from coop.progress import progress
-from coop.results import CHECKPOINT
+from coop.results import CHECKPOINT, decisive, recorded
 
 # True, and meant to be so: the CLIP stays in eval mode, a run may go on in its own folder, features need no workers,
 # ImageNet has no validation images.
@@ -60,7 +61,7 @@ def build_trainer(
             max_epochs=epochs,
             logger=logger or False,
             callbacks=[checkpoint, RunProgress(), *callbacks],
-            plugins=[AtomicCheckpointIO()],
+            plugins=[AtomicCheckpointIO(decisive(recorded(cfg)))],
             default_root_dir=run_dir,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -81,11 +82,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there.
 
     Lightning's own comes from the folder for temporary files; where that is another disk, a kill leaves half a file.
+
+    Args:
+        run: the decisive part of the run's config, kept in the checkpoint.
     """
+
+    def __init__(self, run: dict[str, Any]):
+        self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        torch.save({**checkpoint, RUN: self.run}, content)
         write_atomically(Path(path), content.getvalue())
 
 
