@@ -22,6 +22,7 @@ from coop.errors import CoopError
 from coop.files import write_json
 from coop.methods import Method
 from coop.progress import progress
+from coop.scoring import check_probabilities
 from coop.trained import load_trained
 
 USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
@@ -65,7 +66,7 @@ def main(words: list[str]) -> int:
     if options.out:
         write_json(Path(options.out).expanduser(), predictions)
     if options.json:
-        print(json.dumps(predictions, indent=2, ensure_ascii=False))
+        print(json.dumps(predictions, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         show(predictions)
     for message in failed:
@@ -127,6 +128,7 @@ def predict_images(method: Method, paths: Sequence[str], top: int, failed: list[
             continue
         images = torch.stack([transform(image) for _, image in opened]).to(method.clip.device)
         probabilities, labels = _most_probable(method, images, top)
+        check_probabilities(probabilities)
         for (path, _), row, columns in zip(opened, probabilities.tolist(), labels.tolist(), strict=True):
             classes = [{"classname": method.classnames[k], "probability": p} for k, p in zip(columns, row, strict=True)]
             predictions.append({"path": path, "classes": classes})

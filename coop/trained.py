@@ -15,7 +15,7 @@ from coop.errors import CoopError
 from coop.methods import Method
 from coop.results import CONFIG, PROMPT, Prompt, check_backbone, load_config, load_into, load_prompt
 from coop.trainer import set_tf32
-from coop.trust import check_offered
+from coop.trust import check_offered, check_weights
 
 
 class Trained(NamedTuple):
@@ -47,6 +47,8 @@ def load_trained(
         check_method(cfg.method)
     except CoopError as error:
         raise CoopError(f"{run_dir / CONFIG}: {error}") from error
+    if backbone is None:
+        check_weights(cfg.backbone, run_dir / CONFIG)
     device = device_of(accelerator)
     set_tf32(cfg.trainer.tf32)
     node = backbone or cfg.backbone

@@ -87,7 +87,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         run: the decisive part of the run's config, kept in the checkpoint.
     """
 
-    def __init__(self, run: dict[str, Any]):
+    def __init__(self, run: dict[str, Any] | None = None):
         self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:

@@ -12,9 +12,11 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from coop.clip.weights import is_program
 from coop.config import conf_dir
 from coop.errors import CoopError
 
@@ -40,6 +42,20 @@ def check_offered(group: str, node: DictConfig, file: Path, config_dir: str | No
         )
 
 
+def check_weights(backbone: DictConfig, file: Path) -> None:
+    """Refuse weights that are a program, where a file names them. OpenAI's own archives are such, and are known.
+
+    Raises:
+        CoopError: `pretrained` is a TorchScript archive of somebody else.
+    """
+    if backbone.pretrained and is_program(backbone.pretrained):
+        raise CoopError(
+            f"{file}: backbone.pretrained={backbone.pretrained}: a TorchScript archive that is not one of OpenAI's. It "
+            "is a program, and is not run because a file says so; if you trust it, name it yourself: "
+            f"python -m coop.evaluate backbone=open_clip backbone.model={backbone.model} backbone.pretrained=FILE"
+        )
+
+
 def offered(group: str, config_dir: str | None = None) -> set[str]:
     """Every `_target_` that a config of the group names, also under `# @package _global_`."""
     configs = list(_configs(_repository(config_dir), group))
@@ -49,6 +65,7 @@ def offered(group: str, config_dir: str | None = None) -> set[str]:
 
 def _repository(config_dir: str | None) -> ConfigRepository:
     """The places that configs come from: those of the running command, or the package's."""
+    Plugins.instance()  # registers what can be read: files, packages
     search_path = ConfigSearchPathImpl()
     if HydraConfig.initialized():
         for source in HydraConfig.get().runtime.config_sources:
