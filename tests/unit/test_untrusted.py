@@ -199,6 +199,28 @@ def test_a_later_versions_plain_values_are_kept(tmp_path):
     assert load_config(tmp_path).later.a[2] == 2.5
 
 
+def test_a_folder_of_the_first_version_is_read(tiny_clip, run_folder):
+    """Without what later versions write: targets, manifest, tf32, the optimizer's name, a checksum."""
+    old = plain()
+    for key in (
+        "targets",
+        "dataset.manifest",
+        "trainer.tf32",
+        "optimizer.name",
+        "optimizer.eps",
+        "features",
+        "cache_dir",
+    ):
+        old = changed(old, key, ...)
+    write_config(run_folder, old)
+    tensors, metadata = parts(run_folder / PROMPT)
+    rewrite(run_folder / PROMPT, tensors, metadata, with_checksum=False)
+    trained = load_trained(run_folder, accelerator="cpu")
+    assert torch.equal(trained.method.ctx, tensors["ctx"])
+    assert (trained.cfg.trainer.tf32, list(trained.cfg.targets)) == (False, [])
+    check_dataset(trained.cfg.dataset)
+
+
 # Types
 
 
