@@ -28,7 +28,7 @@ class Checkpoint(FromFile):
     lr_schedulers: list[dict[str, Any]]
     loops: dict[str, Any]
     callbacks: dict[str, Any]
-    run: dict[str, Any] | None = Field(alias=RUN, default=None)
+    run: dict[str, str | int | float | bool | list[Any] | None] | None = Field(alias=RUN, default=None)
 
 
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:

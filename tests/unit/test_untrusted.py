@@ -19,6 +19,7 @@ from coop import CoopError, FrozenCLIP, PromptLearner
 from coop.checkpoint import RUN, check_fit, read_checkpoint
 from coop.config import check_dataset, conf_dir, read_dataset
 from coop.data.manifest import manifest_sha256
+from coop.files import write_json
 from coop.results import (
     CONFIG,
     PROMPT,
@@ -184,7 +185,7 @@ def test_nothing_in_a_config_is_resolved(tmp_path, monkeypatch, key, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["!!python/object/apply:os.system ['false']", "a: &a [x, x]\nb: [*a, *a]", "[" * 5000, "a: " + "1" * 5000,
+    ["!!python/object/apply:os.system ['false']", "a: &a [x, x]\nb: [*a, *a]", "[" * 1500, "a: " + "1" * 5000,
      "a: !!binary aGk=", "seed: 2024-01-01", "? {a: b}\n: c"],
     ids=["object", "alias", "deep", "long", "binary", "date", "key"],
 )  # fmt: skip
@@ -688,3 +689,23 @@ def test_a_bare_word_or_null_names_the_fix(monkeypatch, word, message):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(Exception) as caught:
         compose("train", overrides=[word])
     assert explain(caught.value).startswith(message)
+
+
+def test_a_link_in_a_folder_of_others_leads_nowhere(tmp_path):
+    """Neither a lock nor a config is written through a symbolic link that came with the folder."""
+    from coop.sweep import exclusive
+
+    mine, folder = tmp_path / "mine.txt", tmp_path / "run"
+    mine.write_text("precious")
+    folder.mkdir()
+    (folder / ".lock").symlink_to(mine)
+    try:
+        with exclusive(folder):
+            pass
+    except (OSError, CoopError):
+        pass
+    assert mine.read_text() == "precious"
+    (folder / "out.json").symlink_to(mine)
+    write_json(folder / "out.json", {"a": 1})
+    assert mine.read_text() == "precious"
+    assert json.loads((folder / "out.json").read_text()) == {"a": 1}
