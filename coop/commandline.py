@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -35,7 +35,7 @@ def parse(words: list[str], options: type) -> tuple[list[str], Any]:
     schema = OmegaConf.structured(options)
     keys = [field.name for field in fields(options)]
     plain, pairs = [], []
-    for word in words:
+    for word in _config_dir(words, keys):
         key, is_pair, _ = word.partition("=")
         if word.startswith("-") or (is_pair and key.isidentifier() and key not in keys and not os.path.exists(word)):
             raise CoopError(f"{word}: there is no such option; options are {', '.join(f'{key}=' for key in keys)}")
@@ -44,6 +44,17 @@ def parse(words: list[str], options: type) -> tuple[list[str], Any]:
     if missing := OmegaConf.missing_keys(chosen):
         raise CoopError(f"{min(missing)}= is missing")
     return plain, chosen
+
+
+def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
+    """Words with Hydra's `--config-dir DIR` as one option, where a command has it."""
+    remaining = iter(words)
+    for word in remaining:
+        name, _, value = word.partition("=")
+        if name == "--config-dir" and "config_dir" in keys:
+            yield f"config_dir={value or next(remaining, '')}"
+        else:
+            yield word
 
 
 @stoppable()

@@ -5,8 +5,8 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from coop.schedule import paper_epochs
 PACKAGE = Path(__file__).resolve().parent
 # Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
 METHOD_KEYS = {"name"}
-DATASET_KEYS = {"name": str, "template": str, "classes": str, "epochs": int | None, "manifest": str | None}
+DATASET_KEYS = {"name": str, "template": str, "classes": str, "epochs": int | None, "manifest": str | None} | {
+    "manifest_sha256": str | None  # only in the config.yaml of a run: the manifest's content
+}
 
 
 @dataclass
@@ -170,6 +172,42 @@ def check_keys(cfg: DictConfig, schema: type) -> None:
     OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(cfg, resolve=False))
 
 
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+
+
+def expected(key: str, value: str) -> str | None:
+    """What a key of the schema takes and how it is written, for a value that it does not take.
+
+    Args:
+        key: with dots.
+        value: as it was given on the command line.
+
+    Returns:
+        The end of a message; None for a key that no schema has.
+    """
+    for schema in (TrainConfig, EvaluateConfig):
+        *groups, name = key.split(".")
+        for group in groups:
+            schema = typing.get_type_hints(schema).get(group) if is_dataclass(schema) else None
+        if is_dataclass(schema) and name in schema.__dataclass_fields__:
+            return _expected(key, value, typing.get_type_hints(schema)[name], schema.__dataclass_fields__[name].default)
+    return None
+
+
+def _expected(key: str, value: str, annotation: Any, default: Any) -> str:
+    word = "" if value in ("", "null") else value
+    if typing.get_origin(annotation) is list:
+        return f"expected a list: {key}=[{word}]"
+    kinds = typing.get_args(annotation) or (annotation,)
+    if group := next((kind for kind in kinds if is_dataclass(kind)), None):
+        names = list(group.__dataclass_fields__)
+        example = f"{key}.name={word}" if word and "name" in names else f"{key}.{names[0]}=..."
+        return f"expected keys, such as {example} (keys: {', '.join(names)})"
+    wanted = " or ".join(KINDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
+    known = default not in (MISSING, None) and not isinstance(default, type(field()))
+    return f"expected {wanted}" + (f", such as {key}={default}" if known else "")
+
+
 def check_features(features: str) -> None:
     """Raises CoopError for anything but "online" and "cached"."""
     if features not in FEATURES:
@@ -184,6 +222,11 @@ def check_dataset(node: DictConfig) -> None:
     from coop.clip.templates import check_template
 
     reader = locate("dataset", node)
+    if next(iter(_parameters("dataset", node, reader)), None) != "data_root":
+        raise CoopError(
+            f"dataset._target_={node._target_}: not a reader, a function (data_root, *, ...) that returns "
+            "coop.data.Splits"
+        )
     check_arguments("dataset", node, reader, DATASET_KEYS.keys(), given={"data_root"})
     for key, annotation in DATASET_KEYS.items():
         _check_value(f"dataset.{key}", node.get(key), annotation)
@@ -226,7 +269,7 @@ def arguments(node: DictConfig, own_keys: set[str]) -> dict[str, Any]:
 
 def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: set[str], given: set[str]) -> None:
     """Hold a node's keys and types against the signature of what it names."""
-    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in given}
+    parameters = {name: p for name, p in _parameters(key, node, target).items() if name not in given}
     values = arguments(node, own_keys)
     for name in values.keys() - parameters.keys():
         near = difflib.get_close_matches(name, parameters, n=3)
@@ -237,6 +280,13 @@ def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: set[
             _check_value(f"{key}.{name}", values[name], parameter.annotation)
         elif parameter.default is inspect.Parameter.empty:
             raise CoopError(f"{key}.{name}: must be given")
+
+
+def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except ValueError as error:  # of some built-in functions
+        raise CoopError(f"{key}._target_={node._target_}: {error}") from error
 
 
 def _check_value(key: str, value: Any, annotation: Any) -> None:
@@ -262,8 +312,19 @@ def build_method(node: DictConfig, clip, classnames: list[str]):
 
 
 def read_dataset(node: DictConfig, data_root: str | None):
-    """The splits of the data set that a (checked) node describes."""
-    return locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS.keys()))
+    """The splits of the data set that a (checked) node describes.
+
+    Raises:
+        CoopError: missing or unreadable data, or a function that is no reader.
+    """
+    from coop.data.fewshot import Splits
+
+    splits = locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS.keys()))
+    if not isinstance(splits, Splits):
+        raise CoopError(
+            f"dataset._target_={node._target_}: returned {type(splits).__name__}, expected coop.data.Splits"
+        )
+    return splits
 
 
 def resolve_epochs(cfg: DictConfig) -> int:

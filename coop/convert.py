@@ -1,5 +1,6 @@
 """python -m coop.convert CHECKPOINT: a prompt that the original CoOp code has trained, as a run of this project."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from coop.checkpoint import check_archive
 from coop.clip.backbone import FrozenCLIP
 from coop.commandline import run
 from coop.config import build_method, check, conf_dir, read_dataset
@@ -19,7 +21,7 @@ from coop.errors import CoopError
 from coop.files import write_atomically, write_json
 from coop.methods.coop import PromptLearner
 from coop.outcome import describe_prompt
-from coop.results import CONFIG, PROMPT, RESULTS, save_prompt
+from coop.results import CHECKPOINT, CONFIG, PROMPT, RESULTS, save_prompt
 
 USAGE = """python -m coop.convert CHECKPOINT out=RUN_DIR dataset=NAME backbone=NAME shots=N seed=N [key=value ...]
 
@@ -84,7 +86,7 @@ def split_words(words: Sequence[str]) -> tuple[Path, Path, list[str]]:
     if missing := [key for key in ("out", *REQUIRED) if key not in options]:
         raise CoopError(f"{missing[0]}= is missing: the checkpoint does not say what it was trained on")
     out = Path(options.pop("out")).expanduser()
-    if (out / RESULTS).exists():
+    if any((out / name).exists() for name in (RESULTS, CONFIG, PROMPT, CHECKPOINT)):
         raise CoopError(f"out={out}: holds a run already; choose another folder")
     return Path(files[0]).expanduser(), out, [f"{key}={value}" for key, value in options.items()]
 
@@ -101,6 +103,8 @@ def read_original(path: Path) -> OriginalPrompt:
     if not path.is_file():
         raise CoopError(f"{path}: no such file; expected .../prompt_learner/model.pth.tar-50")
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         stand_ins = [(_Inert, name) for name in get_unsafe_globals_in_checkpoint(path)]
         with safe_globals(stand_ins):
             content = torch.load(path, map_location="cpu", weights_only=True)

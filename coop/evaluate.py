@@ -18,9 +18,20 @@ from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
 from coop.files import write_json
 from coop.launch import launch
-from coop.results import PROMPT, RESULTS, accuracy_rows, closing_table, load_config, load_prompt, read_results
+from coop.results import (
+    CONFIG,
+    PROMPT,
+    RESULTS,
+    accuracy_rows,
+    claim_for_evaluation,
+    closing_table,
+    load_config,
+    load_prompt,
+    read_results,
+)
 from coop.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
 from coop.trained import Trained, load_trained
+from coop.trust import check_offered
 
 
 def main(cfg: DictConfig) -> None:
@@ -29,8 +40,7 @@ def main(cfg: DictConfig) -> None:
     check_features(cfg.features)
     check_workers(cfg.num_workers)
     out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), Path(cfg.run).expanduser()
-    if out_dir.resolve() == run_dir.resolve():
-        raise CoopError(f"hydra.run.dir={out_dir}: is the run's own folder, whose results would be overwritten")
+    claim_for_evaluation(out_dir, run_dir)
     load_prompt(run_dir / PROMPT)  # a folder that is not a run's shows up before any data set is read
     run_cfg, trained_results = load_config(run_dir), read_results(run_dir)
     cfg.seed = run_cfg.seed if cfg.seed is None else cfg.seed
@@ -56,6 +66,8 @@ def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, DictConfi
     """
     if cfg.targets and cfg.dataset:
         raise CoopError(f"targets={list(cfg.targets)} beside dataset={cfg.dataset.get('name')}: give one of the two")
+    if not cfg.dataset and any(text.startswith(":") for text in cfg.targets or [":all"]):
+        check_offered("dataset", run_cfg.dataset, Path(cfg.run) / CONFIG)
     if cfg.targets:
         return target_configs(cfg.targets, run_cfg.dataset, cfg.seed)
     node = cfg.dataset or run_cfg.dataset

@@ -19,10 +19,11 @@ from coop.files import write_atomically
 from coop.methods import Method
 from coop.trained import load_trained
 
-USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true]
+USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true] [--config-dir DIR]
 
   run=RUN_DIR    a run's folder, the one that holds prompt.safetensors
   out=DIR        where the files go (without it: the run's folder)
+  --config-dir DIR    the folder of your own configs, where the run's method is one of them
   onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop[onnx]')
 
 class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
@@ -39,6 +40,7 @@ class Options:
     run: str = "???"
     out: str | None = None
     onnx: bool = False
+    config_dir: str | None = None
 
 
 def main(words: list[str]) -> int:
@@ -50,7 +52,7 @@ def main(words: list[str]) -> int:
     out = Path(options.out).expanduser() if options.out else run_dir
     if options.onnx:
         require_onnx()
-    method = load_trained(run_dir, accelerator="cpu").method
+    method = load_trained(run_dir, accelerator="cpu", config_dir=options.config_dir).method
     by_class_weights = type(method).logits is Method.logits and not method.trains_image_encoder
     if not (by_class_weights or options.onnx):
         raise CoopError(

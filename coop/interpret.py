@@ -21,12 +21,14 @@ from coop.methods import Method
 from coop.trained import load_trained
 
 USAGE = """python -m coop.interpret run=RUN_DIR [top=5] [metric=euclidean|cosine] [only_words=true] [out=FILE.json]
+         [--config-dir DIR]
 
   run=RUN_DIR         a run's folder, the one that holds prompt.safetensors
   top=N               how many words for each context vector
   metric=euclidean    as in the paper; or cosine
   only_words=true     leave out special tokens and parts of words and of characters
-  out=FILE.json       where the words go (without it: words.json in the run's folder)"""
+  out=FILE.json       where the words go (without it: words.json in the run's folder)
+  --config-dir DIR    the folder of your own configs, where the run's method is one of them"""
 
 WORDS = "words.json"
 METRICS = ("euclidean", "cosine")
@@ -43,6 +45,7 @@ class Options:
     metric: str = "euclidean"
     only_words: bool = False
     out: str | None = None
+    config_dir: str | None = None
 
 
 def main(words: list[str]) -> int:
@@ -51,7 +54,7 @@ def main(words: list[str]) -> int:
     if plain:
         raise CoopError(f"{plain[0]}: expected key=value; run=RUN_DIR takes the folder of a run")
     run_dir = Path(options.run).expanduser()
-    method = load_trained(run_dir, accelerator="cpu").method
+    method = load_trained(run_dir, accelerator="cpu", config_dir=options.config_dir).method
     contents = nearest_words(method, options.top, options.metric, options.only_words)
     out = Path(options.out).expanduser() if options.out else run_dir / WORDS
     write_json(out, contents)

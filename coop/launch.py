@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from coop.cli import stop
-from coop.config import conf_dir
+from coop.config import conf_dir, expected
 from coop.errors import CoopError
 from coop.memory import keep_freed_memory
 from coop.sweep import in_sweep, run_setting
@@ -79,6 +79,10 @@ def explain(error: BaseException) -> str | None:
     for link in reversed(chain):
         if isinstance(link, OmegaConfBaseException):
             return _unknown_key_or_type(link)
+    if "Got NoneType" in str(error):  # how Hydra says that there is a group without a choice
+        empty = [word for word in sys.argv[1:] if word.lower().endswith(("=null", "="))] or ["GROUP=null"]
+        group = empty[0].partition("=")[0]
+        return f"{empty[0]}: a group needs a choice: {group}=NAME; leave it out for the default"
     if "Unexpected type for root: NoneType" in str(error):  # how OmegaConf says that there is no such group
         return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
     for link in chain:
@@ -145,4 +149,7 @@ def _unknown_key_or_type(error: OmegaConfBaseException) -> str:
         near = difflib.get_close_matches(str(error.key), allowed, n=3)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         return f"{error.full_key}: there is no such key; {hint}Allowed here: {', '.join(allowed)}"
+    given = dict(word.lstrip("+").split("=", 1) for word in sys.argv[1:] if "=" in word)
+    if error.full_key in given and (wanted := expected(error.full_key, given[error.full_key])):
+        return f"{error.full_key}={given[error.full_key]}: {wanted}"
     return f"{error.full_key}: {str(error).splitlines()[0]}"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from coop.checkpoint import check_fit
 from coop.clip.backbone import FrozenCLIP
 from coop.errors import CoopError
 from coop.methods.base import Method
@@ -29,6 +30,7 @@ class LitClassifier(pl.LightningModule):
         super().__init__()
         self.strict_loading = False  # the checkpoint lacks the CLIP on purpose
         self.clip, self.method, self.optimizer_config, self.epochs = clip, method, optimizer, epochs
+        self.restoring = False
         # Its checks of the values would read them back from the device in every step.
         self.val_acc = MulticlassAccuracy(len(method.classnames), average="micro", validate_args=False)
 
@@ -71,9 +73,23 @@ class LitClassifier(pl.LightningModule):
         options = self.optimizer_config
         return learning_rate(epoch, self.epochs, options["lr"], options["warmup_epochs"], options["warmup_lr"])
 
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_fit(_learned(self.state_dict()), checkpoint["state_dict"], self.trainer.ckpt_path)
+        self.restoring = True
+
+    def on_train_start(self) -> None:
+        for optimizer in self.trainer.optimizers:
+            if missing := optimizer.defaults.keys() - optimizer.param_groups[0].keys():
+                raise KeyError(f"the state of another optimizer, without {min(missing)}")
+        self.restoring = False
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {key: value for key, value in state.items() if not key.startswith("clip.")}
+        checkpoint["state_dict"] = _learned(checkpoint["state_dict"])
+
+
+def _learned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The method's part of a state: without the CLIP."""
+    return {key: value for key, value in state.items() if not key.startswith("clip.")}
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping) -> torch.optim.Optimizer:

@@ -22,15 +22,18 @@ from coop.errors import CoopError
 from coop.files import write_json
 from coop.methods import Method
 from coop.progress import progress
+from coop.scoring import check_probabilities
 from coop.trained import load_trained
 
 USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
+         [--config-dir DIR]
 
   run=RUN_DIR      a run's folder, the one that holds prompt.safetensors
   IMAGE            an image file, a folder (with all that is beneath it), or a pattern such as 'photos/*.jpg'
   top=N            how many classes for each image
   json=true        print JSON instead of a table
   out=FILE.json    write the same JSON to a file
+  --config-dir DIR the folder of your own configs, where the run's method is one of them
 
 An image that cannot be read is named, the others go on, and the exit code is 1."""
 
@@ -46,6 +49,7 @@ class Options:
     json: bool = False
     out: str | None = None
     accelerator: str = "auto"
+    config_dir: str | None = None
 
 
 def main(words: list[str]) -> int:
@@ -54,13 +58,15 @@ def main(words: list[str]) -> int:
     if options.top < 1:
         raise CoopError(f"top={options.top}: must be at least 1")
     paths = list(find_images(patterns))
-    method = load_trained(Path(options.run).expanduser(), accelerator=options.accelerator).method
+    method = load_trained(
+        Path(options.run).expanduser(), accelerator=options.accelerator, config_dir=options.config_dir
+    ).method
     failed: list[str] = []
     predictions = predict_images(method, paths, options.top, failed)
     if options.out:
         write_json(Path(options.out).expanduser(), predictions)
     if options.json:
-        print(json.dumps(predictions, indent=2, ensure_ascii=False))
+        print(json.dumps(predictions, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         show(predictions)
     for message in failed:
@@ -122,6 +128,7 @@ def predict_images(method: Method, paths: Sequence[str], top: int, failed: list[
             continue
         images = torch.stack([transform(image) for _, image in opened]).to(method.clip.device)
         probabilities, labels = _most_probable(method, images, top)
+        check_probabilities(probabilities)
         for (path, _), row, columns in zip(opened, probabilities.tolist(), labels.tolist(), strict=True):
             classes = [{"classname": method.classnames[k], "probability": p} for k, p in zip(columns, row, strict=True)]
             predictions.append({"path": path, "classes": classes})

@@ -10,6 +10,7 @@ from torchmetrics.functional.classification import binary_calibration_error, mul
 
 from coop.data.features import FeatureExtractor
 from coop.data.fewshot import Splits
+from coop.errors import CoopError
 from coop.methods.base import Method
 
 BATCH_SIZE = 4096
@@ -51,6 +52,9 @@ def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None
         method: over K classes, on the CLIP's device; left in eval mode.
         image_features: (N, E), L2-normalised.
         autocast: the run's dtype of mixed precision (`coop.config.AUTOCAST`).
+
+    Raises:
+        CoopError: probabilities that are NaN.
     """
     method.eval()
     device, labels, confidence = method.clip.device, [], []
@@ -59,7 +63,22 @@ def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None
             logits = method.logits(features.to(device)).float()
             labels.append(logits.argmax(dim=1))
             confidence.append(logits.softmax(dim=1).amax(dim=1))
-    return Predictions(torch.cat(labels).cpu(), torch.cat(confidence).cpu())
+    predictions = Predictions(torch.cat(labels).cpu(), torch.cat(confidence).cpu())
+    check_probabilities(predictions.confidence)
+    return predictions
+
+
+def check_probabilities(probabilities: Tensor) -> None:
+    """Refuse what no accuracy can be computed from.
+
+    Raises:
+        CoopError: one is NaN.
+    """
+    if probabilities.isnan().any():
+        raise CoopError(
+            "the probabilities of classes are not numbers (NaN): what was learned is damaged, or too large for this "
+            "precision; train the run anew, with trainer.precision=32 or a lower optimizer.lr"
+        )
 
 
 def score(predictions: Predictions, labels: Tensor, num_classes: int) -> dict[str, float]:

@@ -196,10 +196,12 @@ def harmonic_mean(results: dict) -> dict[str, float]:
     Returns:
         By "test/harmonic_mean" and "zero_shot/harmonic_mean"; empty for other runs.
     """
-    new = results["targets"].get(f"{results['dataset']}:new")
-    if results["classes"] != "base" or new is None:
+    tested = results["targets"]
+    base = results if "test/acc" in results else tested.get(f"{results['dataset']}:base")  # a converted prompt has none
+    new = tested.get(f"{results['dataset']}:new")
+    if results["classes"] != "base" or base is None or new is None:
         return {}
-    pairs = {name: (results[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
+    pairs = {name: (base[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
     return {f"{name}/harmonic_mean": 2 * a * b / (a + b) if a + b else 0.0 for name, (a, b) in pairs.items()}
 
 

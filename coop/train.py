@@ -9,6 +9,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from coop.checkpoint import read_checkpoint, restoring
 from coop.clip.backbone import FrozenCLIP
 from coop.config import AUTOCAST, build_method, check, read_dataset, resolve_epochs
 from coop.data.datamodule import FewShotData
@@ -30,7 +31,9 @@ from coop.results import (
     accuracy_rows,
     claim_folder,
     closing_table,
-    read_results,
+    decisive,
+    read_finished,
+    recorded,
     save_prompt,
 )
 from coop.sweep import check_search, exclusive, in_sweep
@@ -51,8 +54,8 @@ def main(cfg: DictConfig) -> float | None:
     with exclusive(run_dir):
         claim_folder(run_dir, cfg)
         if (run_dir / RESULTS).exists():
+            results = read_finished(run_dir)
             log.info("%s: already finished with this config, nothing is computed again", run_dir)
-            results = read_results(run_dir)
             if in_sweep():  # its table comes at the end
                 return results["val/acc"]
         else:
@@ -94,7 +97,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
         method.compile()
     started = time.perf_counter()
     model = LitClassifier(clip, method, cfg.optimizer, epochs)
-    fit(trainer, model, data, run_dir)
+    fit(trainer, model, data, run_dir, cfg)
     model.to(trainer.strategy.root_device)  # Lightning leaves it on the CPU
     method.select(data.labelled)
     seconds = time.perf_counter() - started
@@ -138,21 +141,19 @@ def build_data(
     )
 
 
-def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: Path) -> None:
+def fit(trainer: pl.Trainer, model: LitClassifier, data: FewShotData, run_dir: Path, cfg: DictConfig) -> None:
     """Train; from the checkpoint in the run's folder, if there is one.
 
     Raises:
-        CoopError: a checkpoint that cannot be read.
+        CoopError: a checkpoint that is damaged or not this run's.
     """
     checkpoint = run_dir / CHECKPOINT
     resume = checkpoint if checkpoint.exists() else None
     if resume:
-        try:
-            content = torch.load(resume, map_location="cpu", weights_only=True)
-            log.info("%s: resumed after epoch %d of %d", run_dir, content["epoch"] + 1, trainer.max_epochs)
-        except Exception as error:  # a damaged file makes torch raise nearly anything
-            raise CoopError(f"{resume}: not a readable checkpoint; delete it to start this run anew") from error
-    trainer.fit(model, data, ckpt_path=resume, weights_only=True)
+        content = read_checkpoint(resume, decisive(recorded(cfg)))
+        log.info("%s: resumed after epoch %d of %d", run_dir, content["epoch"] + 1, trainer.max_epochs)
+    with restoring(model, resume):
+        trainer.fit(model, data, ckpt_path=resume, weights_only=True)
 
 
 def sampled_splits(cfg: DictConfig) -> Splits:

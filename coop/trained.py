@@ -1,5 +1,6 @@
 """A finished run, ready for use: its method with what it learned."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +10,12 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from coop.clip.backbone import FrozenCLIP
-from coop.config import build_method
+from coop.config import BackboneConfig, build_method, check_method
 from coop.errors import CoopError
 from coop.methods import Method
-from coop.results import PROMPT, Prompt, check_backbone, load_config, load_into, load_prompt
+from coop.results import CONFIG, PROMPT, Prompt, check_backbone, load_config, load_into, load_prompt
 from coop.trainer import set_tf32
+from coop.trust import check_offered, check_weights
 
 
 class Trained(NamedTuple):
@@ -24,21 +26,33 @@ class Trained(NamedTuple):
     prompt: Prompt
 
 
-def load_trained(run_dir: Path, backbone: DictConfig | None = None, accelerator: str = "auto") -> Trained:
+def load_trained(
+    run_dir: Path, backbone: DictConfig | None = None, accelerator: str = "auto", config_dir: str | None = None
+) -> Trained:
     """Load a run's backbone and what the run learned; this process computes with the run's tf32 from now on.
 
     Args:
         run_dir: the folder of a finished run.
         backbone: where to load the backbone from, if not from where the run did.
         accelerator: Lightning's name of a device.
+        config_dir: a folder of the user's own configs, whose methods may be loaded beside the package's.
 
     Raises:
-        CoopError: not the folder of a run, or another backbone than the run's.
+        CoopError: not the folder of a run, another backbone than the run's, or a method that this installation does
+            not offer.
     """
     prompt, cfg = load_prompt(run_dir / PROMPT), load_config(run_dir)
+    check_offered("method", cfg.method, run_dir / CONFIG, config_dir)
+    try:
+        check_method(cfg.method)
+    except CoopError as error:
+        raise CoopError(f"{run_dir / CONFIG}: {error}") from error
+    if backbone is None:
+        check_weights(cfg.backbone, run_dir / CONFIG)
     device = device_of(accelerator)
     set_tf32(cfg.trainer.tf32)
-    clip = FrozenCLIP.load(**(backbone or cfg.backbone))
+    node = backbone or cfg.backbone
+    clip = FrozenCLIP.load(**{field.name: node[field.name] for field in fields(BackboneConfig)})
     check_backbone(prompt, clip, run_dir / PROMPT)
     clip.to(device)
     method = build_method(cfg.method, clip, prompt.metadata["classnames"]).to(device)

@@ -14,11 +14,12 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from coop.checkpoint import RUN
 from coop.cli import stop
 from coop.errors import CoopError
 from coop.files import write_atomically
 from coop.progress import progress
-from coop.results import CHECKPOINT
+from coop.results import CHECKPOINT, decisive, recorded
 
 # True, and meant to be so: the CLIP stays in eval mode, a run may go on in its own folder, features need no workers,
 # ImageNet has no validation images, a login node has srun, a batch may be the whole epoch.
@@ -65,7 +66,7 @@ def build_trainer(
             max_epochs=epochs,
             logger=logger or False,
             callbacks=[checkpoint, RunProgress(), StopAtOnce(), *callbacks],
-            plugins=[AtomicCheckpointIO(), *cluster_environment(cfg.trainer)],
+            plugins=[AtomicCheckpointIO(decisive(recorded(cfg))), *cluster_environment(cfg.trainer)],
             default_root_dir=run_dir,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -95,11 +96,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there.
 
     Lightning's own comes from the folder for temporary files; where that is another disk, a kill leaves half a file.
+
+    Args:
+        run: the decisive part of the run's config, kept in the checkpoint.
     """
+
+    def __init__(self, run: dict[str, Any] | None = None):
+        self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         content = io.BytesIO()
-        torch.save(checkpoint, content)
+        torch.save({**checkpoint, RUN: self.run}, content)
         write_atomically(Path(path), content.getvalue())
 
 

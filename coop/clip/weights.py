@@ -1,6 +1,8 @@
 """Getting an open_clip model with its weights, or one message that says what is missing and how to get it."""
 
 import difflib
+import hashlib
+import json
 import logging
 import os
 import warnings
@@ -13,7 +15,7 @@ import open_clip
 import torch
 from huggingface_hub.utils import get_session
 from open_clip.factory import get_model_config, parse_model_name
-from open_clip.pretrained import get_pretrained_cfg, is_pretrained_cfg
+from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg, is_pretrained_cfg
 from torch import nn
 
 from coop.errors import CoopError
@@ -36,6 +38,7 @@ def load_model(
         raise CoopError(f"backbone.pretrained={pretrained}: {model} brings its own weights; leave pretrained out")
     if schema == "local-dir":
         _check_local_dir(Path(identifier).expanduser())
+        _check_config_file(Path(identifier).expanduser() / "open_clip_config.json")
         model = f"local-dir:{Path(identifier).expanduser()}"
     elif schema is None:
         _check_registry_name(model, pretrained)
@@ -45,6 +48,7 @@ def load_model(
         # A registry model's tokenizer comes first: what it lacks is cheap to find out.
         tokenizer = _tokenizer(model, pretrained, cache_dir, source) if schema is None else None
         loaded = _create(model, pretrained, precision, cache_dir, source).eval()
+        _check_finite(loaded, source)
         return loaded, tokenizer or _tokenizer(model, pretrained, cache_dir, source)
 
 
@@ -116,6 +120,27 @@ def _is_torchscript(path: str) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
+def is_program(path: str) -> bool:
+    """Whether a file of weights is a TorchScript archive, and not one that OpenAI published: loading it runs it."""
+    if not (os.path.isfile(path) and _is_torchscript(path)):
+        return False
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    urls = [get_pretrained_cfg(*pair).get("url", "") for pair in open_clip.list_pretrained()]
+    return not any("openaipublic" in url and digest.hexdigest() in url for url in urls)
+
+
+def _check_finite(model: nn.Module, source: str) -> None:
+    """One pass over the weights; what is wrong with them would look like a training that diverges."""
+    for name, weight in model.named_parameters():
+        if weight.numel() and not torch.stack(weight.detach().aminmax()).isfinite().all():
+            raise CoopError(
+                f"{source}: {name} holds values that are not finite; get the weights again, they are damaged"
+            )
+
+
 def _load_torchscript(model: nn.Module, path: str, source: str) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; these archives will not change
@@ -155,9 +180,31 @@ def _hub_answers() -> bool:
     return True
 
 
+def _check_config_file(path: Path) -> None:
+    """Refuse a model's config that asks for its tokenizer's code to be run.
+
+    Raises:
+        CoopError: it does, or it is not readable.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        text = config.get("model_cfg", config).get("text_cfg", {})
+        options = {**text, **text.get("tokenizer_kwargs", {})}
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError) as error:
+        raise CoopError(f"{path}: not the config of an open_clip model ({error})") from error
+    if options.get("trust_remote_code"):
+        raise CoopError(f"{path}: sets trust_remote_code, with which a tokenizer runs code of its own; take it out")
+
+
 def _tokenizer(model: str, pretrained: str | None, cache_dir: str | None, source: str):
     try:
+        if model.startswith("hf-hub:"):
+            repository = model.removeprefix("hf-hub:")
+            file = download_pretrained_from_hf(repository, filename="open_clip_config.json", cache_dir=cache_dir)
+            _check_config_file(Path(file))
         return open_clip.get_tokenizer(model, cache_dir=cache_dir)
+    except CoopError:
+        raise
     except ImportError as error:
         raise CoopError(f"{source}: its tokenizer needs: pip install 'coop-clip[hf]' ({error})") from error
     except Exception as error:

@@ -65,6 +65,11 @@ def load(folder: Path) -> dict:
         import datasets
     except ImportError:
         raise CoopError("dataset=huggingface needs the package `datasets`: pip install 'coop-clip[datasets]'") from None
+    if int(datasets.__version__.partition(".")[0]) < 4:
+        raise CoopError(
+            f"dataset=huggingface: `datasets` {datasets.__version__} may run scripts that lie in a data set's folder; "
+            "pip install 'datasets>=4'"
+        )
     if not folder.is_dir():
         raise CoopError(f"dataset.path={folder}: this folder does not exist")
     try:

@@ -1,5 +1,6 @@
 """The exact images of a run as a JSON file that travels with a paper, and runs from such a file."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -125,3 +126,12 @@ def load_manifest(path: str) -> dict:
             if not (0 <= row[1] < len(names) and names[row[1]] == row[2]):
                 raise CoopError(f"{where}: {part} holds {row!r}, which its list of class names does not")
     return manifest
+
+
+def manifest_sha256(path: str) -> str:
+    """What tells manifests apart: their content, wherever they lie and however the JSON is laid out.
+
+    Raises:
+        CoopError: the file is not a manifest.
+    """
+    return hashlib.sha256(json.dumps(load_manifest(path), sort_keys=True).encode()).hexdigest()

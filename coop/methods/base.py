@@ -31,7 +31,7 @@ class Method(nn.Module):
 
     #: Whether the trained state has a meaning for other classes than those it was trained with.
     transfers_to_other_classes = True
-    #: Names of parameters and buffers whose shape is known with the training data alone; loading takes a file's shapes.
+    #: Names of parameters and buffers whose length is known with the training data alone; loading takes a file's.
     sized_by_training: tuple[str, ...] = ()
     #: Whether `encode_image` is its own, and trained: then every step brings images, never features.
     trains_image_encoder = False
@@ -74,7 +74,8 @@ class Method(nn.Module):
         for name in self.sized_by_training:
             if name in state_dict:
                 tensor = getattr(self, name)
-                tensor.data = torch.empty_like(state_dict[name], dtype=tensor.dtype, device=tensor.device)
+                shape = state_dict[name].shape[:1] + tensor.shape[1:]  # as many as the file has, each as wide as here
+                tensor.data = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -230,6 +230,8 @@ def _run_keys(recorded: Keys, config: dict[str, Any] | None, seed: int) -> Keys:
         del keys["backbone.model"]
     elif "backbone.model" in keys:
         keys["backbone.model"] = Path(str(keys["backbone.model"]).removeprefix("local-dir:")).name
+    if "dataset.manifest_sha256" in keys:  # its content says more than its path
+        keys.pop("dataset.manifest", None)
     if keys.get("dataset.seed") == seed:
         keys["dataset.seed"] = RUNS_OWN
     return keys

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import coop
+
 README = Path(__file__).parents[2] / "experiments" / "your_method" / "README.md"
 
 
@@ -34,6 +36,13 @@ def test_the_readme_runs(run, folder):
     assert (trained["method"], trained["trainable_params"], trained["epochs"]) == ("logit_bias", 25, 100)
     assert trained["test/acc"] > trained["zero_shot/acc"]
     assert list(shifted["targets"]) == ["mini_sketch"]
+
+    image = next((Path(coop.__file__).parent / "assets" / "mini" / "images").rglob("*.jpg"))
+    done = run.interpreter(
+        "-c", IN_FOLDER, str(folder), "-m", "coop.predict", "--config-dir", "conf", "run=run", "json=true", str(image)
+    )
+    assert done.code == 0, done.err
+    assert len(json.loads(done.out)[0]["classes"]) == 5
 
     done = run.interpreter("-c", IN_FOLDER, str(folder), *commands[0][1:], "method.scale=much")
     assert done.code == 1

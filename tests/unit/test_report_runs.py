@@ -234,3 +234,12 @@ def test_versions(tmp_path):
     write_run(tmp_path / "b", version="0.2.0", seed=2)
     assert read_runs([tmp_path]).versions == {"0.1.0", "0.2.0"}
     assert json.loads((tmp_path / "a/results.json").read_text())["version"] == "0.1.0"
+
+
+def test_a_manifest_that_lies_elsewhere_is_the_same_manifest(tmp_path):
+    for name, seed in (("a", 1), ("b", 2)):
+        dataset = {"manifest": f"/{name}/list.json", "manifest_sha256": "0" * 64}
+        write_run(tmp_path / name, seed=seed, config={"dataset": dataset})
+    first, second = read_runs([tmp_path]).trained
+    assert first.keys == second.keys
+    assert first.keys["dataset.manifest_sha256"] == "0" * 64
