@@ -23,7 +23,7 @@ USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true]
 
   run=RUN_DIR    a run's folder, the one that holds prompt.safetensors
   out=DIR        where the files go (without it: the run's folder)
-  onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop[onnx]')
+  onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop-clip[onnx]')
 
 class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
 preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
@@ -99,14 +99,16 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.method.trains_image_encoder:
             return self.method.logits(self.method.encode_image(images))
-        return self.method.logits(normalize(self.visual(images)))
+        features = self.visual(images)
+        # CoCa's towers give their tokens as well.
+        return self.method.logits(normalize(features[0] if isinstance(features, tuple) else features))
 
 
 def require_onnx() -> None:
-    """Raises CoopError, with the command that mends it, where the packages for ONNX are not installed."""
+    """Raises CoopError, with the command that fixes it, where the packages for ONNX are not installed."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise CoopError(f"onnx=true: needs the packages {' and '.join(missing)}; pip install 'coop[onnx]'")
+        raise CoopError(f"onnx=true: needs the packages {' and '.join(missing)}; pip install 'coop-clip[onnx]'")
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What can be done with a finished run: predict, export, interpret; and a prompt of the original code as a run."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, safe_open
 from coop.convert import read_original
 from coop.data.images import open_image
 from coop.data.transforms import test_transform as make_test_transform
+from coop.predict import find_images
 from coop.trained import load_trained
 
 
@@ -45,14 +47,42 @@ def test_predict_equals_evaluation(run, finished, photographs):
         assert 1 >= first >= second >= 0
 
 
-def test_predict_goes_on_after_an_unreadable_image(run, finished, photographs, tmp_path):
-    good, bad = images_of(photographs)[0], tmp_path / "broken.jpg"
-    bad.write_bytes(good.read_bytes()[:300])
-    done = run("predict", f"run={finished}", str(bad), str(good), f"out={tmp_path / 'p.json'}")
-    assert done.code == 1
-    assert str(bad) in done.err and "1 of 2 images could not be read" in done.err and "Traceback" not in done.err
-    assert [p["path"] for p in json.loads((tmp_path / "p.json").read_text())] == [str(good)]
-    assert good.name in done.out.replace("\n", "")
+def test_predict_goes_on_after_what_cannot_be_read(run, finished, photographs, tmp_path):
+    """A truncated image, a pipe, links, names of other encodings, a missing file: named, in order, the others go on."""
+    good, folder = images_of(photographs)[0], tmp_path / "photos"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(good.read_bytes()[:300])
+    os.mkfifo(folder / "b.jpg")
+    (folder / "c.jpg").symlink_to("nowhere.jpg")
+    shutil.copy(good, folder / "d.jpg")
+    shutil.copy(good, os.fsencode(folder) + b"/\xe9.jpg")
+    (folder / "inner" / "loop").symlink_to(folder)
+    (folder / "inner" / "self").symlink_to("self")
+    shutil.copy(good, folder / "inner" / "e.jpg")
+    words = [str(folder), "missing.jpg", str(good), f"out={tmp_path / 'p.json'}", "top=1000000"]
+    done = run("predict", f"run={finished}", *words)
+    assert done.code == 1 and "Traceback" not in done.err
+    entries = json.loads((tmp_path / "p.json").read_text())
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "\\xe9.jpg", "inner/e.jpg"]
+    assert [e["path"] for e in entries] == [*(f"{folder}/{name}" for name in names), "missing.jpg", str(good)]
+    errors = ["truncated", "a pipe", "is a link to a file that does not exist", None, None, None, "no such image", None]
+    for entry, error in zip(entries, errors, strict=True):
+        assert ("classes" in entry) != ("error" in entry)
+        assert error in entry["error"] and f"error: {entry['error']}" in done.err if error else "classes" in entry
+    assert len(entries[3]["classes"]) == 5 and entries[3]["classes"] == entries[4]["classes"] == entries[7]["classes"]
+    assert "4 of 8 images could not be read" in done.err
+    assert "xe9.jpg" in done.out.replace("\n", "") and "missing.jpg" not in done.out
+    assert json.loads(run("predict", f"run={finished}", *words, "json=true").out) == entries
+
+
+def test_predict_goes_into_links_and_folders_that_a_pattern_means(run, finished, photographs, tmp_path):
+    shutil.copytree(photographs / "test", tmp_path / "x")
+    (tmp_path / "x" / "loop").symlink_to(tmp_path)
+    (tmp_path / "y").symlink_to(photographs / "test")
+    # x, y, and y by way of the link
+    for pattern, times in ((f"{tmp_path}/**/*.jpg", 1), (f"{tmp_path}/**", 3), (f"{tmp_path}/[y]", 1)):
+        found = list(find_images([pattern]))
+        assert len(found) == len(set(found)) == times * len(images_of(photographs)), pattern
 
 
 def test_predict_takes_patterns(run, finished, photographs):
