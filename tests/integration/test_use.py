@@ -6,14 +6,18 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from clip_folder import write_clip_folder
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, safe_open
 
-from coop.convert import read_original
+from coop.convert import load_config, read_original, trained_classes
 from coop.data.images import open_image
 from coop.data.transforms import test_transform as make_test_transform
+from coop.errors import CoopError
+from coop.export import USAGE, require_onnx
 from coop.predict import find_images
 from coop.trained import load_trained
 
@@ -240,3 +244,94 @@ def test_a_prompt_of_other_classes_or_another_kind_is_refused(run, finished, tmp
         assert not (tmp_path / f"run_{name}").exists()
     done = run("convert", str(good), "out=there", *trained_on(finished)[:-1])
     assert done.code == 1 and "seed= is missing" in done.err
+
+
+def test_convert_needs_no_photographs(run, finished, tmp_path):
+    """Class names from a file, from the config, or from a list that comes with the package."""
+    checkpoint = original_checkpoint(finished, tmp_path / "model.pth.tar-50")
+    names = load_trained(finished, accelerator="cpu").method.classnames
+    model = trained_on(finished)[:2]
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    by_folder = ",".join(f"{index}: '{name}'" for index, name in enumerate(names))
+    ways = {
+        "file": ["dataset=folder", f"classnames={tmp_path / 'names.txt'}"],
+        "caltech": ["dataset=caltech101", f"classnames={tmp_path / 'names.txt'}", "data_root=nowhere"],
+        "config": ["dataset=folder", "dataset.path=nowhere", f"dataset.classnames={{{by_folder}}}"],
+    }
+    for way, words in ways.items():
+        done = run("convert", str(checkpoint), f"out={tmp_path / way}", *model, *words, "shots=4", "seed=1")
+        assert done.code == 0, done.err
+        assert load_trained(tmp_path / way, accelerator="cpu").method.classnames == names
+    for words, message in {
+        ("dataset=folder",): "No images are needed with classnames=FILE",
+        ("dataset=folder", "classnames=absent.txt"): "classnames=absent.txt: No such file or directory",
+        ("dataset=food101",): "needs data_root=DIR",
+    }.items():
+        done = run("convert", str(checkpoint), f"out={tmp_path / 'no'}", *model, *words, "shots=4", "seed=1")
+        assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+        assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "first"),
+    [
+        (["dataset=caltech101"], 100, "face"),
+        (["dataset=caltech101", "dataset.classes=new"], 50, None),
+        (["dataset=eurosat", "data_root=/nowhere"], 10, "Annual Crop Land"),
+        (["dataset=imagenet"], 1000, "tench"),
+        (["dataset=imagenet_r"], 200, "goldfish"),
+        (["dataset=mini"], 25, None),
+    ],
+    ids=str,
+)
+def test_class_names_are_known_without_photographs(words, count, first):
+    cfg = load_config([*words, "backbone=tiny"], torch.zeros(4, 8))
+    classes = trained_classes(cfg, None)
+    assert len(classes.classnames) == count and classes.origin == "published"
+    assert first in (None, classes.classnames[0])
+
+
+def test_names_may_have_wnids_in_front(tmp_path):
+    (tmp_path / "classnames.txt").write_text("n01440764 tench\nn01443537 goldfish\n\n")
+    cfg = load_config(["dataset=imagenet"], torch.zeros(4, 8))
+    assert trained_classes(cfg, tmp_path / "classnames.txt").classnames == ["tench", "goldfish"]
+    (tmp_path / "classnames.txt").write_text("\n")
+    with pytest.raises(CoopError, match=r"classnames.txt: holds no class names; expected one a line"):
+        trained_classes(cfg, tmp_path / "classnames.txt")
+
+
+COCA = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16,
+                   "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 1, "embed_cls": True,
+                 "output_tokens": True},
+    "multimodal_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 1,
+                       "attn_pooler_heads": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["coop", "image_encoder"])
+def test_a_coca_is_exported(run, small, photographs, tmp_path, method):
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    folder = write_clip_folder(tmp_path / "coca", open_clip.CoCa(**COCA), config=COCA)
+    options = [*small[2:], "backbone=open_clip", f"backbone.model=local-dir:{folder}", "method.n_ctx=4"]
+    options = [word for word in options if method == "coop" or "n_ctx" not in word] + [f"method={method}"]
+    done = run("train", *options, "epochs=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    done = run("export", f"run={tmp_path / 'run'}", "onnx=true")
+    assert done.code == 0, done.err
+    trained = load_trained(tmp_path / "run", accelerator="cpu").method
+    images = prepared(trained, images_of(photographs)[:5])
+    with torch.no_grad():
+        ours = trained.logits(trained.encode_image(images))
+    (theirs,) = runtime.InferenceSession(str(tmp_path / "run" / "model.onnx")).run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4)
+
+
+def test_the_hint_names_the_package_as_it_is_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CoopError, match=r"pip install 'coop-clip\[onnx\]'"):
+        require_onnx()
+    assert "'coop-clip[onnx]'" in USAGE
