@@ -122,16 +122,23 @@ def write_onnx(method: Method, path: Path) -> None:
     size = method.clip.preprocess_cfg.size
     height, width = (size, size) if isinstance(size, int) else size
     module = ImageClassifier(method).eval().float()
-    program = torch.onnx.export(
-        module,
-        (torch.zeros(2, 3, height, width),),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, 3, height, width),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CoopError(
+            f"onnx=true: torch cannot write the image tower of {method.clip.name} as ONNX ({reason}); "
+            "without onnx=true the class weights are exported"
+        ) from error
     model = program.model_proto
     onnx.helper.set_model_props(model, {"coop": json.dumps(description(method), ensure_ascii=False)})
     buffer = io.BytesIO()

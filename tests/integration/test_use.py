@@ -17,7 +17,7 @@ from coop.convert import load_config, read_original, trained_classes
 from coop.data.images import open_image
 from coop.data.transforms import test_transform as make_test_transform
 from coop.errors import CoopError
-from coop.export import USAGE, require_onnx
+from coop.export import USAGE, require_onnx, write_onnx
 from coop.predict import find_images
 from coop.trained import load_trained
 
@@ -315,7 +315,7 @@ COCA = {
 def test_a_coca_is_exported(run, small, photographs, tmp_path, method):
     runtime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    folder = write_clip_folder(tmp_path / "coca", open_clip.CoCa(**COCA), config=COCA)
+    folder = write_clip_folder(tmp_path / "coca", open_clip.CoCa(**COCA), config={**COCA, "custom_text": True})
     options = [*small[2:], "backbone=open_clip", f"backbone.model=local-dir:{folder}", "method.n_ctx=4"]
     options = [word for word in options if method == "coop" or "n_ctx" not in word] + [f"method={method}"]
     done = run("train", *options, "epochs=1", f"hydra.run.dir={tmp_path / 'run'}")
@@ -335,3 +335,17 @@ def test_the_hint_names_the_package_as_it_is_installed(monkeypatch):
     with pytest.raises(CoopError, match=r"pip install 'coop-clip\[onnx\]'"):
         require_onnx()
     assert "'coop-clip[onnx]'" in USAGE
+
+
+def test_what_onnx_cannot_express_ends_in_one_message(finished, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    method = load_trained(finished, accelerator="cpu").method
+
+    class Odd(torch.nn.Module):
+        def forward(self, images):
+            return torch.from_numpy(images.numpy())
+
+    method.clip.model.visual = Odd()
+    with pytest.raises(CoopError, match=r"onnx=true: torch cannot write the image tower of .* as ONNX"):
+        write_onnx(method, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()

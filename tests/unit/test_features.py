@@ -195,3 +195,17 @@ def test_an_unreadable_image_is_named(small_clip, items, tmp_path, workers):
 def test_a_preprocess_of_ones_own_is_seen(small_clip, items):
     inverted = extractor(small_clip)(items[:2], ImageOps.invert, "x")
     assert (inverted - extractor(small_clip)(items[:2], None, "x")).abs().max() > 1e-3
+
+
+def test_tf32_is_in_the_key_of_what_a_gpu_computes(small_clip, monkeypatch):
+    """No GPU is needed to name an entry. On a CPU tf32 changes nothing, and neither does the key."""
+    entries = {}
+    for device in ("cpu", "cuda"):
+        for matmul, cudnn in ((False, False), (True, True), (True, False), (False, True)):
+            monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", matmul)
+            monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", cudnn)
+            gpu = FeatureExtractor(small_clip, torch.device(device), 0)
+            entries[device, matmul, cudnn] = gpu.entry(None, None).folder
+    assert len({folder for (device, *_), folder in entries.items() if device == "cpu"}) == 1
+    assert len({folder for (device, *_), folder in entries.items() if device == "cuda"}) == 4
+    assert len(set(entries.values())) == 5
