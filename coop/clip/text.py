@@ -182,7 +182,9 @@ class PromptEncoder(nn.Module):
         """See to it that `tower` is right for the model as it is now."""
         thorough = not torch.is_grad_enabled()
         on_cpu = token_embedding(*self._model).weight.device.type == "cpu"
-        if self._snapshot and (on_cpu or not thorough) and self._snapshot.holds(thorough):
+        if self._snapshot and self._snapshot.holds(thorough):
+            if thorough and not on_cpu:
+                self.tower.forget()
             return
         with torch.inference_mode(False):  # the first use may be Lightning's validation
             self._choose_tower()
