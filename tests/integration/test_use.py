@@ -1,5 +1,6 @@
 """What can be done with a finished run: predict, export, interpret; and a prompt of the original code as a run."""
 
+import errno
 import json
 import os
 import shutil
@@ -349,3 +350,19 @@ def test_what_onnx_cannot_express_ends_in_one_message(finished, tmp_path, monkey
     with pytest.raises(CoopError, match=r"onnx=true: torch cannot write the image tower of .* as ONNX"):
         write_onnx(method, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_folder_without_permission_is_named_and_the_others_go_on(photographs, monkeypatch):
+    """As the system answers a user: the superuser, who may run the tests, may read everything."""
+    closed = str(photographs / "test" / "airplane")
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = list(find_images([str(photographs / "test")]))
+    assert [each for each in found if each[1]] == [(closed, f"{closed}: Permission denied")]
+    assert len(found) == 1 + len([path for path in images_of(photographs) if path.parent.name != "airplane"])
