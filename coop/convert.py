@@ -1,5 +1,7 @@
 """python -m coop.convert CHECKPOINT: a prompt that the original CoOp code has trained, as a run of this project."""
 
+import os
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ from coop.checkpoint import check_archive
 from coop.clip.backbone import FrozenCLIP
 from coop.commandline import run
 from coop.config import build_method, check, conf_dir, read_dataset
-from coop.data.fewshot import Splits, sample
+from coop.data.classnames import named_in_config, packaged_names
+from coop.data.fewshot import Splits, selected_labels
 from coop.errors import CoopError
 from coop.files import write_atomically, write_json
 from coop.methods.coop import PromptLearner
@@ -29,6 +32,10 @@ USAGE = """python -m coop.convert CHECKPOINT out=RUN_DIR dataset=NAME backbone=N
   out=RUN_DIR    where the converted run goes; coop.evaluate, predict, export and interpret take it like any other
   dataset=, backbone=, shots=, seed=    what it was trained on; data_root=DIR as in coop.train
   method.class_token_position=middle    if it was not the end: the file does not say
+  classnames=FILE    the class names, one a line in the order of the labels (lines of `wnid name` too)
+
+No photographs are needed: without them, class names come from classnames=FILE, dataset.classnames, or the split or
+list of classes that comes with the package.
 
 The length of the context, and whether it is class-specific, are read from the file, and its embeddings of the class
 names are compared with ours. No code in the file is run."""
@@ -57,10 +64,10 @@ class _Inert:
 
 def main(words: list[str]) -> int:
     """Read, compare, write; returns the exit code."""
-    checkpoint, out, overrides = split_words(words)
+    checkpoint, out, names, overrides = split_words(words)
     original = read_original(checkpoint)
     cfg = load_config(overrides, original.ctx)
-    splits = sample(read_dataset(cfg.dataset, cfg.data_root), cfg.shots, cfg.seed, cfg.dataset.classes)
+    splits = trained_classes(cfg, names)
     clip = FrozenCLIP.load(**cfg.backbone)
     check_embeddings(original, clip, splits.classnames, checkpoint)
     method = build_method(cfg.method, clip, splits.classnames)
@@ -71,8 +78,8 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def split_words(words: Sequence[str]) -> tuple[Path, Path, list[str]]:
-    """The checkpoint, the folder of the new run, and the overrides of coop.train's config.
+def split_words(words: Sequence[str]) -> tuple[Path, Path, Path | None, list[str]]:
+    """The checkpoint, the folder of the new run, the file of class names, and the overrides of coop.train's config.
 
     Raises:
         CoopError: one of them is missing.
@@ -88,7 +95,9 @@ def split_words(words: Sequence[str]) -> tuple[Path, Path, list[str]]:
     out = Path(options.pop("out")).expanduser()
     if any((out / name).exists() for name in (RESULTS, CONFIG, PROMPT, CHECKPOINT)):
         raise CoopError(f"out={out}: holds a run already; choose another folder")
-    return Path(files[0]).expanduser(), out, [f"{key}={value}" for key, value in options.items()]
+    names = options.pop("classnames", None)
+    overrides = [f"{key}={value}" for key, value in options.items()]
+    return Path(files[0]).expanduser(), out, Path(names).expanduser() if names else None, overrides
 
 
 def read_original(path: Path) -> OriginalPrompt:
@@ -102,6 +111,8 @@ def read_original(path: Path) -> OriginalPrompt:
     """
     if not path.is_file():
         raise CoopError(f"{path}: no such file; expected .../prompt_learner/model.pth.tar-50")
+    if not os.access(path, os.R_OK):
+        raise CoopError(f"{path}: no permission to read this file. Fix it with: chmod u+r '{path}'")
     try:
         if zipfile.is_zipfile(path):
             check_archive(path)
@@ -127,6 +138,43 @@ def load_config(overrides: list[str], ctx: Tensor) -> DictConfig:
     return cfg
 
 
+def trained_classes(cfg: DictConfig, names: Path | None) -> Splits:
+    """The classes that the prompt was trained on, by label, in a data set without images.
+
+    Args:
+        cfg: the run's config.
+        names: the user's file of class names.
+
+    Raises:
+        CoopError: the file cannot be read, or the names are not known without photographs, which are not there.
+    """
+    known, origin = _read_names(names) if names else named_in_config(cfg.dataset), "own"
+    if known is None:
+        try:
+            whole = read_dataset(cfg.dataset, cfg.data_root)
+            known, origin = whole.classnames, whole.origin
+        except CoopError as error:
+            known, origin = packaged_names(cfg.dataset), "published"
+            if known is None:
+                hint = "No images are needed with classnames=FILE: the class names, one a line, in the labels' order"
+                raise CoopError(f"{error}. {hint}") from error
+    labels = selected_labels(len(known), cfg.dataset.classes)
+    return Splits([], [], [], known[labels.start : labels.stop], origin)
+
+
+def _read_names(path: Path) -> list[str]:
+    """The lines of a file of class names, without ImageNet's wnids in front."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise CoopError(f"classnames={path}: {reason}; expected a file of class names, one a line") from error
+    names = [re.sub(r"^n\d{8}\s+", "", line.strip()) for line in lines if line.strip()]
+    if not names:
+        raise CoopError(f"classnames={path}: holds no class names; expected one a line, in the order of the labels")
+    return names
+
+
 def check_embeddings(original: OriginalPrompt, clip: FrozenCLIP, classnames: Sequence[str], path: Path) -> None:
     """Compare the file's embeddings of "CLASS." [EOS] with ours: other classes or another backbone show up.
 
@@ -137,7 +185,7 @@ def check_embeddings(original: OriginalPrompt, clip: FrozenCLIP, classnames: Seq
     if classes != len(classnames):
         raise CoopError(
             f"{path}: was trained on {classes} classes, this data set has {len(classnames)}; "
-            "for half of them: dataset.classes=base"
+            "for half of them: dataset.classes=base; for a list of your own: classnames=FILE"
         )
     if width != clip.text_width:
         raise CoopError(f"{path}: context vectors have width {width}, those of {clip.name} have {clip.text_width}")
@@ -154,7 +202,8 @@ def check_embeddings(original: OriginalPrompt, clip: FrozenCLIP, classnames: Seq
         raise CoopError(
             f"{path}: its embeddings of {len(other)} of {classes} class names differ from ours "
             f"({', '.join(other[:3])}): "
-            f"other class names, another order of classes, or not {clip.name} ({clip.pretrained})"
+            f"other class names, another order of classes (classnames=FILE gives both), or not {clip.name} "
+            f"({clip.pretrained})"
         )
 
 

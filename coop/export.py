@@ -24,7 +24,7 @@ USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true] [--config-dir
   run=RUN_DIR    a run's folder, the one that holds prompt.safetensors
   out=DIR        where the files go (without it: the run's folder)
   --config-dir DIR    the folder of your own configs, where the run's method is one of them
-  onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop[onnx]')
+  onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop-clip[onnx]')
 
 class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
 preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
@@ -101,14 +101,16 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.method.trains_image_encoder:
             return self.method.logits(self.method.encode_image(images))
-        return self.method.logits(normalize(self.visual(images)))
+        features = self.visual(images)
+        # CoCa's towers give their tokens as well.
+        return self.method.logits(normalize(features[0] if isinstance(features, tuple) else features))
 
 
 def require_onnx() -> None:
-    """Raises CoopError, with the command that mends it, where the packages for ONNX are not installed."""
+    """Raises CoopError, with the command that fixes it, where the packages for ONNX are not installed."""
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise CoopError(f"onnx=true: needs the packages {' and '.join(missing)}; pip install 'coop[onnx]'")
+        raise CoopError(f"onnx=true: needs the packages {' and '.join(missing)}; pip install 'coop-clip[onnx]'")
 
 
 @torch.no_grad()
@@ -122,16 +124,23 @@ def write_onnx(method: Method, path: Path) -> None:
     size = method.clip.preprocess_cfg.size
     height, width = (size, size) if isinstance(size, int) else size
     module = ImageClassifier(method).eval().float()
-    program = torch.onnx.export(
-        module,
-        (torch.zeros(2, 3, height, width),),
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-        opset_version=OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    try:
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, 3, height, width),),
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CoopError(
+            f"onnx=true: torch cannot write the image tower of {method.clip.name} as ONNX ({reason}); "
+            "without onnx=true the class weights are exported"
+        ) from error
     model = program.model_proto
     onnx.helper.set_model_props(model, {"coop": json.dumps(description(method), ensure_ascii=False)})
     buffer = io.BytesIO()

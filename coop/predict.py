@@ -2,6 +2,8 @@
 
 import glob
 import json
+import os
+import stat
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from coop.commandline import parse, run
 from coop.data.images import open_image
-from coop.data.listing import list_folder
+from coop.data.listing import is_ignored, is_image_name, printable
 from coop.data.transforms import test_transform
 from coop.errors import CoopError
 from coop.files import write_json
@@ -35,9 +37,12 @@ USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=
   out=FILE.json    write the same JSON to a file
   --config-dir DIR the folder of your own configs, where the run's method is one of them
 
-An image that cannot be read is named, the others go on, and the exit code is 1."""
+An image that is missing or cannot be read is named, the others go on, and the exit code is 1; in JSON its entry has an
+"error" in place of "classes"."""
 
 BATCH_SIZE = 32
+
+Found = tuple[str, str | None]
 
 
 @dataclass
@@ -57,90 +62,138 @@ def main(words: list[str]) -> int:
     patterns, options = parse(words, Options)
     if options.top < 1:
         raise CoopError(f"top={options.top}: must be at least 1")
-    paths = list(find_images(patterns))
-    method = load_trained(
-        Path(options.run).expanduser(), accelerator=options.accelerator, config_dir=options.config_dir
-    ).method
-    failed: list[str] = []
-    predictions = predict_images(method, paths, options.top, failed)
+    found = list(find_images(patterns))
+    paths = [path for path, error in found if error is None]
+    # Where there is nothing to predict, there is no need to load a run.
+    predicted = iter(_predict(options, paths) if paths else [])
+    predictions = [next(predicted) if error is None else failure(path, error) for path, error in found]
     if options.out:
         write_json(Path(options.out).expanduser(), predictions)
     if options.json:
         print(json.dumps(predictions, indent=2, ensure_ascii=False, allow_nan=False))
     else:
         show(predictions)
+    failed = [prediction["error"] for prediction in predictions if "error" in prediction]
     for message in failed:
         print(f"error: {message}", file=sys.stderr)
     if failed:
-        print(f"error: {len(failed)} of {len(paths)} images could not be read", file=sys.stderr)
+        print(f"error: {len(failed)} of {len(predictions)} images could not be read", file=sys.stderr)
     return 1 if failed else 0
 
 
-def find_images(patterns: Sequence[str]) -> Iterator[str]:
+def _predict(options: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
+    run_dir = Path(options.run).expanduser()
+    method = load_trained(run_dir, accelerator=options.accelerator, config_dir=options.config_dir).method
+    return predict_images(method, paths, options.top)
+
+
+def failure(path: str, error: object) -> dict[str, Any]:
+    """What stands among the predictions for an image that has none."""
+    return {"path": printable(path), "error": str(error)}
+
+
+def find_images(words: Sequence[str]) -> Iterator[Found]:
     """The image files that words of the command line mean: files, folders with all beneath them, patterns.
 
+    Yields:
+        A path and None, or what the message is about and the message: for a word that means nothing that is there, or
+        a folder that cannot be read.
+
     Raises:
-        CoopError: one of them means nothing that is there.
+        CoopError: there are no words.
     """
-    if not patterns:
+    if not words:
         raise CoopError("give images, folders of images, or patterns such as 'photos/*.jpg'")
-    for pattern in patterns:
-        path = Path(pattern).expanduser()
-        if path.is_dir():
-            found = list(_beneath(path))
-        elif path.exists():
-            found = [str(path)]
-        else:
-            matches = sorted(glob.glob(str(path), recursive=True))
-            found = [
-                image for match in matches for image in (_beneath(Path(match)) if Path(match).is_dir() else [match])
-            ]
-        if not found:
-            raise CoopError(f"{pattern}: no such image, and no folder or pattern that has any")
-        yield from found
+    for word in words:
+        nothing = f"{printable(word)}: no such image, and no folder or pattern that has any"
+        yield from list(_meant_by(os.path.expanduser(word))) or [(word, nothing)]
 
 
-def _beneath(folder: Path) -> Iterator[str]:
-    listing = list_folder(folder)
-    yield from (str(folder / name) for name in listing.images)
-    for name in listing.folders:
-        yield from _beneath(folder / name)
+def _meant_by(word: str) -> Iterator[Found]:
+    try:
+        is_folder = stat.S_ISDIR(os.stat(word).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(word):
+            yield word, None  # opening it says where it should lead
+            return
+        found = (image for match in _matches(word) for image in _meant_by(match))
+        yield from dict.fromkeys(found)
+    except OSError as error:
+        yield word, f"{printable(word)}: {error.strerror}"
+    else:
+        yield from _beneath(word) if is_folder else [(word, None)]
+
+
+def _matches(pattern: str) -> list[str]:
+    """Paths that a pattern means; ** goes into folders and not into links to folders, which may lead back up."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return sorted(glob.glob(pattern))
+    anchor = Path(pattern).anchor
+    found = Path(anchor or ".").glob(str(Path(pattern).relative_to(anchor)))
+    return sorted(str(path) for path in found if not any(is_ignored(part) for part in set(path.parts) - set(parts)))
+
+
+def _beneath(folder: str, above: tuple = ()) -> Iterator[Found]:
+    """The images in a folder and in all folders in it; links are followed, but not into a folder from within it."""
+    try:
+        here = os.stat(folder)
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not is_ignored(entry.name))
+    except OSError as error:
+        yield folder, f"{printable(folder)}: {error.strerror}"
+        return
+    if (here.st_dev, here.st_ino) in above:
+        return
+    paths = [os.path.join(folder, name) for name in names]
+    folders = [path for path in paths if os.path.isdir(path)]
+    yield from ((path, None) for path in paths if is_image_name(path) and path not in set(folders))
+    for inner in folders:
+        yield from _beneath(inner, (*above, (here.st_dev, here.st_ino)))
 
 
 @torch.no_grad()
-def predict_images(method: Method, paths: Sequence[str], top: int, failed: list[str]) -> list[dict[str, Any]]:
-    """The most probable classes of each image that can be read.
+def predict_images(method: Method, paths: Sequence[str], top: int) -> list[dict[str, Any]]:
+    """The most probable classes of each image.
 
     Args:
         method: a trained method.
         paths: of images.
-        top: how many classes.
-        failed: what could not be read is added here, a message each.
+        top: how many classes, at most all.
 
     Returns:
-        "path", and under "classes" the most probable first, each with its "classname" and "probability".
+        For each image, in the same order, "path", and under "classes" the most probable first, each with its
+        "classname" and "probability"; for one that cannot be read a message under "error" in place of "classes".
     """
     transform, predictions = test_transform(method.clip.preprocess_cfg), []
     starts = range(0, len(paths), BATCH_SIZE)
     for start in progress(starts, desc="images", unit="batch", hidden=len(starts) <= 1, leave=False):
-        opened = list(_open(paths[start : start + BATCH_SIZE], failed))
-        if not opened:
-            continue
-        images = torch.stack([transform(image) for _, image in opened]).to(method.clip.device)
-        probabilities, labels = _most_probable(method, images, top)
-        check_probabilities(probabilities)
-        for (path, _), row, columns in zip(opened, probabilities.tolist(), labels.tolist(), strict=True):
-            classes = [{"classname": method.classnames[k], "probability": p} for k, p in zip(columns, row, strict=True)]
-            predictions.append({"path": path, "classes": classes})
+        batch = paths[start : start + BATCH_SIZE]
+        opened = [_open(path) for path in batch]
+        images = [transform(image) for image in opened if not isinstance(image, CoopError)]
+        classes = iter(_classes(method, torch.stack(images), top) if images else [])
+        for path, image in zip(batch, opened, strict=True):
+            unreadable = isinstance(image, CoopError)
+            entry = failure(path, image) if unreadable else {"path": printable(path), "classes": next(classes)}
+            predictions.append(entry)
     return predictions
 
 
-def _open(paths: Sequence[str], failed: list[str]) -> Iterator[tuple[str, Image]]:
-    for path in paths:
-        try:
-            yield path, open_image(path)
-        except CoopError as error:
-            failed.append(str(error))
+def _open(path: str) -> Image | CoopError:
+    try:
+        return open_image(path)
+    except CoopError as error:
+        return error
+
+
+def _classes(method: Method, images: Tensor, top: int) -> list[list[dict[str, Any]]]:
+    """The most probable classes of each of the images (B, 3, H, W)."""
+    probabilities, labels = _most_probable(method, images.to(method.clip.device), top)
+    check_probabilities(probabilities)
+    return [
+        [{"classname": method.classnames[k], "probability": p} for k, p in zip(columns, row, strict=True)]
+        for row, columns in zip(probabilities.tolist(), labels.tolist(), strict=True)
+    ]
 
 
 def _most_probable(method: Method, images: Tensor, top: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +203,10 @@ def _most_probable(method: Method, images: Tensor, top: int) -> tuple[Tensor, Te
 
 
 def show(predictions: Sequence[dict[str, Any]]) -> None:
-    """One line per image."""
+    """One line per image that could be read; none of them, no table."""
+    predictions = [prediction for prediction in predictions if "classes" in prediction]
+    if not predictions:
+        return
     table = Table()
     table.add_column("image", overflow="fold")
     table.add_column("class: probability %, the most probable first")

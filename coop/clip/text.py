@@ -23,7 +23,8 @@ No step approximates anything; only the order of floating-point sums differs. Wi
 
 Where a tower's structure differs from open_clip's causal transformer (SigLIP attends both ways, Hugging Face towers
 have their own blocks, CoCa appends a class token), `PromptEncoder` runs the tower's own forward, says so in the log,
-and gives the same features at the plain cost.
+and gives the same features at the plain cost. So it does where modules have hooks or parametrizations, are replaced
+(by LoRA's, say) or trained, as long as that lasts.
 
 Letters: K prompts (classes), L tokens, M context vectors, D width, E joint width, P trunk tokens, N rows of R tokens.
 """
@@ -35,12 +36,22 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import LayerScale, QuickGELU, ResidualAttentionBlock
+from open_clip.transformer import (
+    LayerNorm,
+    LayerNormFp32,
+    LayerScale,
+    QuickGELU,
+    ResidualAttentionBlock,
+    TextTransformer,
+    Transformer,
+)
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils.checkpoint import checkpoint as recompute_in_backward
 
 from coop.clip.linear import FrozenLinear
 from coop.clip.plan import Plan, as_symbols, build_plan, common_beginning, distinct_tokens
+from coop.clip.snapshot import Parts, Snapshot, hooked
 from coop.errors import CoopError
 
 log = logging.getLogger("coop")
@@ -95,12 +106,21 @@ def token_embedding(model: nn.Module) -> nn.Module:
     return text.token_embedding if hasattr(text, "token_embedding") else text.transformer.get_input_embeddings()
 
 
+def text_parts(model: nn.Module) -> Parts:
+    """All of an open_clip model that text features depend on, as `Snapshot` takes it."""
+    modules = [child for name, child in model.named_children() if name not in ("visual", "text_decoder")]
+    own = [*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)]
+    return modules, [tensor for name, tensor in own if not name.startswith("logit_")]
+
+
 class PromptEncoder(nn.Module):
     """Text features of K prompts as a function of their context vectors.
 
     It holds no parameter and no buffer: the model's weights are read where they are, in the form they have at each
     call, and the model is kept out of the module tree (whoever owns it registers it once). What does not depend on
-    the context is computed at the first call, and again if the weights have moved, been cast or been overwritten.
+    the context is computed at the first call, and again once the tower is no longer what it was then; each call looks
+    (`coop.clip.snapshot.Snapshot` says what is seen when). Calls without gradient look at every weight in full on a
+    CPU, and keep nothing on an accelerator, where looking would cost more.
 
     Args:
         model: an open_clip model, frozen, in eval mode.
@@ -136,19 +156,44 @@ class PromptEncoder(nn.Module):
                 "leave it out (null) to encode all classes at once"
             )
         self.class_specific, self.chunk = class_specific, class_chunk or len(ids)
-        reason = why_plain(model)
+        self._model = (model,)
+        self._prompts = (ids.cpu(), slots.cpu(), class_specific, self.chunk, checkpoint)
+        self._snapshot: Snapshot | None = None
+        self.tower, self.tokens, self._reason = None, ids.numel(), None
+        self._choose_tower()
+
+    def _choose_tower(self) -> None:
+        """The way that is exact for the model as it is now, with nothing kept of what it was."""
+        reason = why_plain(*self._model)
         tower = PlainTower if reason else PackedTower
-        self.tower = tower(model, ids.cpu(), slots.cpu(), class_specific, self.chunk, checkpoint)
-        self.tokens, self.tokens_computed = ids.numel(), self.tower.tokens
+        if type(self.tower) is tower and reason == self._reason:
+            self.tower.forget()
+            return
+        self._reason, self.tower = reason, tower(*self._model, *self._prompts)
+        self.tokens_computed = self.tower.tokens
         log.info(
-            "Text side: %d of %d tokens computed per step%s.",
+            "Text encoder: %d of %d tokens computed per step%s.",
             self.tokens_computed,
             self.tokens,
             f"; the tower's own forward is used, because {reason}" if reason else "",
         )
 
+    def _look_at_model(self) -> None:
+        """See to it that `tower` is right for the model as it is now."""
+        thorough = not torch.is_grad_enabled()
+        on_cpu = token_embedding(*self._model).weight.device.type == "cpu"
+        if self._snapshot and self._snapshot.holds(thorough):
+            if thorough and not on_cpu:
+                self.tower.forget()
+            return
+        with torch.inference_mode(False):  # the first use may be Lightning's validation
+            self._choose_tower()
+        table, (ids, slots, *_) = token_embedding(*self._model).weight, self._prompts
+        self._snapshot = Snapshot(partial(text_parts, *self._model), table, ids[slots < 0].unique())
+
     def forward(self, ctx: Tensor) -> Tensor:
         """Context (M, D), or (K, M, D) if class-specific, to text features (K, E) in ctx's dtype, not normalised."""
+        self._look_at_model()
         chunks = self.tower.chunks()
         if len(chunks) == 1:
             return chunks[0](ctx)
@@ -177,6 +222,9 @@ class PlainTower:
             _checkpoint_layers(model)
         self.model, self.tokens = model, ids.numel()
         self.prompts = list(zip(ids.split(chunk), slots.split(chunk), strict=True))
+
+    def forget(self) -> None:
+        """Nothing is kept."""
 
     def chunks(self) -> list[Callable[[Tensor], Tensor]]:
         """For each chunk of prompts, its features as a function of its context vectors."""
@@ -253,7 +301,10 @@ class PackedTower:
         self.prompts = list(zip(ids.split(chunk), slots.split(chunk), plans, strict=True))
         self.tokens = sum(len(plan.own.prompts) for plan in plans)
         self._constants: list[Constants] = []
-        self._constants_of = None
+
+    def forget(self) -> None:
+        """Compute the constants anew at the next call: the model is no longer what it was."""
+        self.blocks, self._layers, self._constants = list(self.tower.transformer.resblocks), [], []
 
     def chunks(self) -> list[Callable[[Tensor], Tensor]]:
         """For each chunk of prompts, its features as a function of its context vectors."""
@@ -293,18 +344,14 @@ class PackedTower:
         return layer.residual_and_mlp(x.index_select(0, c.queries[c.pooled]), attended.index_select(0, c.pooled))
 
     def constants(self) -> list[Constants]:
-        """Each chunk's constants, for the weights as they are now."""
-        tower = self.tower
-        weights = [tower.token_embedding.weight, tower.positional_embedding, *tower.transformer.parameters()]
-        device = weights[0].device
-        state = (device, self.blocks[0].get_weight_dtype(), sum(weight._version for weight in weights))
-        if self._constants_of != state:
+        """Each chunk's constants, for the weights as they were when this began or `forget` was last called."""
+        if not self._constants:
             # Not as inference tensors (a validation may come first, and training could not use them), nor under the
             # caller's autocast: no result may depend on which call happened to be the first.
+            device = self.tower.token_embedding.weight.device
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
                 self._layers = [*map(Layer, self.blocks[:-1]), LastLayer(self.blocks[-1])]
                 self._constants = [self._compute_constants(*prompts) for prompts in self.prompts]
-            self._constants_of = state
         return self._constants
 
     def _compute_constants(self, ids: Tensor, slots: Tensor, plan: Plan) -> Constants:
@@ -477,7 +524,30 @@ def why_plain(model: nn.Module) -> str | None:
     if (getattr(tower, "pool_type", None) or getattr(tower, "text_pool_type", None)) not in ("argmax", "eos", "last"):
         return "it does not pool one token per prompt"
     odd = next((block for block in blocks if not _is_standard(block)), None)
-    return f"{type(odd).__name__} is not a standard block" if odd is not None else None
+    return f"{type(odd).__name__} is not a standard block" if odd is not None else _why_not_as_built(model)
+
+
+#: What open_clip builds causal text towers of.
+KNOWN = {
+    *(TextTransformer, Transformer, ResidualAttentionBlock, QuickGELU, LayerNorm, LayerNormFp32, LayerScale),
+    *(nn.MultiheadAttention, NonDynamicallyQuantizableLinear, nn.Linear, nn.LayerNorm, nn.Embedding),
+    *(nn.GELU, nn.Identity, nn.Sequential, nn.ModuleList),
+}
+
+
+def _why_not_as_built(model: nn.Module) -> str | None:
+    """What has been done to the text tower since open_clip built it that only its own forward does justice to."""
+    roots, tensors = text_parts(model)
+    modules = [module for root in roots for module in root.modules()]
+    if reason := hooked(modules):
+        return reason
+    # Parametrized modules have a class of their own.
+    if odd := next((type(module).__name__ for module in modules if type(module) not in KNOWN), None):
+        return f"it holds a {odd}"
+    if hasattr(model, "parametrizations"):
+        return f"{type(model).__name__} is parametrized"
+    weights = [*tensors, *(weight for root in roots for weight in root.parameters())]
+    return "its weights are trained" if any(weight.requires_grad for weight in weights) else None
 
 
 def _is_standard(block: nn.Module) -> bool:

@@ -5,6 +5,9 @@ import runpy
 from importlib.util import find_spec
 from pathlib import Path
 
+from omegaconf import DictConfig, OmegaConf
+
+from coop.data.splits import PUBLISHED, load_rows, names_by_label
 from coop.errors import CoopError
 
 SYNSETS = {  # files of timm's metadata
@@ -60,3 +63,23 @@ def read_classnames(path: str | os.PathLike) -> dict[str, str]:
     if not names:
         raise CoopError(f"{path}: this list of class names is empty; expected one `folder name` a line")
     return names
+
+
+def named_in_config(node: DictConfig) -> list[str] | None:
+    """The names that a data set's config gives for folders or labels, in their sorted order; None if it gives none."""
+    given = node.get("classnames")
+    if not given:
+        return None
+    names = read_classnames(given) if isinstance(given, str) else OmegaConf.to_container(given, resolve=True)
+    return [str(names[folder]) for folder in sorted(names, key=str)]
+
+
+def packaged_names(node: DictConfig) -> list[str] | None:
+    """The class names of a data set by label, from what comes with the packages; None where nothing does."""
+    split = PUBLISHED / f"{node.get('split_file')}.gz"
+    if split.is_file():
+        return list(names_by_label(load_rows(split), split).values())
+    if node._target_.startswith("coop.data.imagenet."):
+        names = imagenet_classnames()
+        return [names[wnid] for wnid in imagenet_wnids(node.get("classes_of", "imagenet"))]
+    return None

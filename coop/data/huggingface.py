@@ -120,10 +120,11 @@ def image_paths(part, image_column: str) -> list[str]:
 
 
 def _fingerprint(part, image_column: str) -> str:
-    """Changes when one of the data set's files does."""
+    """Changes with the data set's files and with what `datasets` has made of them: selected rows, tables in memory."""
     files = [file["filename"] for file in part.cache_files]
     stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([stats, str(part.split), len(part), image_column]).encode()).hexdigest()[:24]
+    key = [stats, part._fingerprint, str(part.split), len(part), image_column]
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
 
 
 def _own_file(image: dict) -> str | None:

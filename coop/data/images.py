@@ -1,11 +1,13 @@
 """Opening one image file: whatever it holds becomes 8-bit RGB, or one message says which file can't be used."""
 
 import os
+import stat
 from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
+from coop.data.listing import printable
 from coop.errors import CoopError
 
 Preprocess = Callable[[Image.Image], Image.Image]
@@ -30,21 +32,26 @@ def open_image(path: str, preprocess: Preprocess | None = None) -> Image.Image:
     Raises:
         CoopError: the file is missing, unreadable, not an image, truncated, or has pixels without a known range.
     """
+    shown = printable(path)
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would wait for ever
+            raise CoopError("not a readable image: a folder, a pipe or a device, not a file. Take it out.")
         with Image.open(path) as image:
             image.load()
             rgb = _to_rgb(image)
     except CoopError as error:
-        raise CoopError(f"{path}: {error}") from None
+        raise CoopError(f"{shown}: {error}") from None
     except FileNotFoundError:
         what = "is a link to a file that does not exist" if os.path.islink(path) else "does not exist"
-        raise CoopError(f"{path}: the image file {what}. Put it back, or take it out of the data set's list.") from None
+        raise CoopError(
+            f"{shown}: the image file {what}. Put it back, or take it out of the data set's list."
+        ) from None
     except PermissionError:
-        raise CoopError(f"{path}: no permission to read this image file. Mend it with: chmod u+r '{path}'") from None
+        raise CoopError(f"{shown}: no permission to read this image file. Fix it with: chmod u+r '{shown}'") from None
     # A damaged file makes PIL's decoders raise nearly anything: OSError, SyntaxError, ValueError, zlib.error, ...
     except Exception as error:
         raise CoopError(
-            f"{path}: not a readable image ({type(error).__name__}: {error}). "
+            f"{shown}: not a readable image ({type(error).__name__}: {error}). "
             "The file is truncated, damaged or not an image: copy or download it again, or take it out of the data set."
         ) from error
     return preprocess(rgb) if preprocess else rgb

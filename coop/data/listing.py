@@ -20,7 +20,10 @@ class NotThereError(CoopError):
 
 
 class Listing(NamedTuple):
-    """Names in one folder, each list sorted; hidden ones and those that archivers leave behind are not in it."""
+    """Names in one folder, each list sorted; hidden ones and those that archivers leave behind are not in it.
+
+    `others` are files that are not images, pipes and devices, and links to this folder or one above it.
+    """
 
     folders: list[str]
     images: list[str]
@@ -31,36 +34,61 @@ def list_folder(path: str | os.PathLike) -> Listing:
     """List one folder, links followed.
 
     Raises:
-        CoopError: the folder is missing or unreadable, or an image in it is a link that leads nowhere.
+        CoopError: the folder is missing or unreadable, a link in it leads nowhere, or a name in it is not UTF-8.
     """
     listing = Listing([], [], [])
-    for name, is_dir in sorted(_scan(path)):
-        kind = listing.folders if is_dir else listing.images if name.lower().endswith(EXTENSIONS) else listing.others
-        kind.append(name)
+    for name, kind in sorted(_scan(path)):
+        is_image = kind == "file" and is_image_name(name)
+        (listing.folders if kind == "folder" else listing.images if is_image else listing.others).append(name)
     return listing
 
 
-def _scan(path: str | os.PathLike) -> list[tuple[str, bool]]:
+def is_image_name(name: str) -> bool:
+    """Whether a file's name ends as those of images do."""
+    return name.lower().endswith(EXTENSIONS)
+
+
+def printable(path: str | os.PathLike) -> str:
+    """A path as text; bytes that are not UTF-8 as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _scan(path: str | os.PathLike) -> list[tuple[str, str]]:
     try:
         with os.scandir(path) as entries:
-            return [(entry.name, _is_dir(entry)) for entry in entries if not _ignored(entry.name)]
+            return [(entry.name, _kind(entry)) for entry in entries if not is_ignored(entry.name)]
     except FileNotFoundError:
         raise CoopError(f"{path}: this folder does not exist") from None
     except NotADirectoryError:
         raise CoopError(f"{path}: is a file where a folder was expected") from None
     except PermissionError:
-        raise CoopError(f"{path}: no permission to read this folder. Mend it with: chmod u+rx '{path}'") from None
+        raise CoopError(f"{path}: no permission to read this folder. Fix it with: chmod u+rx '{path}'") from None
 
 
-def _ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
+    """Whether a name is hidden, or what an archiver leaves behind."""
     return name.startswith(".") or name in ("__MACOSX", "Thumbs.db")
 
 
-def _is_dir(entry: os.DirEntry) -> bool:
-    # Only links cost a look at the disk; everything else is known from the listing itself.
-    if entry.is_symlink() and not os.path.exists(entry.path):
-        raise CoopError(f"{entry.path}: a link to {os.readlink(entry.path)}, which does not exist. Remove or mend it.")
-    return entry.is_dir()
+def _kind(entry: os.DirEntry) -> str:
+    """What is there: "folder", "file" or "other". Only links cost a look at the disk."""
+    if not entry.name.isascii() and printable(entry.name) != entry.name:
+        raise CoopError(
+            f"{printable(entry.path)}: this name is not UTF-8 (its other bytes are shown as \\xNN); results could not "
+            "name it. Rename it; all at once, from Latin-1: convmv -f latin1 -t utf8 -r --notest FOLDER"
+        )
+    is_link = entry.is_symlink()
+    if is_link and not os.path.exists(entry.path):
+        raise CoopError(f"{entry.path}: a link to {os.readlink(entry.path)}, which does not exist. Remove or fix it.")
+    if entry.is_dir():
+        return "other" if is_link and _leads_up(entry.path) else "folder"
+    return "file" if entry.is_file() else "other"
+
+
+def _leads_up(link: str) -> bool:
+    """Whether a link to a folder leads to the one that it is in, or to one above it: to itself, in the end."""
+    target, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, here]) == target
 
 
 def warn_left_out(where: str | os.PathLike, others: list[str]) -> None:

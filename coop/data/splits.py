@@ -80,7 +80,7 @@ def _check_rows(path: Path, name: str, part: list) -> None:
 
 def splits_from_rows(rows: Rows, folder: Path, source: Path, origin: str) -> Splits:
     """Turn checked rows into items: labels without gaps, image paths under `folder`, every image seen on disk."""
-    names = _names_by_label(rows, source)
+    names = names_by_label(rows, source)
     check_images(folder, [row[0] for part in rows.values() for row in part], source)
     _warn_repeated(rows, source)
     label_of = {label: position for position, label in enumerate(names)}
@@ -94,7 +94,7 @@ def splits_from_rows(rows: Rows, folder: Path, source: Path, origin: str) -> Spl
     return Splits(**items, classnames=classnames, origin=origin)
 
 
-def _names_by_label(rows: Rows, source: Path) -> dict[int, str]:
+def names_by_label(rows: Rows, source: Path) -> dict[int, str]:
     """Class names by label, sorted by label; a warning if labels are missing in between."""
     names: dict[int, str] = {}
     for part in rows.values():

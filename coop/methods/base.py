@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
+from coop.clip.snapshot import Parts, Snapshot
+from coop.clip.text import text_parts
 
 #: Labelled features of the few shots: of "train" or "val" (never of the test set) the image_features (V, N, E) of
 #: V fixed views, L2-normalised, and the labels (N). "val" has one view, and N = 0 where there are no validation images.
@@ -41,7 +43,7 @@ class Method(nn.Module):
         self._clip = (clip,)
         self.classnames = [name.replace("_", " ") for name in classnames]
         self.chosen: dict[str, float] = {}
-        self._kept: tuple[object, Tensor] | None = None
+        self._kept: tuple[object, Snapshot, Tensor] | None = None
 
     @classmethod
     def check(cls, **options) -> None:
@@ -87,16 +89,22 @@ class Method(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} defines neither forward() nor logits()")
 
     def text_features(self) -> Tensor:
-        """`forward()`; without gradients kept until a parameter, the device or the precision (autocast) is another."""
+        """`forward()`; without gradients kept as long as nothing that it depends on is another.
+
+        That is what is learned, the text tower, the device and the precision (autocast); `Snapshot` says what of it is
+        seen when.
+        """
         if torch.is_grad_enabled():
             return self()
         device = self.clip.device
         precision = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
-        learned = [(p.device, p.dtype, p.data_ptr(), p._version) for p in self.parameters()]
-        state = (device, self.clip.dtype, precision, learned)
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, self().detach())
-        return self._kept[1]
+        if self._kept is None or self._kept[0] != precision or not self._kept[1].holds():
+            self._kept = (precision, Snapshot(self._text_parts), self().detach())
+        return self._kept[2]
+
+    def _text_parts(self) -> Parts:
+        roots, tensors = text_parts(self.clip.model)
+        return [self, *roots], tensors
 
     def logits(self, image_features: Tensor) -> Tensor:
         """image_features (B, E), L2-normalised, to logits (B, K) (CoOp, equation 1)."""

@@ -1,10 +1,8 @@
 """Figures at the width of a journal's column, as PNG and SVG, readable without telling colours apart."""
 
 import io
-import os
 import textwrap
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 import matplotlib
@@ -251,12 +249,8 @@ Files = dict[str, bytes]
 
 
 def render_all(pictures: Sequence[Picture]) -> list[Files]:
-    """Draw figures, in several processes where there are enough of them to make up for starting these."""
-    workers = min(os.cpu_count() or 1, len(pictures) // 8, 8)
-    if workers < 2:
-        return [render(picture) for picture in pictures]
-    with ProcessPoolExecutor(workers) as pool:
-        return list(pool.map(render, pictures, chunksize=4))
+    """Draw figures, one after the other: a sweep's process has threads and perhaps a GPU, and must not be forked."""
+    return [render(picture) for picture in pictures]
 
 
 def render(picture: Picture) -> Files:

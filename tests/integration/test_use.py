@@ -1,18 +1,25 @@
 """What can be done with a finished run: predict, export, interpret; and a prompt of the original code as a run."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
+from clip_folder import write_clip_folder
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, safe_open
 
-from coop.convert import read_original
+from coop.convert import load_config, read_original, trained_classes
 from coop.data.images import open_image
 from coop.data.transforms import test_transform as make_test_transform
+from coop.errors import CoopError
+from coop.export import USAGE, require_onnx, write_onnx
+from coop.predict import find_images
 from coop.trained import load_trained
 
 
@@ -45,14 +52,42 @@ def test_predict_equals_evaluation(run, finished, photographs):
         assert 1 >= first >= second >= 0
 
 
-def test_predict_goes_on_after_an_unreadable_image(run, finished, photographs, tmp_path):
-    good, bad = images_of(photographs)[0], tmp_path / "broken.jpg"
-    bad.write_bytes(good.read_bytes()[:300])
-    done = run("predict", f"run={finished}", str(bad), str(good), f"out={tmp_path / 'p.json'}")
-    assert done.code == 1
-    assert str(bad) in done.err and "1 of 2 images could not be read" in done.err and "Traceback" not in done.err
-    assert [p["path"] for p in json.loads((tmp_path / "p.json").read_text())] == [str(good)]
-    assert good.name in done.out.replace("\n", "")
+def test_predict_goes_on_after_what_cannot_be_read(run, finished, photographs, tmp_path):
+    """A truncated image, a pipe, links, names of other encodings, a missing file: named, in order, the others go on."""
+    good, folder = images_of(photographs)[0], tmp_path / "photos"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(good.read_bytes()[:300])
+    os.mkfifo(folder / "b.jpg")
+    (folder / "c.jpg").symlink_to("nowhere.jpg")
+    shutil.copy(good, folder / "d.jpg")
+    shutil.copy(good, os.fsencode(folder) + b"/\xe9.jpg")
+    (folder / "inner" / "loop").symlink_to(folder)
+    (folder / "inner" / "self").symlink_to("self")
+    shutil.copy(good, folder / "inner" / "e.jpg")
+    words = [str(folder), "missing.jpg", str(good), f"out={tmp_path / 'p.json'}", "top=1000000"]
+    done = run("predict", f"run={finished}", *words)
+    assert done.code == 1 and "Traceback" not in done.err
+    entries = json.loads((tmp_path / "p.json").read_text())
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg", "\\xe9.jpg", "inner/e.jpg"]
+    assert [e["path"] for e in entries] == [*(f"{folder}/{name}" for name in names), "missing.jpg", str(good)]
+    errors = ["truncated", "a pipe", "is a link to a file that does not exist", None, None, None, "no such image", None]
+    for entry, error in zip(entries, errors, strict=True):
+        assert ("classes" in entry) != ("error" in entry)
+        assert error in entry["error"] and f"error: {entry['error']}" in done.err if error else "classes" in entry
+    assert len(entries[3]["classes"]) == 5 and entries[3]["classes"] == entries[4]["classes"] == entries[7]["classes"]
+    assert "4 of 8 images could not be read" in done.err
+    assert "xe9.jpg" in done.out.replace("\n", "") and "missing.jpg" not in done.out
+    assert json.loads(run("predict", f"run={finished}", *words, "json=true").out) == entries
+
+
+def test_predict_goes_into_links_and_folders_that_a_pattern_means(run, finished, photographs, tmp_path):
+    shutil.copytree(photographs / "test", tmp_path / "x")
+    (tmp_path / "x" / "loop").symlink_to(tmp_path)
+    (tmp_path / "y").symlink_to(photographs / "test")
+    # x, y, and y by way of the link
+    for pattern, times in ((f"{tmp_path}/**/*.jpg", 1), (f"{tmp_path}/**", 3), (f"{tmp_path}/[y]", 1)):
+        found = list(find_images([pattern]))
+        assert len(found) == len(set(found)) == times * len(images_of(photographs)), pattern
 
 
 def test_predict_takes_patterns(run, finished, photographs):
@@ -210,3 +245,124 @@ def test_a_prompt_of_other_classes_or_another_kind_is_refused(run, finished, tmp
         assert not (tmp_path / f"run_{name}").exists()
     done = run("convert", str(good), "out=there", *trained_on(finished)[:-1])
     assert done.code == 1 and "seed= is missing" in done.err
+
+
+def test_convert_needs_no_photographs(run, finished, tmp_path):
+    """Class names from a file, from the config, or from a list that comes with the package."""
+    checkpoint = original_checkpoint(finished, tmp_path / "model.pth.tar-50")
+    names = load_trained(finished, accelerator="cpu").method.classnames
+    model = trained_on(finished)[:2]
+    (tmp_path / "names.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+    by_folder = ",".join(f"{index}: '{name}'" for index, name in enumerate(names))
+    ways = {
+        "file": ["dataset=folder", f"classnames={tmp_path / 'names.txt'}"],
+        "caltech": ["dataset=caltech101", f"classnames={tmp_path / 'names.txt'}", "data_root=nowhere"],
+        "config": ["dataset=folder", "dataset.path=nowhere", f"dataset.classnames={{{by_folder}}}"],
+    }
+    for way, words in ways.items():
+        done = run("convert", str(checkpoint), f"out={tmp_path / way}", *model, *words, "shots=4", "seed=1")
+        assert done.code == 0, done.err
+        assert load_trained(tmp_path / way, accelerator="cpu").method.classnames == names
+    for words, message in {
+        ("dataset=folder",): "No images are needed with classnames=FILE",
+        ("dataset=folder", "classnames=absent.txt"): "classnames=absent.txt: No such file or directory",
+        ("dataset=food101",): "needs data_root=DIR",
+    }.items():
+        done = run("convert", str(checkpoint), f"out={tmp_path / 'no'}", *model, *words, "shots=4", "seed=1")
+        assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err
+        assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "first"),
+    [
+        (["dataset=caltech101"], 100, "face"),
+        (["dataset=caltech101", "dataset.classes=new"], 50, None),
+        (["dataset=eurosat", "data_root=/nowhere"], 10, "Annual Crop Land"),
+        (["dataset=imagenet"], 1000, "tench"),
+        (["dataset=imagenet_r"], 200, "goldfish"),
+        (["dataset=mini"], 25, None),
+    ],
+    ids=str,
+)
+def test_class_names_are_known_without_photographs(words, count, first):
+    cfg = load_config([*words, "backbone=tiny"], torch.zeros(4, 8))
+    classes = trained_classes(cfg, None)
+    assert len(classes.classnames) == count and classes.origin == "published"
+    assert first in (None, classes.classnames[0])
+
+
+def test_names_may_have_wnids_in_front(tmp_path):
+    (tmp_path / "classnames.txt").write_text("n01440764 tench\nn01443537 goldfish\n\n")
+    cfg = load_config(["dataset=imagenet"], torch.zeros(4, 8))
+    assert trained_classes(cfg, tmp_path / "classnames.txt").classnames == ["tench", "goldfish"]
+    (tmp_path / "classnames.txt").write_text("\n")
+    with pytest.raises(CoopError, match=r"classnames.txt: holds no class names; expected one a line"):
+        trained_classes(cfg, tmp_path / "classnames.txt")
+
+
+COCA = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16,
+                   "attentional_pool": True, "attn_pooler_heads": 4, "output_tokens": True},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 1, "embed_cls": True,
+                 "output_tokens": True},
+    "multimodal_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 1,
+                       "attn_pooler_heads": 4},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["coop", "image_encoder"])
+def test_a_coca_is_exported(run, small, photographs, tmp_path, method):
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    folder = write_clip_folder(tmp_path / "coca", open_clip.CoCa(**COCA), config={**COCA, "custom_text": True})
+    options = [*small[2:], "backbone=open_clip", f"backbone.model=local-dir:{folder}", "method.n_ctx=4"]
+    options = [word for word in options if method == "coop" or "n_ctx" not in word] + [f"method={method}"]
+    done = run("train", *options, "epochs=1", f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    done = run("export", f"run={tmp_path / 'run'}", "onnx=true")
+    assert done.code == 0, done.err
+    trained = load_trained(tmp_path / "run", accelerator="cpu").method
+    images = prepared(trained, images_of(photographs)[:5])
+    with torch.no_grad():
+        ours = trained.logits(trained.encode_image(images))
+    (theirs,) = runtime.InferenceSession(str(tmp_path / "run" / "model.onnx")).run(None, {"images": images.numpy()})
+    np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4)
+
+
+def test_the_hint_names_the_package_as_it_is_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CoopError, match=r"pip install 'coop-clip\[onnx\]'"):
+        require_onnx()
+    assert "'coop-clip[onnx]'" in USAGE
+
+
+def test_what_onnx_cannot_express_ends_in_one_message(finished, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    method = load_trained(finished, accelerator="cpu").method
+
+    class Odd(torch.nn.Module):
+        def forward(self, images):
+            return torch.from_numpy(images.numpy())
+
+    method.clip.model.visual = Odd()
+    with pytest.raises(CoopError, match=r"onnx=true: torch cannot write the image tower of .* as ONNX"):
+        write_onnx(method, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_folder_without_permission_is_named_and_the_others_go_on(photographs, monkeypatch):
+    """As the system answers a user: the superuser, who may run the tests, may read everything."""
+    closed = str(photographs / "test" / "airplane")
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = list(find_images([str(photographs / "test")]))
+    assert [each for each in found if each[1]] == [(closed, f"{closed}: Permission denied")]
+    assert len(found) == 1 + len([path for path in images_of(photographs) if path.parent.name != "airplane"])

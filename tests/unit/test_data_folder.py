@@ -180,3 +180,28 @@ def test_linked_class_folders(tmp_path):
     (tmp_path / "data/c").symlink_to(tmp_path / "nowhere")
     with pytest.raises(CoopError, match=r"data/c: a link to .*nowhere, which does not exist"):
         read(tmp_path / "data")
+
+
+def test_pipes_and_links_that_lead_back_up_are_left_out_and_named(tmp_path, caplog):
+    root = fill(tmp_path / "data", {"ant": 4, "bee": 4})
+    os.mkfifo(root / "ant" / "pipe.jpg")
+    (root / "loop").symlink_to(root)
+    (root / "ant" / "up").symlink_to("..")
+    (root / "bee" / "here").symlink_to(".")
+    splits = read(root)
+    assert splits.classnames == ["ant", "bee"]
+    assert len([*splits.train, *splits.val, *splits.test]) == 8
+    assert "4 files are not images and are left out: loop, ant/pipe.jpg, ant/up, bee/here" in caplog.text
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"ant/caf\xe9.jpg"])
+def test_names_that_are_not_utf_8_are_refused(tmp_path, name):
+    root = fill(tmp_path / "data", {"ant": 4, "bee": 4})
+    path = os.fsencode(root) + b"/" + name
+    os.mkdir(path) if b"." not in name else open(path, "wb").close()
+    with pytest.raises(CoopError, match=r"caf\\xe9(\.jpg)?: this name is not UTF-8 .*Rename it"):
+        read(root)
+
+
+def test_other_alphabets_are_utf_8(tmp_path):
+    assert read(fill(tmp_path / "data", {"café": 3, "写真": 3})).classnames == ["café", "写真"]

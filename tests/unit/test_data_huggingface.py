@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coop.data.huggingface import read_huggingface
+from coop.data.huggingface import image_paths, read_huggingface
 from coop.data.images import open_image
 from coop.errors import CoopError
 
@@ -116,6 +116,29 @@ def test_unhappy(datasets, tmp_path):
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved")
     with pytest.raises(CoopError, match=r"has the splits train, dev; expected train and test"):
         read_huggingface(None, path=str(tmp_path / "saved"))
+
+
+def test_data_sets_of_equal_length_share_nothing(datasets, tmp_path):
+    """In memory, where no file tells them apart; selections from the same files."""
+    first, second = make(datasets, [0, 1, 2]), make(datasets, [0, 1, 2], start=90)
+    shown = [[int(np.asarray(open_image(path))[0, 0, 0]) for path in image_paths(part, "image")]
+             for part in (first, second, first)]  # fmt: skip
+    assert shown == [[0, 1, 2], [90, 91, 92], [0, 1, 2]]
+    make(datasets, [0] * 6).save_to_disk(tmp_path / "saved")
+    whole = datasets.load_from_disk(str(tmp_path / "saved"))
+    halves = [image_paths(whole.select(rows), "image") for rows in ([0, 1, 2], [3, 4, 5], [0, 2, 4])]
+    values = [[int(np.asarray(open_image(path))[0, 0, 0]) for path in paths] for paths in halves]
+    assert values == [[0, 1, 2], [3, 4, 5], [0, 2, 4]]
+
+
+def test_saved_data_sets_in_memory_share_nothing(datasets, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "IN_MEMORY_MAX_SIZE", 10**9)
+    seen = []
+    for start in (0, 100):
+        make(datasets, [0, 1] * 5, start).save_to_disk(tmp_path / str(start))
+        splits = read_huggingface(None, path=str(tmp_path / str(start)))
+        seen.append(sorted(colours([*splits.train, *splits.val, *splits.test])))
+    assert seen == [list(range(10)), list(range(100, 110))]
 
 
 def test_package_or_path_missing(monkeypatch):

@@ -145,3 +145,14 @@ def test_no_permission(tmp_path, picture):
     (tmp_path / "x.png").chmod(0)
     with pytest.raises(CoopError, match=r"no permission to read"):
         open_image(str(tmp_path / "x.png"))
+
+
+def test_pipes_and_names_of_other_encodings(tmp_path, picture):
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(CoopError, match=r"x\.jpg: not a readable image: a folder, a pipe or a device"):
+        open_image(str(tmp_path / "x.jpg"))
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/\xe9.png")
+    picture.save(name)
+    assert corners(open_image(name)) == (RED, GREEN)
+    with pytest.raises(CoopError, match=r"/\\xff\.png: the image file does not exist"):
+        open_image(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))

@@ -1,5 +1,6 @@
 """Features are the CLIP's own, bit for bit the same whatever the order, the company, the workers or the cache."""
 
+import itertools
 import os
 import random
 
@@ -195,3 +196,19 @@ def test_an_unreadable_image_is_named(small_clip, items, tmp_path, workers):
 def test_a_preprocess_of_ones_own_is_seen(small_clip, items):
     inverted = extractor(small_clip)(items[:2], ImageOps.invert, "x")
     assert (inverted - extractor(small_clip)(items[:2], None, "x")).abs().max() > 1e-3
+
+
+def test_tf32_is_in_the_key_of_what_a_gpu_computes(small_clip):
+    """No GPU is needed to name an entry. On a CPU tf32 changes nothing, and neither does the key."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before, entries = (matmul.allow_tf32, cudnn.allow_tf32), {}
+    try:
+        for device, *allowed in itertools.product(("cpu", "cuda"), (False, True), (False, True)):
+            matmul.allow_tf32, cudnn.allow_tf32 = allowed
+            entry = FeatureExtractor(small_clip, torch.device(device), 0).entry(None, None)
+            entries.setdefault(device, []).append(entry.folder)
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+    assert len(set(entries["cpu"])) == 1
+    assert len(set(entries["cuda"])) == 4
+    assert len({*entries["cpu"], *entries["cuda"]}) == 5

@@ -4,10 +4,14 @@ import open_clip
 import pytest
 import small_clip as small
 import torch
+from hydra import compose, initialize_config_dir
 
 from coop import FrozenCLIP, PromptLearner
+from coop.config import build_method, conf_dir
+from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 
+METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 NAMES = ["dog", "grey cat", "ox (old)"]
 
 
@@ -63,3 +67,60 @@ def test_logits_are_those_of_full_precision_under_autocast():
         expected = method.logits(x)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(method.logits(x), expected)
+
+
+def built(method: str):
+    """A method as a run builds and prepares it, the same each time."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        node = compose("train", overrides=[f"method={method}"]).method
+    torch.manual_seed(0)
+    method = build_method(node, clip(), NAMES)
+    x = torch.nn.functional.normalize(torch.randn(6, method.clip.embed_dim), dim=-1)
+    method.prepare(lambda part: (x[None], torch.arange(6) % len(NAMES)))
+    return method, x
+
+
+def all_of(built, autocast: bool, inference: bool) -> list[torch.Tensor]:
+    """Logits, and text features where there are some."""
+    method, x = built
+    with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        results = [method.logits(x)]
+        if type(method).forward is not Method.forward:
+            results.append(method.text_features())
+    return results
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_method_depends_on_which_call_came_first(method):
+    calls = [(False, True), (True, False), (True, True), (False, False)]  # autocast, inference mode
+    alone = {autocast: all_of(built(method), autocast, inference=False) for autocast in (False, True)}
+    for order in (calls, calls[::-1]):
+        used = built(method)
+        for autocast, inference in order:
+            for ours, fresh in zip(all_of(used, autocast, inference), alone[autocast], strict=True):
+                assert ours.dtype == fresh.dtype and torch.equal(ours, fresh)
+
+
+def test_kept_features_follow_what_torch_does_not_count():
+    method = learner()
+    for change in (
+        lambda: method.ctx.data.mul_(9),
+        lambda: method.clip.model.transformer.resblocks[0].mlp.c_fc.weight.data.mul_(1.5),
+        lambda: method.clip.model.ln_final.bias.data.add_(0.1),
+    ):
+        before = features(method, autocast=False)
+        change()
+        after = features(method, autocast=False)
+        fresh = PromptLearner(method.clip, NAMES, n_ctx=4)
+        fresh.ctx.data.copy_(method.ctx)
+        assert (after - before).abs().max() > 1e-3
+        assert torch.equal(after, features(fresh, autocast=False))
+
+
+def test_hand_crafted_prompts_follow_the_weights():
+    method = ZeroShot(clip(), NAMES, template="a photo of a {}.")
+    before = features(method, autocast=False)
+    method.clip.model.transformer.resblocks[0].mlp.c_fc.weight.data.mul_(1.5)
+    after = features(method, autocast=False)
+    assert (after - before).abs().max() > 1e-3
+    assert torch.equal(after, features(ZeroShot(method.clip, NAMES, template="a photo of a {}."), autocast=False))

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 
 import matplotlib
 import numpy as np
@@ -155,10 +156,12 @@ def test_files():
     assert files["svg"].startswith(b"<?xml") and b"<dc:date>" not in files["svg"]
 
 
-def test_the_same_figure_has_the_same_bytes_in_any_process():
+def test_figures_have_the_same_bytes_each_time_and_nothing_is_forked(monkeypatch):
+    """A process with threads or a GPU, as a sweep's, must not be forked."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
     wanted = [picture(example) for example in (*EXAMPLES, *EXAMPLES)][:16]
-    several = render_all(wanted)
-    assert several == [render(one) for one in wanted]
+    assert render_all(wanted) == [render(one) for one in wanted]
 
 
 def test_pictures_of_a_study(tmp_path):
