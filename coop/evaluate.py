@@ -6,14 +6,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import coop
-from coop.config import (
-    AUTOCAST,
-    EvaluateConfig,
-    check_dataset,
-    check_features,
-    check_keys,
-    check_workers,
-)
+from coop.clip.weights import check_source
+from coop.config import AUTOCAST, EvaluateConfig, check_dataset, check_schema
 from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
 from coop.files import write_json
@@ -25,9 +19,9 @@ from coop.trained import Trained, load_trained
 
 def main(cfg: DictConfig) -> None:
     """Check, evaluate, write."""
-    check_keys(cfg, EvaluateConfig)
-    check_features(cfg.features)
-    check_workers(cfg.num_workers)
+    check_schema(cfg, EvaluateConfig)
+    if cfg.backbone is not None:
+        check_source(cfg.backbone.model, cfg.backbone.pretrained)
     out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), Path(cfg.run).expanduser()
     if out_dir.resolve() == run_dir.resolve():
         raise CoopError(f"hydra.run.dir={out_dir}: is the run's own folder, whose results would be overwritten")
