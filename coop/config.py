@@ -238,8 +238,16 @@ def build_method(node: DictConfig, clip, classnames: list[str]):
 
 
 def read_dataset(node: DictConfig, data_root: str | None):
-    """The splits of the data set that a (checked) node describes."""
-    return locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS))
+    """The splits of the data set that a (checked) node describes.
+
+    Raises:
+        CoopError: data that are missing or malformed, or classes that share a name.
+    """
+    from coop.data.classes import check_names
+
+    splits = locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS))
+    check_names(splits, node.name)
+    return splits
 
 
 def resolve_epochs(cfg: DictConfig) -> int:

@@ -19,7 +19,15 @@ from coop.errors import CoopError
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 LAX = ConfigDict(allow_inf_nan=False)
 RULE = "rule"  # the type of a broken Rule's error
+MOST_CLASSES = 1_000_000  # the largest label in a file
 SHOWN = 200  # characters of a value in a message
+# pydantic's words for what a JSON file may hold, and ours.
+JSON_TYPES = {
+    "a valid array": "a list",
+    "an object": "an object {...}",
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+}
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -58,7 +66,7 @@ def one_of(*values: Any) -> Rule:
 
 POSITIVE = Rule(lambda value: value > 0, "must be a positive number")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
-NOT_EMPTY = Rule(lambda value: len(value) > 0 and bool(str(value).strip()), "must not be empty")
+NOT_EMPTY = Rule(lambda value: bool(value.strip() if isinstance(value, str) else value), "must not be empty")
 
 
 def check_value(key: str, value: Any, annotation: Any) -> None:
@@ -190,13 +198,20 @@ def _first_of_file(error: ValidationError) -> str:
     if first["type"] == "json_invalid":
         return f"not readable as JSON ({first['ctx']['error']})"
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-    message = first["msg"].replace("Input should be", "must be").replace("Field required", "is missing")
-    found = "" if first["type"] == "missing" else f", not {_shown(first['input'])}"
-    return f"{place or 'the file'}: {message}{found}"
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    message = first["msg"].replace("Input should be", "must be")
+    for theirs, ours in JSON_TYPES.items():
+        message = message.replace(theirs, ours)
+    return f"{place or 'the file'} is {_cut(_compact(first['input']))}: {message}"
 
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else str(value) if type(value) in (int, float) else _compact(value)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from coop.data.classnames import read_classnames
 from coop.data.fewshot import Item, Splits
 from coop.data.listing import list_folder, log, shorten, warn_left_out
-from coop.data.splits import warn_duplicates
 from coop.errors import CoopError
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -172,9 +171,7 @@ def name_classes(folders: Sequence[str], names: dict[str, str] | str | None, roo
         )
     if absent := [folder for folder in by_folder if folder not in set(folders)]:
         log.warning("%s: %d classes of %s have no images: %s", root, len(absent), source, shorten(absent))
-    classnames = [by_folder[folder] for folder in folders]
-    warn_duplicates(classnames, source)
-    return classnames
+    return [by_folder[folder] for folder in folders]
 
 
 def to_items(images: Images, folders: Sequence[str], classnames: Sequence[str]) -> list[Item]:

@@ -13,7 +13,6 @@ from coop.data.classnames import imagenet_classnames, imagenet_wnids, read_class
 from coop.data.fewshot import Item, Splits
 from coop.data.index import list_class_folders
 from coop.data.listing import find_folder, list_folder, log, shorten, warn_left_out
-from coop.data.splits import warn_duplicates
 from coop.errors import CoopError
 
 
@@ -44,7 +43,6 @@ def read_imagenet(data_root: str | None, *, folders: list[str]) -> Splits:
     if len(train) != len(names):
         log.warning("%s: %d of the %d classes of %s are there", root, len(train), len(names), source)
     classnames = {wnid: names[wnid] for wnid in train}
-    warn_duplicates(list(classnames.values()), source)
     with paused_gc():
         items = [class_items(root / part, train, classnames) for part in ("train", "val")]
     return Splits(items[0], [], items[1], list(classnames.values()))
