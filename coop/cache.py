@@ -115,7 +115,7 @@ def _entry(kind: str, path: Path) -> Entry | None:
 
 def show(root: Path, entries: Sequence[Entry], foreign: Sequence[Path]) -> None:
     """A table of the entries, and the sum of their sizes."""
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     table = Table()
     for head, where in (
         ("kind", "left"),
@@ -133,9 +133,9 @@ def show(root: Path, entries: Sequence[Entry], foreign: Sequence[Path]) -> None:
     if entries:
         console.print(table)
     total = decimal(sum(entry.size for entry in entries))
-    console.print(f"{root}: {len(entries)} entries, {total}", highlight=False, soft_wrap=True)
+    console.print(f"{root}: {len(entries)} entries, {total}", soft_wrap=True)
     for path in foreign:
-        console.print(f"not the cache's own, never removed: {path}", highlight=False, soft_wrap=True)
+        console.print(f"not the cache's own, never removed: {path}", soft_wrap=True)
 
 
 def content(entry: Entry) -> str:

@@ -3,15 +3,18 @@
 import logging
 import os
 import sys
+import typing
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING
 
 from coop.errors import CoopError
 from coop.launch import explain
 from coop.memory import keep_freed_memory
+from coop.overrides import check_utf8
+from coop.validation import read_text
 
 
 def parse(words: list[str], options: type) -> tuple[list[str], Any]:
@@ -25,24 +28,26 @@ def parse(words: list[str], options: type) -> tuple[list[str], Any]:
         options: a dataclass.
 
     Returns:
-        The other words, and an OmegaConf config of the schema.
+        The other words, and an object of that dataclass.
 
     Raises:
-        CoopError: an unknown option, or a required one that is missing.
-        OmegaConfBaseException: a value of the wrong type.
+        CoopError: an unknown option, a value of the wrong type or out of bounds, or a required one that is missing.
     """
-    schema = OmegaConf.structured(options)
-    keys = [field.name for field in fields(options)]
-    plain, pairs = [], []
+    annotations = typing.get_type_hints(options, include_extras=True)
+    plain, given = [], {}
     for word in words:
-        key, is_pair, _ = word.partition("=")
-        if word.startswith("-") or (is_pair and key.isidentifier() and key not in keys and not os.path.exists(word)):
-            raise CoopError(f"{word}: there is no such option; options are {', '.join(f'{key}=' for key in keys)}")
-        (pairs if is_pair and key in keys else plain).append(word)
-    chosen = OmegaConf.merge(schema, OmegaConf.from_dotlist(pairs))
-    if missing := OmegaConf.missing_keys(chosen):
-        raise CoopError(f"{min(missing)}= is missing")
-    return plain, chosen
+        check_utf8(word)
+        key, is_pair, text = word.partition("=")
+        if is_pair and key in annotations:
+            given[key] = read_text(key, text, annotations[key])
+            continue
+        if word.startswith("-") or (is_pair and key.isidentifier() and not os.path.exists(word)):
+            raise CoopError(f"{word}: there is no such option; options are {', '.join(f'{k}=' for k in annotations)}")
+        plain.append(word)
+    required = (field.name for field in fields(options) if field.default == MISSING and field.name not in given)
+    if missing := next(required, None):
+        raise CoopError(f"{missing}= is missing")
+    return plain, options(**given)
 
 
 def run(main: Callable[[list[str]], int], usage: str) -> None:

@@ -1,6 +1,7 @@
 """How every command starts under Hydra, and what a user reads when something is wrong."""
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -13,7 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from coop.config import conf_dir
 from coop.errors import CoopError
+from coop.files import FIXES, explain_os_error
 from coop.memory import keep_freed_memory
+from coop.overrides import as_overrides
 from coop.sweep import in_sweep, run_cell, run_to_the_end
 
 
@@ -23,8 +26,8 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
     With HYDRA_FULL_ERROR set, the traceback is shown as well.
     """
     keep_freed_memory()
+    logging.raiseExceptions = False  # a log file on a full disk; what matters is said when a result is written
     wants_traceback = bool(os.environ.get("HYDRA_FULL_ERROR"))
-    sys.argv[1:] = [as_one_value(word) for word in sys.argv[1:]]
 
     def explained(call: Callable[..., Any], *args) -> Any:
         try:
@@ -45,22 +48,11 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
             os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def start() -> None:
+        sys.argv[1:] = as_overrides(sys.argv[1:])
         os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then lets exceptions through to us
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
 
     explained(run_to_the_end, start)
-
-
-def as_one_value(word: str) -> str:
-    """key=PATH of a path that is there, quoted where Hydra would read more than one value in it.
-
-    The folders of a sweep's runs have "=" and "," in their names.
-    """
-    key, _, value = word.partition("=")
-    if not set(value) & set("=, ()[]{}") or value[0] in "'\"" or not os.path.exists(os.path.expanduser(value)):
-        return word
-    escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
 
 
 def explain(error: BaseException) -> str | None:
@@ -79,8 +71,11 @@ def explain(error: BaseException) -> str | None:
     if "Unexpected type for root: NoneType" in str(error):  # how OmegaConf says that there is no such group
         return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
     for link in chain:
-        if isinstance(link, OSError) and link.filename:
-            return f"{link.filename}: {link.strerror}"
+        if isinstance(link, OSError) and (link.filename or link.errno in FIXES):
+            return f"{link.filename}: {explain_os_error(link)}" if link.filename else explain_os_error(link)
+        if isinstance(link, UnicodeEncodeError) and link.reason == "surrogates not allowed":
+            name = link.object.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            return f"{name[:200]}: a name that is not UTF-8, as which results are written; rename it (convmv can)"
         if isinstance(link, HydraException) or "Config group override must be" in str(link):
             return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
     return None

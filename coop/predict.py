@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL.Image import Image
@@ -23,6 +23,7 @@ from coop.files import write_json
 from coop.methods import Method
 from coop.progress import progress
 from coop.trained import load_trained
+from coop.validation import MOST_CLASSES, between
 
 USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
 
@@ -42,7 +43,7 @@ class Options:
     """Of the command."""
 
     run: str = "???"
-    top: int = 5
+    top: Annotated[int, between(1, MOST_CLASSES)] = 5
     json: bool = False
     out: str | None = None
     accelerator: str = "auto"
@@ -51,8 +52,6 @@ class Options:
 def main(words: list[str]) -> int:
     """Predict and show; returns the exit code."""
     patterns, options = parse(words, Options)
-    if options.top < 1:
-        raise CoopError(f"top={options.top}: must be at least 1")
     paths = list(find_images(patterns))
     method = load_trained(Path(options.run).expanduser(), accelerator=options.accelerator).method
     failed: list[str] = []

@@ -83,7 +83,7 @@ def show(study, written: list[Path]) -> None:
     from coop.reporting.terminal import print_tables
 
     found = study.found
-    print_tables(study, Console())
+    print_tables(study, Console(markup=False, emoji=False, highlight=False))
     for text in study.warnings:
         print(f"warning: {text}", file=sys.stderr)
     for path, reason in found.left_out:

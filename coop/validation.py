@@ -19,7 +19,7 @@ from coop.errors import CoopError
 STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 LAX = ConfigDict(allow_inf_nan=False)
 RULE = "rule"  # the type of a broken Rule's error
-MOST_CLASSES = 1_000_000  # the largest label in a file
+MOST_CLASSES = 100_000  # more than any data set has
 SHOWN = 200  # characters of a value in a message
 # pydantic's words for what a JSON file may hold, and ours.
 JSON_TYPES = {

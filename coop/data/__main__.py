@@ -17,6 +17,7 @@ from coop.data.prepare import prepare
 from coop.data.show import write_picture
 from coop.errors import CoopError
 from coop.launch import explain
+from coop.overrides import as_overrides
 
 USAGE = """python -m coop.data COMMAND [NAME ...] [key=value ...]
 
@@ -55,7 +56,7 @@ def parse(words: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def load_config(name: str, options: dict[str, str]) -> DictConfig:
     """The config that coop.train would have for this data set, checked."""
-    overrides = [f"dataset={name}", *(f"{key}={value}" for key, value in options.items())]
+    overrides = as_overrides([f"dataset={name}", *(f"{key}={value}" for key, value in options.items())])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
     check(cfg)
