@@ -1,6 +1,5 @@
 """python -m coop.cache: what is kept on disk between runs, and removing it."""
 
-import os
 import re
 import sys
 import time
@@ -14,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from safetensors import SafetensorError
 
+from coop.commandline import guarded
 from coop.data.cache import DAMAGED, default_cache_dir, open_shard, read_header
 from coop.errors import CoopError
 
@@ -200,14 +200,8 @@ def remove(entry: Entry) -> None:
 
 
 def run(words: list[str]) -> int:
-    """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
-    try:
-        return main(words)
-    except CoopError as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    return guarded(main, words)
 
 
 if __name__ == "__main__":

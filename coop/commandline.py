@@ -1,19 +1,19 @@
-"""Commands that take words beside key=value options: predict, export, interpret."""
+"""Commands that do not start under Hydra: their words and options, and what a user reads when something is wrong."""
 
 import logging
 import os
 import sys
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 from omegaconf import MISSING
 
 from coop.errors import CoopError
-from coop.launch import explain
+from coop.files import check_utf8
 from coop.memory import keep_freed_memory
-from coop.overrides import check_utf8
 from coop.validation import read_text
 
 
@@ -51,21 +51,30 @@ def parse(words: list[str], options: type) -> tuple[list[str], Any]:
 
 
 def run(main: Callable[[list[str]], int], usage: str) -> None:
-    """Run a command and exit; what the user can mend ends as one message and exit code 1.
-
-    With HYDRA_FULL_ERROR set, the traceback is shown as well.
-    """
+    """Run a command that loads a model, and exit; without words, or with --help, show its usage."""
     words = sys.argv[1:]
     if not words or {"-h", "--help"} & set(words):
         print(usage)
         sys.exit(0)
     keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    sys.exit(guarded(main, words))
+
+
+def guarded(main: Callable[[list[str]], int], words: list[str]) -> int:
+    """The exit code of a command; what the user can fix ends as one message and 1.
+
+    With HYDRA_FULL_ERROR set, the traceback is shown as well.
+    """
+    with suppress(AttributeError):  # a notebook's
+        sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that no terminal can show
     try:
-        sys.exit(main(words))
+        return main(words)
     except Exception as error:
+        from coop.launch import explain  # brings torch, which not every command needs
+
         message = explain(error)
         if message is None or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(1)
+        return 1

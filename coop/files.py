@@ -49,6 +49,15 @@ def explain_os_error(error: OSError) -> str:
     return f"{error.strerror}; {fix}" if fix else str(error.strerror or error)
 
 
+def check_utf8(text: str) -> None:
+    """Raises CoopError for a name with bytes that are not UTF-8: no config, result or page can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise CoopError(f"{shown[:300]}: not UTF-8, as all that is written here; rename it (convmv can)") from None
+
+
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Write a file under a temporary name beside its place, then move it there.
 

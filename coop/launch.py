@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from coop.config import conf_dir
 from coop.errors import CoopError
-from coop.files import FIXES, explain_os_error
+from coop.files import FIXES, check_utf8, explain_os_error
 from coop.memory import keep_freed_memory
 from coop.overrides import as_overrides
 from coop.sweep import in_sweep, run_cell, run_to_the_end
@@ -71,13 +71,24 @@ def explain(error: BaseException) -> str | None:
     if "Unexpected type for root: NoneType" in str(error):  # how OmegaConf says that there is no such group
         return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
     for link in chain:
-        if isinstance(link, OSError) and (link.filename or link.errno in FIXES):
-            return f"{link.filename}: {explain_os_error(link)}" if link.filename else explain_os_error(link)
+        if isinstance(link, OSError) and link.filename:
+            return f"{link.filename}: {explain_os_error(link)}"
+        if isinstance(link, OSError) and link.errno in FIXES:
+            return f"a file could not be written: {explain_os_error(link)} (hydra.run.dir=DIR chooses the folder)"
         if isinstance(link, UnicodeEncodeError) and link.reason == "surrogates not allowed":
-            name = link.object.encode(errors="surrogateescape").decode(errors="backslashreplace")
-            return f"{name[:200]}: a name that is not UTF-8, as which results are written; rename it (convmv can)"
+            return _not_utf8(link.object)
         if isinstance(link, HydraException) or "Config group override must be" in str(link):
             return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
+    return None
+
+
+def _not_utf8(text: str) -> str | None:
+    """The message about the line, of whatever was to be written, that holds a name which is not UTF-8."""
+    for line in text.splitlines():
+        try:
+            check_utf8(line)
+        except CoopError as error:
+            return str(error)
     return None
 
 

@@ -9,7 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from coop.errors import CoopError
+from coop.files import check_utf8
 
 # What may lie between the elements of a list, and of a mapping.
 BETWEEN = {"[": r"[^,\[\]{}]+", "{": r"[^,:\[\]{}]+"}
@@ -52,17 +52,6 @@ def as_override(word: str, sweeps: bool = False) -> str:
     if value[-1] == CLOSING.get(value[0]):
         return f"{key}={re.sub(BETWEEN[value[0]], lambda run: _readable(run[0]), value)}"
     return f"{key}={','.join(map(_readable, value.split(','))) if sweeps else quoted(value)}"
-
-
-def check_utf8(word: str) -> None:
-    """Raises CoopError for bytes of the command line that are not UTF-8: configs and results are."""
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        shown = word.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        raise CoopError(
-            f"{shown}: not UTF-8, as configs and results are; rename it (convmv can)"
-        ) from None
 
 
 def quoted(text: str) -> str:

@@ -1,10 +1,10 @@
 """python -m coop.report RUNS: tables, figures and one page of the runs beneath some folders."""
 
 import difflib
-import os
 import sys
 from pathlib import Path
 
+from coop.commandline import guarded
 from coop.errors import CoopError
 
 USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
@@ -97,14 +97,8 @@ def show(study, written: list[Path]) -> None:
 
 
 def run(words: list[str]) -> int:
-    """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
-    try:
-        return main(words)
-    except CoopError as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    return guarded(main, words)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """python -m coop.data: look at data sets, get them, and write down which images a run takes."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from coop.commandline import guarded
 from coop.config import check, conf_dir, read_dataset
 from coop.data.catalogue import PUBLISHED
 from coop.data.check import report, show_reports
@@ -16,7 +16,6 @@ from coop.data.manifest import write_manifest
 from coop.data.prepare import prepare
 from coop.data.show import write_picture
 from coop.errors import CoopError
-from coop.launch import explain
 from coop.overrides import as_overrides
 
 USAGE = """python -m coop.data COMMAND [NAME ...] [key=value ...]
@@ -122,16 +121,9 @@ def only(names: list[str], command: str) -> str:
 
 
 def run(words: list[str]) -> int:
-    """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return main(words)
-    except Exception as error:
-        message = explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+    return guarded(main, words)
 
 
 if __name__ == "__main__":
