@@ -13,9 +13,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from safetensors import SafetensorError
 
-from coop.commandline import guarded
 from coop.data.cache import DAMAGED, default_cache_dir, open_shard, read_header
-from coop.errors import CoopError
+from coop.errors import CoopError, exit_code
 
 USAGE = """python -m coop.cache [list | clear WHAT...] [cache_dir=DIR]
 
@@ -201,7 +200,7 @@ def remove(entry: Entry) -> None:
 
 def run(words: list[str]) -> int:
     """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
-    return guarded(main, words)
+    return exit_code(main, words)
 
 
 if __name__ == "__main__":

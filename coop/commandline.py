@@ -5,13 +5,12 @@ import os
 import sys
 import typing
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
 from omegaconf import MISSING
 
-from coop.errors import CoopError
+from coop.errors import CoopError, exit_code
 from coop.files import check_utf8
 from coop.memory import keep_freed_memory
 from coop.validation import read_text
@@ -58,23 +57,4 @@ def run(main: Callable[[list[str]], int], usage: str) -> None:
         sys.exit(0)
     keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    sys.exit(guarded(main, words))
-
-
-def guarded(main: Callable[[list[str]], int], words: list[str]) -> int:
-    """The exit code of a command; what the user can fix ends as one message and 1.
-
-    With HYDRA_FULL_ERROR set, the traceback is shown as well.
-    """
-    with suppress(AttributeError):  # a notebook's
-        sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that no terminal can show
-    try:
-        return main(words)
-    except Exception as error:
-        from coop.launch import explain  # brings torch, which not every command needs
-
-        message = explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+    sys.exit(exit_code(main, words))

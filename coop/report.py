@@ -4,8 +4,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from coop.commandline import guarded
-from coop.errors import CoopError
+from coop.errors import CoopError, exit_code
 
 USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
 
@@ -98,7 +97,7 @@ def show(study, written: list[Path]) -> None:
 
 def run(words: list[str]) -> int:
     """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
-    return guarded(main, words)
+    return exit_code(main, words)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from coop.commandline import guarded
 from coop.config import check, conf_dir, read_dataset
 from coop.data.catalogue import PUBLISHED
 from coop.data.check import report, show_reports
@@ -15,7 +14,7 @@ from coop.data.fewshot import Splits, sample
 from coop.data.manifest import write_manifest
 from coop.data.prepare import prepare
 from coop.data.show import write_picture
-from coop.errors import CoopError
+from coop.errors import CoopError, exit_code
 from coop.overrides import as_overrides
 
 USAGE = """python -m coop.data COMMAND [NAME ...] [key=value ...]
@@ -123,7 +122,7 @@ def only(names: list[str], command: str) -> str:
 def run(words: list[str]) -> int:
     """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    return guarded(main, words)
+    return exit_code(main, words)
 
 
 if __name__ == "__main__":

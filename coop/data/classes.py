@@ -7,6 +7,7 @@ from collections import defaultdict
 from coop.data.fewshot import Splits
 from coop.data.listing import shorten
 from coop.errors import CoopError
+from coop.files import check_utf8
 
 log = logging.getLogger("coop")
 
@@ -26,6 +27,9 @@ def check_names(splits: Splits, dataset: str) -> None:
     """
     labels = defaultdict(list)
     for label, name in enumerate(splits.classnames):
+        check_utf8(name)
+        if not as_tokenized(name):
+            raise CoopError(f"dataset={dataset}: class {label} is called {name!r}, which has no word; rename it")
         labels[as_tokenized(name)].append(label)
     shared = [same for same in labels.values() if len(same) > 1]
     published = splits.origin == "published"

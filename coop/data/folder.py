@@ -14,12 +14,11 @@ VAL_NAMES = ("val", "valid", "validation")
 PART_OF = {"train": "train", "test": "test"} | dict.fromkeys(VAL_NAMES, "val")  # splits by the names users give them
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2
 
+Names = dict[str | int, str] | str | None  # by label, or the path of a list
 Images = dict[str, list[str]]  # paths by class folder, both sorted
 
 
-def read_folder(
-    data_root: str | None, *, path: str | None = None, classnames: dict[str, str] | str | None = None, seed: int = 1
-) -> Splits:
+def read_folder(data_root: str | None, *, path: str | None = None, classnames: Names = None, seed: int = 1) -> Splits:
     """Read class folders.
 
     With `train` and `test` (and `val`, `valid` or `validation`) folders inside, these are the splits. Without them,
@@ -149,7 +148,7 @@ def split_sizes(count: int) -> tuple[int, int]:
     return num_train, max(0, min(round(count * VAL_SHARE), count - num_train - 1))
 
 
-def name_classes(folders: Sequence[str], names: dict[str, str] | str | None, root: Path) -> list[str]:
+def name_classes(folders: Sequence[str], names: Names, root: Path) -> list[str]:
     """Names of the class folders: their own, or those given.
 
     Args:

@@ -14,7 +14,7 @@ from coop.data.fewshot import Item, Splits
 from coop.data.listing import shorten
 from coop.data.splits import Row
 from coop.errors import CoopError
-from coop.files import write_atomically
+from coop.files import check_utf8, write_atomically
 from coop.validation import NOT_EMPTY, read_json
 
 FORMAT = "coop-manifest-1"
@@ -54,7 +54,12 @@ def write_manifest(
         shots: images per class.
         seed: seed of the sampling.
         classes: "all", "base" or "new".
+
+    Raises:
+        CoopError: an image whose name is not UTF-8, or a file that cannot be written.
     """
+    for item in (item for part in PARTS for item in getattr(sampled, part)):
+        check_utf8(item.path)
     folder = common_folder(whole)
     head = {
         "format": FORMAT,

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict
 
 from coop.data.fewshot import Item, Splits
-from coop.data.listing import find_folder, list_folder, log, other_case, shorten
+from coop.data.listing import Folders, find_folder, list_folder, log, other_case, shorten
 from coop.errors import CoopError
 from coop.validation import MOST_CLASSES, NOT_EMPTY, between, parse_json
 
@@ -30,7 +30,7 @@ class SplitFile(BaseModel):
     test: Annotated[list[Row], NOT_EMPTY]
 
 
-def read_split_file(data_root: str | None, *, image_folders: list[str], split_file: str) -> Splits:
+def read_split_file(data_root: str | None, *, image_folders: Folders, split_file: str) -> Splits:
     """Read a data set whose images are listed in a split file.
 
     The user's own split file stands in the data set's folder (the first part of the images' folder); without one, the
