@@ -87,7 +87,9 @@ def _check_registry_name(model: str, pretrained: str | None) -> None:
         )
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained is None:
-        raise CoopError(f"backbone.pretrained: {model} needs a tag ({', '.join(tags)}) or a checkpoint file")
+        raise CoopError(
+            f"backbone.model={model}: needs backbone.pretrained=TAG or a checkpoint file; its tags: {', '.join(tags)}"
+        )
     quick_gelu = config.get("quick_gelu", False)
     if os.path.isfile(pretrained):
         trained_with_quick_gelu = quick_gelu or _is_torchscript(pretrained)
