@@ -23,10 +23,16 @@ def exit_code(main: Callable[[list[str]], int], words: list[str]) -> int:
     try:
         return main(words)
     except Exception as error:
-        from coop.launch import explain  # brings torch, which not every command needs
-
-        message = explain(error)
+        message = _explain(error)
         if message is None or os.environ.get("HYDRA_FULL_ERROR"):
             raise
         print(f"error: {message}", file=sys.stderr)
         return 1
+
+
+def _explain(error: Exception) -> str | None:
+    if type(error) is CoopError:
+        return str(error)
+    from coop.launch import explain  # brings torch, which not every command needs
+
+    return explain(error)
