@@ -1,6 +1,5 @@
 """python -m coop.cache: what is kept on disk between runs, and removing it."""
 
-import os
 import re
 import sys
 import time
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 
 from coop.cli.stop import stoppable
 from coop.data.cache import DAMAGED, default_cache_dir, open_shard, read_header
-from coop.errors import CoopError
+from coop.errors import CoopError, exit_code
 
 USAGE = """python -m coop.cache [list | clear WHAT...] [cache_dir=DIR]
 
@@ -116,7 +115,7 @@ def _entry(kind: str, path: Path) -> Entry | None:
 
 def show(root: Path, entries: Sequence[Entry], foreign: Sequence[Path]) -> None:
     """A table of the entries, and the sum of their sizes."""
-    console = Console()
+    console = Console(markup=False, emoji=False, highlight=False)
     table = Table()
     for head, where in (
         ("kind", "left"),
@@ -134,9 +133,9 @@ def show(root: Path, entries: Sequence[Entry], foreign: Sequence[Path]) -> None:
     if entries:
         console.print(table)
     total = decimal(sum(entry.size for entry in entries))
-    console.print(f"{root}: {len(entries)} entries, {total}", highlight=False, soft_wrap=True)
+    console.print(f"{root}: {len(entries)} entries, {total}", soft_wrap=True)
     for path in foreign:
-        console.print(f"not the cache's own, never removed: {path}", highlight=False, soft_wrap=True)
+        console.print(f"not the cache's own, never removed: {path}", soft_wrap=True)
 
 
 def content(entry: Entry) -> str:
@@ -202,14 +201,8 @@ def remove(entry: Entry) -> None:
 
 @stoppable()
 def run(words: list[str]) -> int:
-    """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
-    try:
-        return main(words)
-    except CoopError as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    return exit_code(main, words)
 
 
 if __name__ == "__main__":

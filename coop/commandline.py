@@ -1,18 +1,20 @@
-"""Commands that take words beside key=value options: predict, export, interpret."""
+"""Commands that do not start under Hydra: their words and options, and what a user reads when something is wrong."""
 
 import logging
 import os
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING
 
 from coop.cli.stop import stoppable
-from coop.errors import CoopError
-from coop.launch import explain
+from coop.errors import CoopError, exit_code
+from coop.files import check_utf8
 from coop.memory import keep_freed_memory
+from coop.validation import read_text
 
 
 def parse(words: list[str], options: type) -> tuple[list[str], Any]:
@@ -26,24 +28,26 @@ def parse(words: list[str], options: type) -> tuple[list[str], Any]:
         options: a dataclass.
 
     Returns:
-        The other words, and an OmegaConf config of the schema.
+        The other words, and an object of that dataclass.
 
     Raises:
-        CoopError: an unknown option, or a required one that is missing.
-        OmegaConfBaseException: a value of the wrong type.
+        CoopError: an unknown option, a value of the wrong type or out of bounds, or a required one that is missing.
     """
-    schema = OmegaConf.structured(options)
-    keys = [field.name for field in fields(options)]
-    plain, pairs = [], []
-    for word in _config_dir(words, keys):
-        key, is_pair, _ = word.partition("=")
-        if word.startswith("-") or (is_pair and key.isidentifier() and key not in keys and not os.path.exists(word)):
-            raise CoopError(f"{word}: there is no such option; options are {', '.join(f'{key}=' for key in keys)}")
-        (pairs if is_pair and key in keys else plain).append(word)
-    chosen = OmegaConf.merge(schema, OmegaConf.from_dotlist(pairs))
-    if missing := OmegaConf.missing_keys(chosen):
-        raise CoopError(f"{min(missing)}= is missing")
-    return plain, chosen
+    annotations = typing.get_type_hints(options, include_extras=True)
+    plain, given = [], {}
+    for word in _config_dir(words, list(annotations)):
+        check_utf8(word)
+        key, is_pair, text = word.partition("=")
+        if is_pair and key in annotations:
+            given[key] = read_text(key, text, annotations[key])
+            continue
+        if word.startswith("-") or (is_pair and key.isidentifier() and not os.path.exists(word)):
+            raise CoopError(f"{word}: there is no such option; options are {', '.join(f'{k}=' for k in annotations)}")
+        plain.append(word)
+    required = (field.name for field in fields(options) if field.default == MISSING and field.name not in given)
+    if missing := next(required, None):
+        raise CoopError(f"{missing}= is missing")
+    return plain, options(**given)
 
 
 def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
@@ -59,21 +63,11 @@ def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
 
 @stoppable()
 def run(main: Callable[[list[str]], int], usage: str) -> None:
-    """Run a command and exit; what the user can mend ends as one message and exit code 1.
-
-    With HYDRA_FULL_ERROR set, the traceback is shown as well.
-    """
+    """Run a command that loads a model, and exit; without words, or with --help, show its usage."""
     words = sys.argv[1:]
     if not words or {"-h", "--help"} & set(words):
         print(usage)
         sys.exit(0)
     keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    try:
-        sys.exit(main(words))
-    except Exception as error:
-        message = explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(1)
+    sys.exit(exit_code(main, words))

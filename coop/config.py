@@ -2,82 +2,110 @@
 
 import difflib
 import inspect
-import math
-import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import hydra
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from coop.clip.weights import PRECISIONS
+from coop.clip.weights import PRECISIONS, check_source
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
 from coop.schedule import paper_epochs
+from coop.validation import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, Rule, between, check_rules, check_value, one_of
 
 PACKAGE = Path(__file__).resolve().parent
-# Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
-METHOD_KEYS = {"name"}
-DATASET_KEYS = {"name": str, "template": str, "classes": str, "epochs": int | None, "manifest": str | None} | {
-    "manifest_sha256": str | None  # only in the config.yaml of a run: the manifest's content
-}
+
+
+# Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
+AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+LOGGERS = ("wandb", "csv", "none")
+OPTIMIZERS = ("sgd", "adamw")
+CLASSES = ("all", "base", "new")
+
+# Beyond these nobody means it: a slip of the keyboard is answered before it fills the memory.
+MOST_IMAGES, MOST_EPOCHS, MOST_PROCESSES = 10_000_000, 1_000_000, 1024
+SHOTS = Rule(
+    lambda shots: shots == -1 or 1 <= shots <= MOST_IMAGES,
+    f"give 1 or more training images per class (at most {MOST_IMAGES}), or -1 for all (zero shots: method=zero_shot)",
+)
+DEVICES = Rule(
+    lambda devices: _are_devices(devices),
+    f"give a number from 1 to {MOST_PROCESSES}, -1 or auto for all, or a list of device numbers such as [0,1]",
+)
+
+Shots = Annotated[int, SHOTS]
+Seed = Annotated[int, between(0, 2**32 - 1)]
+Epochs = Annotated[int, between(1, MOST_EPOCHS)]
+Workers = Annotated[int, between(0, MOST_PROCESSES)]
+Features = Annotated[str, one_of("online", "cached")]
+Text = Annotated[str, NOT_EMPTY]
+
+
+def _are_devices(devices: Any) -> bool:
+    if isinstance(devices, str):
+        numbers = devices.split(",")
+        return devices == "auto" or devices == "-1" or all(part.strip().isdecimal() for part in numbers)
+    if isinstance(devices, list):
+        return bool(devices) and all(type(number) is int and 0 <= number <= MOST_PROCESSES for number in devices)
+    return type(devices) is int and (devices == -1 or 1 <= devices <= MOST_PROCESSES)
 
 
 @dataclass
 class BackboneConfig:
-    model: str = MISSING
+    model: Text = MISSING
     pretrained: str | None = None
-    name: str = "${.model}"
-    precision: str = "fp32"
+    name: Text = "${.model}"
+    precision: Annotated[str, one_of(*PRECISIONS)] = "fp32"
     cache_dir: str | None = None
 
 
 @dataclass
 class OptimizerConfig:
-    name: str = "sgd"
-    lr: float = 0.002
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    eps: float = 1e-8
-    warmup_epochs: int = 1
-    warmup_lr: float = 1e-5
+    name: Annotated[str, one_of(*OPTIMIZERS)] = "sgd"
+    lr: Annotated[float, POSITIVE] = 0.002
+    momentum: Annotated[float, NOT_NEGATIVE] = 0.9
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 5e-4
+    eps: Annotated[float, POSITIVE] = 1e-8
+    warmup_epochs: Annotated[int, between(0, MOST_EPOCHS)] = 1
+    warmup_lr: Annotated[float, POSITIVE] = 1e-5
 
 
 @dataclass
 class TrainerConfig:
-    accelerator: str = "auto"
-    devices: Any = 1
-    num_nodes: int = 1
-    strategy: str = "auto"
-    precision: str = "32"
+    accelerator: Text = "auto"
+    devices: Annotated[Any, DEVICES] = 1
+    num_nodes: Annotated[int, between(1, MOST_PROCESSES)] = 1
+    strategy: Text = "auto"
+    precision: Annotated[str, one_of(*AUTOCAST)] = "32"
     tf32: bool = False
     compile: bool = False
 
 
 @dataclass
 class LoggerConfig:
-    kind: str = "none"
-    project: str = "coop"
+    kind: Annotated[str, one_of(*LOGGERS)] = "none"
+    project: Text = "coop"
     group: str | None = None
     tags: list[str] = field(default_factory=list)
 
 
 @dataclass
 class TrainConfig:
-    shots: int = 16
-    seed: int = 1
+    shots: Shots = 16
+    seed: Seed = 1
     data_root: str | None = None
-    epochs: int | None = None
+    epochs: Epochs | None = None
     augmentation: str = "none"
-    features: str = "online"
+    features: Features = "online"
     cache_dir: str | None = None
-    batch_size: int = 32
-    num_workers: int = 2
+    batch_size: Annotated[int, between(1, MOST_IMAGES)] = 32
+    num_workers: Workers = 2
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     dataset: dict[str, Any] = field(default_factory=lambda: {"manifest": None})
     method: dict[str, Any] = field(default_factory=dict)
@@ -89,16 +117,28 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    run: str = MISSING
-    seed: int | None = None
+    run: Text = MISSING
+    seed: Seed | None = None
     targets: list[str] = field(default_factory=list)
     data_root: str | None = None
     dataset: dict[str, Any] | None = None
     backbone: BackboneConfig | None = None
-    features: str = "online"
+    features: Features = "online"
     cache_dir: str | None = None
-    accelerator: str = "auto"
-    num_workers: int = 2
+    accelerator: Text = "auto"
+    num_workers: Workers = 2
+
+
+# Keys of a dataset config that the framework reads itself; all others are arguments of what `_target_` names.
+DATASET_KEYS = {
+    "name": Text,
+    "template": str,
+    "classes": Annotated[str, one_of(*CLASSES)],
+    "epochs": Epochs | None,
+    "manifest": str | None,
+    "manifest_sha256": str | None,  # only in the config.yaml of a run: the manifest's content
+}
+METHOD_KEYS = {"name": Text}
 
 
 ConfigStore.instance().store("train_schema", TrainConfig)
@@ -113,63 +153,27 @@ def conf_dir() -> Path:
 
 
 def check(cfg: DictConfig) -> None:
-    """Types and combinations, before anything is loaded.
+    """Types, bounds and combinations, before anything is loaded.
 
     Raises:
         CoopError: names the key and what is allowed.
     """
-    check_keys(cfg, TrainConfig)
-    if cfg.shots < -1 or cfg.shots == 0:
-        raise CoopError(
-            f"shots={cfg.shots}: give 1 or more training images per class, or -1 for all (zero shots: method=zero_shot)"
-        )
-    for key in ("batch_size", "epochs"):
-        if cfg[key] is not None and cfg[key] < 1:
-            raise CoopError(f"{key}={cfg[key]}: must be at least 1")
-    check_workers(cfg.num_workers)
-    if not 0 <= cfg.seed < 2**32:
-        raise CoopError(f"seed={cfg.seed}: must be from 0 to {2**32 - 1}")
-    if cfg.trainer.precision not in AUTOCAST:
-        raise CoopError(f"trainer.precision={cfg.trainer.precision}: allowed are {', '.join(AUTOCAST)}")
-    if cfg.backbone.precision not in PRECISIONS:
-        raise CoopError(f"backbone.precision={cfg.backbone.precision}: allowed are {', '.join(PRECISIONS)}")
-    if cfg.logger.kind not in LOGGERS:
-        raise CoopError(f"logger.kind={cfg.logger.kind}: allowed are {', '.join(LOGGERS)}")
-    check_optimizer(cfg.optimizer)
+    check_schema(cfg, TrainConfig)
     parse_augmentation(cfg.augmentation)
-    check_features(cfg.features)
+    check_source(cfg.backbone.model, cfg.backbone.pretrained)
     check_dataset(cfg.dataset)
     check_method(cfg.method)
 
 
-# Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
-AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
-FEATURES = ("online", "cached")
-LOGGERS = ("wandb", "csv", "none")
-OPTIMIZERS = ("sgd", "adamw")
+def check_schema(cfg: DictConfig, schema: type) -> None:
+    """Hold a config against its schema: Hydra lets +key=value add any key, and knows no bounds.
 
-
-def check_workers(num_workers: int) -> None:
-    """Raises CoopError for a negative number of processes."""
-    if num_workers < 0:
-        raise CoopError(f"num_workers={num_workers}: must not be negative")
-
-
-def check_optimizer(node: DictConfig) -> None:
-    """Raises CoopError for an unknown optimiser, or numbers that no optimiser takes."""
-    if node.name not in OPTIMIZERS:
-        raise CoopError(f"optimizer.name={node.name}: allowed are {', '.join(OPTIMIZERS)}")
-    for key in ("lr", "warmup_lr", "eps"):
-        if not 0 < node[key] < math.inf:
-            raise CoopError(f"optimizer.{key}={node[key]}: must be a positive number")
-    for key in ("momentum", "weight_decay", "warmup_epochs"):
-        if not 0 <= node[key] < math.inf:
-            raise CoopError(f"optimizer.{key}={node[key]}: must not be negative")
-
-
-def check_keys(cfg: DictConfig, schema: type) -> None:
-    """Hold a config against its schema: Hydra lets +key=value add any key. Raises OmegaConfBaseException."""
+    Raises:
+        OmegaConfBaseException: an unknown key, or a value of the wrong type.
+        CoopError: a value out of bounds.
+    """
     OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(cfg, resolve=False))
+    check_rules(cfg, schema)
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
@@ -208,15 +212,6 @@ def _expected(key: str, value: str, annotation: Any, default: Any) -> str:
     return f"expected {wanted}" + (f", such as {key}={default}" if known else "")
 
 
-def check_features(features: str) -> None:
-    """Raises CoopError for anything but "online" and "cached"."""
-    if features not in FEATURES:
-        raise CoopError(f"features={features}: allowed are {', '.join(FEATURES)}")
-
-
-CLASSES = ("all", "base", "new")
-
-
 def check_dataset(node: DictConfig) -> None:
     """The keys of a dataset config against the signature of its reader."""
     from coop.clip.templates import check_template
@@ -227,13 +222,7 @@ def check_dataset(node: DictConfig) -> None:
             f"dataset._target_={node._target_}: not a reader, a function (data_root, *, ...) that returns "
             "coop.data.Splits"
         )
-    check_arguments("dataset", node, reader, DATASET_KEYS.keys(), given={"data_root"})
-    for key, annotation in DATASET_KEYS.items():
-        _check_value(f"dataset.{key}", node.get(key), annotation)
-    if node.epochs is not None and node.epochs < 1:
-        raise CoopError(f"dataset.epochs={node.epochs}: must be at least 1")
-    if node.classes not in CLASSES:
-        raise CoopError(f"dataset.classes={node.classes}: allowed are {', '.join(CLASSES)}")
+    check_arguments("dataset", node, reader, DATASET_KEYS, given={"data_root"})
     check_template("dataset.template", node.template)
 
 
@@ -261,13 +250,13 @@ def locate(key: str, node: DictConfig) -> Callable:
     return target
 
 
-def arguments(node: DictConfig, own_keys: set[str]) -> dict[str, Any]:
+def arguments(node: DictConfig, own_keys: Collection[str]) -> dict[str, Any]:
     """The part of a node that goes to its `_target_`, as plain Python values."""
     plain = OmegaConf.to_container(node, resolve=True)
-    return {key: value for key, value in plain.items() if key not in own_keys | {"_target_"}}
+    return {key: value for key, value in plain.items() if key != "_target_" and key not in own_keys}
 
 
-def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: set[str], given: set[str]) -> None:
+def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: Mapping[str, Any], given: set[str]) -> None:
     """Hold a node's keys and types against the signature of what it names."""
     parameters = {name: p for name, p in _parameters(key, node, target).items() if name not in given}
     values = arguments(node, own_keys)
@@ -277,33 +266,19 @@ def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: set[
         raise CoopError(f"{key}.{name}: there is no such key; {hint}Allowed here: {', '.join(parameters)}")
     for name, parameter in parameters.items():
         if name in values:
-            _check_value(f"{key}.{name}", values[name], parameter.annotation)
+            annotation = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+            check_value(f"{key}.{name}", values[name], annotation)
         elif parameter.default is inspect.Parameter.empty:
             raise CoopError(f"{key}.{name}: must be given")
+    for name, annotation in own_keys.items():
+        check_value(f"{key}.{name}", node.get(name), annotation)
 
 
 def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, inspect.Parameter]:
     try:
-        return inspect.signature(target).parameters
+        return inspect.signature(target, eval_str=True).parameters
     except ValueError as error:  # of some built-in functions
         raise CoopError(f"{key}._target_={node._target_}: {error}") from error
-
-
-def _check_value(key: str, value: Any, annotation: Any) -> None:
-    if typing.get_origin(annotation) is typing.Literal:
-        if value not in typing.get_args(annotation):
-            raise CoopError(f"{key}={value}: allowed are {', '.join(map(str, typing.get_args(annotation)))}")
-        return
-    options = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-    accepted = tuple(typing.get_origin(option) or option for option in options)
-    if float in accepted:
-        accepted += (int,)
-    # bool is a subclass of int in Python, but n_ctx=true is a mistake.
-    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in accepted):
-        names = " or ".join(
-            "null" if option is type(None) else getattr(option, "__name__", str(option)) for option in options
-        )
-        raise CoopError(f"{key}={value}: must be {names}, not {type(value).__name__}")
 
 
 def build_method(node: DictConfig, clip, classnames: list[str]):
@@ -315,15 +290,17 @@ def read_dataset(node: DictConfig, data_root: str | None):
     """The splits of the data set that a (checked) node describes.
 
     Raises:
-        CoopError: missing or unreadable data, or a function that is no reader.
+        CoopError: missing, malformed or unreadable data, classes that share a name, or a function that is no reader.
     """
+    from coop.data.classes import check_names
     from coop.data.fewshot import Splits
 
-    splits = locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS.keys()))
+    splits = locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS))
     if not isinstance(splits, Splits):
         raise CoopError(
             f"dataset._target_={node._target_}: returned {type(splits).__name__}, expected coop.data.Splits"
         )
+    check_names(splits, node.name)
     return splits
 
 

@@ -24,6 +24,7 @@ from coop.errors import CoopError
 from coop.files import write_atomically, write_json
 from coop.methods.coop import PromptLearner
 from coop.outcome import describe_prompt
+from coop.overrides import as_overrides
 from coop.results import CHECKPOINT, CONFIG, PROMPT, RESULTS, save_prompt
 
 USAGE = """python -m coop.convert CHECKPOINT out=RUN_DIR dataset=NAME backbone=NAME shots=N seed=N [key=value ...]
@@ -133,7 +134,7 @@ def load_config(overrides: list[str], ctx: Tensor) -> DictConfig:
     """The config that coop.train would have had, with the context's own length and kind."""
     own = [f"method.n_ctx={ctx.shape[-2]}", f"method.class_specific={str(ctx.ndim == 3).lower()}", "method=coop"]
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=[*own, *overrides])
+        cfg = compose("train", overrides=[*own, *as_overrides(overrides)])
     check(cfg)
     return cfg
 

@@ -6,14 +6,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import coop
-from coop.config import (
-    AUTOCAST,
-    EvaluateConfig,
-    check_dataset,
-    check_features,
-    check_keys,
-    check_workers,
-)
+from coop.clip.weights import check_source
+from coop.config import AUTOCAST, EvaluateConfig, check_dataset, check_schema
 from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
 from coop.files import write_json
@@ -36,9 +30,9 @@ from coop.trust import check_offered
 
 def main(cfg: DictConfig) -> None:
     """Check, evaluate, write."""
-    check_keys(cfg, EvaluateConfig)
-    check_features(cfg.features)
-    check_workers(cfg.num_workers)
+    check_schema(cfg, EvaluateConfig)
+    if cfg.backbone is not None:
+        check_source(cfg.backbone.model, cfg.backbone.pretrained)
     out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), Path(cfg.run).expanduser()
     claim_for_evaluation(out_dir, run_dir)
     load_prompt(run_dir / PROMPT)  # a folder that is not a run's shows up before any data set is read

@@ -24,6 +24,38 @@ DAY = 24 * 60 * 60
 MOMENT = 10  # seconds; longer than from opening a file to locking it
 # What file systems answer that have no way to flush one file.
 NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+# What the system says, and what a user does about it.
+FIXES = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "your share of this disk is used up: remove files, or write to another disk",
+    errno.EFBIG: "files of this size are not allowed here: raise the limit (ulimit -f), or write elsewhere",
+    errno.EROFS: "choose a folder that may be written to",
+    errno.EACCES: "choose another place, or change the permissions with chmod u+rwx",
+    errno.EPERM: "choose another place, or change its owner or permissions",
+    errno.ENOTDIR: "a part of this path is a file; choose another place",
+    errno.EEXIST: "a file stands where a folder is needed; choose another place",
+    errno.EISDIR: "a folder stands there; give the name of a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "symbolic links lead in a circle; remove one of them",
+    errno.EMFILE: "raise the limit (ulimit -n), or lower num_workers",
+    errno.EAGAIN: "lower num_workers, or raise the limit of processes (ulimit -u)",
+    errno.ENOMEM: "lower num_workers and batch_size",
+}
+
+
+def explain_os_error(error: OSError) -> str:
+    """What the system says, and what to do about it where that is known."""
+    fix = FIXES.get(error.errno)
+    return f"{error.strerror}; {fix}" if fix else str(error.strerror or error)
+
+
+def check_utf8(text: str) -> None:
+    """Raises CoopError for a name with bytes that are not UTF-8: no config, result or page can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        raise CoopError(f"{shown[:300]}: not UTF-8, as all that is written here; rename it (convmv can)") from None
 
 
 def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -56,7 +88,8 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> Non
             with suppress(OSError):  # a folder that may be written to and not read, or one that cannot be flushed
                 flush(path.parent)
     except OSError as error:
-        raise CoopError(f"{path}: cannot be written ({error.strerror}); what was there before is untouched") from error
+        said = explain_os_error(error)
+        raise CoopError(f"{path}: cannot be written ({said}); what was there before is untouched") from error
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How every command starts under Hydra, and what a user reads when something is wrong."""
 
 import difflib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from coop.cli import stop
 from coop.config import conf_dir, expected
 from coop.errors import CoopError
+from coop.files import FIXES, check_utf8, explain_os_error
 from coop.memory import keep_freed_memory
+from coop.overrides import as_overrides
 from coop.sweep import in_sweep, run_setting
 
 # Hydra prints exceptions itself, as shortened tracebacks; here they come to `explain`.
@@ -27,7 +30,7 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
     With HYDRA_FULL_ERROR set, the traceback is shown as well.
     """
     keep_freed_memory()
-    sys.argv[1:] = [as_one_value(word) for word in sys.argv[1:]]
+    logging.raiseExceptions = False  # a log file on a full disk; what matters is said when a result is written
 
     def job(cfg: DictConfig) -> float | None:
         if not stop.active():  # in a process that a launcher has started
@@ -36,6 +39,7 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
         return run_setting(task, cfg, explain) if in_sweep() else task(cfg)
 
     with stop.stoppable(), one_message():
+        sys.argv[1:] = as_overrides(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
 
 
@@ -50,18 +54,6 @@ def one_message() -> Iterator[None]:
             raise
         print(f"\nerror: {message}", file=sys.stderr)
         sys.exit(1)
-
-
-def as_one_value(word: str) -> str:
-    """key=PATH of a path that is there, quoted where Hydra would read more than one value in it.
-
-    The folders of a sweep's runs have "=" and "," in their names.
-    """
-    key, _, value = word.partition("=")
-    if not set(value) & set("=, ()[]{}") or value[0] in "'\"" or not os.path.exists(os.path.expanduser(value)):
-        return word
-    escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
 
 
 def explain(error: BaseException) -> str | None:
@@ -87,9 +79,23 @@ def explain(error: BaseException) -> str | None:
         return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
     for link in chain:
         if isinstance(link, OSError) and link.filename:
-            return f"{link.filename}: {link.strerror}"
+            return f"{link.filename}: {explain_os_error(link)}"
+        if isinstance(link, OSError) and link.errno in FIXES:
+            return f"a file could not be written: {explain_os_error(link)} (hydra.run.dir=DIR chooses the folder)"
+        if isinstance(link, UnicodeEncodeError) and link.reason == "surrogates not allowed":
+            return _not_utf8(link.object)
         if isinstance(link, HydraException) or "Config group override must be" in str(link):
             return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
+    return None
+
+
+def _not_utf8(text: str) -> str | None:
+    """The message about the line, of whatever was to be written, that holds a name which is not UTF-8."""
+    for line in text.splitlines():
+        try:
+            check_utf8(line)
+        except CoopError as error:
+            return str(error)
     return None
 
 

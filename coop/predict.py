@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from PIL.Image import Image
@@ -26,6 +26,7 @@ from coop.methods import Method
 from coop.progress import progress
 from coop.scoring import check_probabilities
 from coop.trained import load_trained
+from coop.validation import MOST_CLASSES, between
 
 USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
          [--config-dir DIR]
@@ -50,7 +51,7 @@ class Options:
     """Of the command."""
 
     run: str = "???"
-    top: int = 5
+    top: Annotated[int, between(1, MOST_CLASSES)] = 5
     json: bool = False
     out: str | None = None
     accelerator: str = "auto"
@@ -60,8 +61,6 @@ class Options:
 def main(words: list[str]) -> int:
     """Predict and show; returns the exit code."""
     patterns, options = parse(words, Options)
-    if options.top < 1:
-        raise CoopError(f"top={options.top}: must be at least 1")
     found = list(find_images(patterns))
     paths = [path for path, error in found if error is None]
     # Where there is nothing to predict, there is no need to load a run.

@@ -1,12 +1,11 @@
 """python -m coop.report RUNS: tables, figures and one page of the runs beneath some folders."""
 
 import difflib
-import os
 import sys
 from pathlib import Path
 
 from coop.cli.stop import stoppable
-from coop.errors import CoopError
+from coop.errors import CoopError, exit_code
 
 USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
 
@@ -84,7 +83,7 @@ def show(study, written: list[Path]) -> None:
     from coop.reporting.terminal import print_tables
 
     found = study.found
-    print_tables(study, Console())
+    print_tables(study, Console(markup=False, emoji=False, highlight=False))
     for text in study.warnings:
         print(f"warning: {text}", file=sys.stderr)
     for path, reason in found.left_out:
@@ -99,14 +98,8 @@ def show(study, written: list[Path]) -> None:
 
 @stoppable()
 def run(words: list[str]) -> int:
-    """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
-    try:
-        return main(words)
-    except CoopError as error:
-        if os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    return exit_code(main, words)
 
 
 if __name__ == "__main__":

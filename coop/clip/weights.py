@@ -21,6 +21,7 @@ from torch import nn
 from coop.errors import CoopError
 
 PROBE_SECONDS = 5
+EXAMPLES = {"hf-hub:": "hf-hub:ORG/NAME", "local-dir:": "local-dir:FOLDER"}
 PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
@@ -33,15 +34,7 @@ def load_model(
     """
     if precision not in PRECISIONS:
         raise CoopError(f"backbone.precision={precision}: allowed are {', '.join(PRECISIONS)}")
-    schema, identifier = parse_model_name(model)
-    if schema and pretrained:
-        raise CoopError(f"backbone.pretrained={pretrained}: {model} brings its own weights; leave pretrained out")
-    if schema == "local-dir":
-        _check_local_dir(Path(identifier).expanduser())
-        _check_config_file(Path(identifier).expanduser() / "open_clip_config.json")
-        model = f"local-dir:{Path(identifier).expanduser()}"
-    elif schema is None:
-        _check_registry_name(model, pretrained)
+    schema, model = check_source(model, pretrained)
     source = f"{model} ({pretrained})" if pretrained else model
     needs_hub = schema == "hf-hub" or (schema is None and not os.path.isfile(pretrained))
     with _hub_access(needs_hub):
@@ -50,6 +43,33 @@ def load_model(
         loaded = _create(model, pretrained, precision, cache_dir, source).eval()
         _check_finite(loaded, source)
         return loaded, tokenizer or _tokenizer(model, pretrained, cache_dir, source)
+
+
+def check_source(model: str, pretrained: str | None) -> tuple[str | None, str]:
+    """Hold the name of a backbone against what there is, before anything is downloaded or built.
+
+    Returns:
+        open_clip's schema ("hf-hub", "local-dir", None for its registry), and the name with ~ written out.
+
+    Raises:
+        CoopError: no such model, tag or folder, or weights that were trained with another activation.
+    """
+    for prefix, example in EXAMPLES.items():
+        if model.strip() == prefix:
+            raise CoopError(f"backbone.model={model}: nothing stands after {prefix}; write {example}")
+    try:
+        schema, identifier = parse_model_name(model)
+    except ValueError as error:
+        raise CoopError(f"backbone.model={model}: {error}; write {' or '.join(EXAMPLES.values())}") from None
+    if schema and pretrained:
+        raise CoopError(f"backbone.pretrained={pretrained}: {model} brings its own weights; leave pretrained out")
+    if schema == "local-dir":
+        _check_local_dir(Path(identifier).expanduser())
+        _check_config_file(Path(identifier).expanduser() / "open_clip_config.json")
+        return schema, f"local-dir:{Path(identifier).expanduser()}"
+    if schema is None:
+        _check_registry_name(model, pretrained)
+    return schema, model
 
 
 def _check_local_dir(folder: Path) -> None:
@@ -71,7 +91,9 @@ def _check_registry_name(model: str, pretrained: str | None) -> None:
         )
     tags = open_clip.list_pretrained_tags_by_model(model)
     if pretrained is None:
-        raise CoopError(f"backbone.pretrained: {model} needs a tag ({', '.join(tags)}) or a checkpoint file")
+        raise CoopError(
+            f"backbone.model={model}: needs backbone.pretrained=TAG or a checkpoint file; its tags: {', '.join(tags)}"
+        )
     quick_gelu = config.get("quick_gelu", False)
     if os.path.isfile(pretrained):
         trained_with_quick_gelu = quick_gelu or _is_torchscript(pretrained)
@@ -107,9 +129,19 @@ def _create(model: str, pretrained: str | None, precision: str, cache_dir: str |
     except Exception as error:
         if (pretrained is not None and os.path.isfile(pretrained)) or model.startswith("local-dir:"):
             raise CoopError(
-                f"{source}: the weights could not be read or do not fit this architecture: {_first_line(error)}"
+                f"{source}: the weights could not be read or do not fit this architecture: {_why_unreadable(error)}"
             ) from error
         raise CoopError(_how_to_get(source, model, pretrained, cache_dir, error)) from error
+
+
+def _why_unreadable(error: Exception) -> str:
+    """Never torch's advice to load with weights_only=False, which would run what a stranger wrote into the file."""
+    if "weights_only" in str(error) or "Weights only" in str(error):
+        return (
+            "the file is damaged, or holds Python objects beside the tensors, which could run code and are not loaded; "
+            "save its state_dict alone, best with safetensors.torch.save_file"
+        )
+    return _first_line(error)
 
 
 def _is_torchscript(path: str) -> bool:

@@ -1,7 +1,6 @@
 """python -m coop.data: look at data sets, get them, and write down which images a run takes."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -16,8 +15,8 @@ from coop.data.fewshot import Splits, sample
 from coop.data.manifest import write_manifest
 from coop.data.prepare import prepare
 from coop.data.show import write_picture
-from coop.errors import CoopError
-from coop.launch import explain
+from coop.errors import CoopError, exit_code
+from coop.overrides import as_overrides
 
 USAGE = """python -m coop.data COMMAND [NAME ...] [key=value ...]
 
@@ -56,7 +55,7 @@ def parse(words: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def load_config(name: str, options: dict[str, str]) -> DictConfig:
     """The config that coop.train would have for this data set, checked."""
-    overrides = [f"dataset={name}", *(f"{key}={value}" for key, value in options.items())]
+    overrides = as_overrides([f"dataset={name}", *(f"{key}={value}" for key, value in options.items())])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
     check(cfg)
@@ -123,16 +122,9 @@ def only(names: list[str], command: str) -> str:
 
 @stoppable()
 def run(words: list[str]) -> int:
-    """What the user can mend ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
+    """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        return main(words)
-    except Exception as error:
-        message = explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+    return exit_code(main, words)
 
 
 if __name__ == "__main__":

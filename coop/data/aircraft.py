@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from coop.data.fewshot import Splits
-from coop.data.listing import find_folder
+from coop.data.listing import Folders, find_folder
 from coop.data.splits import Rows, splits_from_rows
 from coop.errors import CoopError
 
 PARTS = {"train": "images_variant_train.txt", "val": "images_variant_val.txt", "test": "images_variant_test.txt"}
 
 
-def read_aircraft(data_root: str | None, *, folders: list[str]) -> Splits:
+def read_aircraft(data_root: str | None, *, folders: Folders) -> Splits:
     """Read FGVCAircraft: `variants.txt` gives names and labels, `images_variant_{train,val,test}.txt` the splits.
 
     Args:

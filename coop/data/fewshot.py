@@ -17,6 +17,7 @@ from coop.errors import CoopError
 log = logging.getLogger("coop")
 
 MAX_VAL_SHOTS = 4
+MIN_CLASSES = 2
 
 
 class Item(NamedTuple):
@@ -101,7 +102,11 @@ def sample(splits: Splits, shots: int, seed: int, classes: str = "all") -> Split
     """The protocol of one run: few-shot sampling first, then the choice of classes, which are relabelled from 0.
 
     Warns of classes that have fewer training images than `shots`.
+
+    Raises:
+        CoopError: fewer than two classes are left, or none of their images.
     """
+    _check_number(len(splits.classnames), classes)
     train, val = few_shot(splits.train, splits.val, shots, seed)
     _warn_of_small_classes(train, shots, splits.classnames)
     labels = selected_labels(len(splits.classnames), classes)
@@ -110,7 +115,28 @@ def sample(splits: Splits, shots: int, seed: int, classes: str = "all") -> Split
         "val": select_classes(val, len(splits.classnames), classes),
         "test": select_classes(splits.test, len(splits.classnames), classes),
     }
+    for part in ("train", "test"):
+        if getattr(splits, part) and not selected[part]:
+            names = ", ".join(splits.classnames[labels.start : labels.stop][:5])
+            raise CoopError(
+                f"dataset.classes={classes}: none of the {part} images belongs to these classes ({names}); add images, "
+                "or set dataset.classes=all"
+            )
     return replace(splits, classnames=splits.classnames[labels.start : labels.stop], **selected)
+
+
+def _check_number(number: int, classes: str) -> None:
+    """With one class every image is right, whatever is learned."""
+    left = len(selected_labels(number, classes))
+    if left >= MIN_CLASSES:
+        return
+    have = f"the data set has {number} class{'es' if number != 1 else ''}"
+    if classes == "all":
+        raise CoopError(f"dataset: {have}; a classifier needs at least {MIN_CLASSES}. Add folders or labels of others")
+    raise CoopError(
+        f"dataset.classes={classes}: {have}, of which {left} would be left; a classifier needs at least {MIN_CLASSES}. "
+        f"Add classes, or set dataset.classes=all"
+    )
 
 
 def _warn_of_small_classes(train: Sequence[Item], shots: int, classnames: Sequence[str]) -> None:

@@ -8,19 +8,17 @@ from pathlib import Path
 from coop.data.classnames import read_classnames
 from coop.data.fewshot import Item, Splits
 from coop.data.listing import list_folder, log, shorten, warn_left_out
-from coop.data.splits import warn_duplicates
 from coop.errors import CoopError
 
 VAL_NAMES = ("val", "valid", "validation")
 PART_OF = {"train": "train", "test": "test"} | dict.fromkeys(VAL_NAMES, "val")  # splits by the names users give them
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2
 
+Names = dict[str | int, str] | str | None  # by label, or the path of a list
 Images = dict[str, list[str]]  # paths by class folder, both sorted
 
 
-def read_folder(
-    data_root: str | None, *, path: str | None = None, classnames: dict[str, str] | str | None = None, seed: int = 1
-) -> Splits:
+def read_folder(data_root: str | None, *, path: str | None = None, classnames: Names = None, seed: int = 1) -> Splits:
     """Read class folders.
 
     With `train` and `test` (and `val`, `valid` or `validation`) folders inside, these are the splits. Without them,
@@ -150,7 +148,7 @@ def split_sizes(count: int) -> tuple[int, int]:
     return num_train, max(0, min(round(count * VAL_SHARE), count - num_train - 1))
 
 
-def name_classes(folders: Sequence[str], names: dict[str, str] | str | None, root: Path) -> list[str]:
+def name_classes(folders: Sequence[str], names: Names, root: Path) -> list[str]:
     """Names of the class folders: their own, or those given.
 
     Args:
@@ -172,9 +170,7 @@ def name_classes(folders: Sequence[str], names: dict[str, str] | str | None, roo
         )
     if absent := [folder for folder in by_folder if folder not in set(folders)]:
         log.warning("%s: %d classes of %s have no images: %s", root, len(absent), source, shorten(absent))
-    classnames = [by_folder[folder] for folder in folders]
-    warn_duplicates(classnames, source)
-    return classnames
+    return [by_folder[folder] for folder in folders]
 
 
 def to_items(images: Images, folders: Sequence[str], classnames: Sequence[str]) -> list[Item]:

@@ -2,11 +2,11 @@
 
 from coop.data.fewshot import Splits
 from coop.data.folder import class_images, split_each_class, to_items
-from coop.data.listing import find_folder
+from coop.data.listing import Folders, find_folder
 from coop.data.splits import load_rows, own_split_file, splits_from_rows
 
 
-def read_split_or_generate(data_root: str | None, *, image_folders: list[str], split_file: str, seed: int) -> Splits:
+def read_split_or_generate(data_root: str | None, *, image_folders: Folders, split_file: str, seed: int) -> Splits:
     """Read class folders by the user's split file in CoOp's format; without one, split them 50/20/30.
 
     The generated split takes classes and images in sorted order and one generator, so it is the same on every machine

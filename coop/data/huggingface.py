@@ -7,11 +7,12 @@ from pathlib import Path
 
 from coop.data.cache import default_cache_dir
 from coop.data.fewshot import Splits
-from coop.data.folder import PART_OF, Images, check_classes, name_classes, split_each_class, to_items
+from coop.data.folder import PART_OF, Images, Names, check_classes, name_classes, split_each_class, to_items
 from coop.data.listing import EXTENSIONS, log, shorten
 from coop.errors import CoopError
 from coop.files import write_atomically
 
+LABEL_TYPES = ("string", "large_string", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
 
 
@@ -21,7 +22,7 @@ def read_huggingface(
     path: str | None = None,
     image_column: str = "image",
     label_column: str = "label",
-    classnames: dict[str, str] | str | None = None,
+    classnames: Names = None,
     seed: int = 1,
 ) -> Splits:
     """Read an image data set of Hugging Face's `datasets`: what `save_to_disk` wrote, or a folder of parquet files.
@@ -47,7 +48,10 @@ def read_huggingface(
     loaded = load(folder)
     for name, part in loaded.items():
         _check_columns(folder, name, part, image_column, label_column)
-    parts = {name: images_by_class(part, image_column, label_column) for name, part in loaded.items()}
+    try:
+        parts = {name: images_by_class(part, image_column, label_column) for name, part in loaded.items()}
+    except CoopError as error:
+        raise CoopError(f"dataset.path={folder}: {error}") from None
     if len(parts) == 1:
         (only,) = parts.values()
         parts, origin = split_each_class(folder, only, seed), "generated"
@@ -91,13 +95,23 @@ def _check_columns(folder: Path, name: str, part, image_column: str, label_colum
             )
     if not isinstance(part.features[image_column], datasets.Image):
         raise CoopError(f"{folder}: the column {image_column!r} does not hold images but {part.features[image_column]}")
+    kind = part.features[label_column]
+    if not isinstance(kind, datasets.ClassLabel) and getattr(kind, "dtype", None) not in LABEL_TYPES:
+        raise CoopError(
+            f"{folder}: the column {label_column!r} holds {kind}; labels are a ClassLabel, text or whole numbers; give "
+            "dataset.label_column=NAME"
+        )
 
 
 def images_by_class(part, image_column: str, label_column: str) -> Images:
     """Image paths by class name, classes in order of first appearance, images in the data set's order."""
     feature = part.features[label_column]
     images: Images = {}
-    for path, label in zip(image_paths(part, image_column), part[label_column], strict=True):
+    for row, (path, label) in enumerate(zip(image_paths(part, image_column), part[label_column], strict=True)):
+        known = label in range(len(feature.names)) if hasattr(feature, "names") else str(label).strip()
+        if label is None or not known:
+            where = f"row {row} of {part.split or 'the data set'}"
+            raise CoopError(f"{where} has the {label_column} {label!r}; take it out")
         name = feature.int2str(label) if hasattr(feature, "int2str") else str(label)
         images.setdefault(name, []).append(path)
     return images
@@ -114,6 +128,8 @@ def image_paths(part, image_column: str) -> list[str]:
     paths = []
     encoded = part.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     for index, row in enumerate(encoded):
+        if row[image_column] is None:
+            raise CoopError(f"row {index} of {part.split or 'the data set'} has no {image_column}; take it out")
         paths.append(_own_file(row[image_column]) or _unpack(row[image_column], folder, index))
     write_atomically(done, json.dumps(paths).encode())
     return paths

@@ -12,12 +12,11 @@ from typing import Literal
 from coop.data.classnames import imagenet_classnames, imagenet_wnids, read_classnames
 from coop.data.fewshot import Item, Splits
 from coop.data.index import list_class_folders
-from coop.data.listing import find_folder, list_folder, log, shorten, warn_left_out
-from coop.data.splits import warn_duplicates
+from coop.data.listing import Folders, find_folder, list_folder, log, shorten, warn_left_out
 from coop.errors import CoopError
 
 
-def read_imagenet(data_root: str | None, *, folders: list[str]) -> Splits:
+def read_imagenet(data_root: str | None, *, folders: Folders) -> Splits:
     """Read ImageNet: train/WNID/*.JPEG for training, val/WNID/*.JPEG for testing; there is no validation list.
 
     Labels are the sorted wnids that are there. Class names come from `classnames.txt` (lines of `wnid name`, CoOp's
@@ -44,7 +43,6 @@ def read_imagenet(data_root: str | None, *, folders: list[str]) -> Splits:
     if len(train) != len(names):
         log.warning("%s: %d of the %d classes of %s are there", root, len(train), len(names), source)
     classnames = {wnid: names[wnid] for wnid in train}
-    warn_duplicates(list(classnames.values()), source)
     with paused_gc():
         items = [class_items(root / part, train, classnames) for part in ("train", "val")]
     return Splits(items[0], [], items[1], list(classnames.values()))
@@ -53,7 +51,7 @@ def read_imagenet(data_root: str | None, *, folders: list[str]) -> Splits:
 def read_imagenet_shift(
     data_root: str | None,
     *,
-    folders: list[str],
+    folders: Folders,
     classes_of: Literal["imagenet", "imagenet-a", "imagenet-r"] = "imagenet",
     numbered: bool = False,
 ) -> Splits:

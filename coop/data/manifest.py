@@ -3,18 +3,40 @@
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict
 
 from coop.data.fewshot import Item, Splits
 from coop.data.listing import shorten
+from coop.data.splits import Row
 from coop.errors import CoopError
-from coop.files import write_atomically
+from coop.files import check_utf8, write_atomically
+from coop.validation import NOT_EMPTY, read_json
 
 FORMAT = "coop-manifest-1"
 PARTS = ("train", "val", "test")
-KEYS = ("format", "dataset", "shots", "seed", "classes", "origin", "classnames", *PARTS)
+HOW = "write one with: python -m coop.data export NAME"
+
+
+class Manifest(BaseModel):
+    """What a manifest file holds; rows are [image path, label, class name]."""
+
+    model_config = ConfigDict(strict=True)
+    format: Literal["coop-manifest-1"]
+    dataset: str
+    shots: int
+    seed: int
+    classes: Literal["all", "base", "new"]
+    origin: Literal["published", "generated", "own"]
+    classnames: Annotated[list[Annotated[str, NOT_EMPTY]], NOT_EMPTY]
+    train: list[Row]  # empty for a data set to test on
+    val: list[Row]
+    test: Annotated[list[Row], NOT_EMPTY]
 
 
 def write_manifest(
@@ -33,7 +55,12 @@ def write_manifest(
         shots: images per class.
         seed: seed of the sampling.
         classes: "all", "base" or "new".
+
+    Raises:
+        CoopError: an image whose name is not UTF-8, or a file that cannot be written.
     """
+    for item in (item for part in PARTS for item in getattr(sampled, part)):
+        check_utf8(item.path)
     folder = common_folder(whole)
     head = {
         "format": FORMAT,
@@ -81,50 +108,43 @@ def apply_manifest(splits: Splits, path: str, *, shots: int, classes: str = "all
         CoopError: the file is not a manifest, disagrees with the config, or lists images that the data set lacks.
     """
     manifest = load_manifest(path)
-    for key, value in (("shots", shots), ("classes", classes)):
-        if manifest[key] != value:
-            option = key if key == "shots" else "dataset.classes"
-            wanted = f"{option}={manifest[key]}"
-            raise CoopError(f"{path}: was written for {wanted}, not {value}; set {wanted}")
+    for key, option, value in (("shots", "shots", shots), ("classes", "dataset.classes", classes)):
+        if (wanted := getattr(manifest, key)) != value:
+            raise CoopError(f"{path}: was written for {option}={wanted}, not {value}; set {option}={wanted}")
     folder = common_folder(splits)
     paths = {_relative(item.path, folder): item for part in PARTS for item in getattr(splits, part)}
-    listed = {part: [Item(row[0], row[1], row[2]) for row in manifest[part]] for part in PARTS}
+    listed = {part: [Item(*row) for row in getattr(manifest, part)] for part in PARTS}
     missing = [item.path for items in listed.values() for item in items if item.path not in paths]
     if missing:
         raise CoopError(
             f"{path}: {len(missing)} of its images are not in this data set ({folder}): {shorten(missing)}. "
-            f"It was written for dataset={manifest['dataset']}"
+            f"It was written for dataset={manifest.dataset}"
         )
     for item in (item for items in listed.values() for item in items):
         if paths[item.path].classname != item.classname:
             raise CoopError(
                 f"{path}: calls {item.path} {item.classname!r}; this data set calls it {paths[item.path].classname!r}. "
-                f"It was written for dataset={manifest['dataset']}; use the same class names"
+                f"It was written for dataset={manifest.dataset}; use the same class names"
             )
+    _check_repeated(path, manifest, splits)
     items = {part: [item._replace(path=paths[item.path].path) for item in rows] for part, rows in listed.items()}
-    return replace(splits, classnames=manifest["classnames"], origin=manifest["origin"], **items)
+    return replace(splits, classnames=manifest.classnames, origin=manifest.origin, **items)
 
 
-def load_manifest(path: str) -> dict:
+def load_manifest(path: str) -> Manifest:
     """Read a manifest and check its form.
 
     Raises:
-        CoopError: the file is missing, not JSON, or not a manifest.
+        CoopError: the file is missing, not JSON, or not a manifest; names the key.
     """
     where = f"dataset.manifest={path}"
-    try:
-        manifest = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CoopError(f"{where}: can't be read as JSON: {error}") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or not set(KEYS) <= manifest.keys():
-        raise CoopError(f"{where}: not a manifest ({FORMAT}). Write one with: python -m coop.data export NAME")
-    names = manifest["classnames"]
+    manifest = read_json(Path(path).expanduser(), Manifest, where, f"Not a manifest ({FORMAT}): {HOW}")
+    names = manifest.classnames
     for part in PARTS:
-        for row in manifest[part]:
-            if not (isinstance(row, list) and [type(value) for value in row] == [str, int, str]):
-                raise CoopError(f"{where}: {part} holds {row!r}; expected [image path, label, class name]")
-            if not (0 <= row[1] < len(names) and names[row[1]] == row[2]):
-                raise CoopError(f"{where}: {part} holds {row!r}, which its list of class names does not")
+        for index, (_, label, name) in enumerate(rows := getattr(manifest, part)):
+            if not (label < len(names) and names[label] == name):
+                row = list(rows[index])
+                raise CoopError(f"{where}: {part}[{index}] is {row}, which its list of classnames does not have. {HOW}")
     return manifest
 
 
@@ -134,4 +154,13 @@ def manifest_sha256(path: str) -> str:
     Raises:
         CoopError: the file is not a manifest.
     """
-    return hashlib.sha256(json.dumps(load_manifest(path), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(load_manifest(path).model_dump_json().encode()).hexdigest()
+
+
+def _check_repeated(where: str, manifest: Manifest, whole: Splits) -> None:
+    """Refuse an image that stands there more often than in the data set: it might be both trained and tested on."""
+    folder = common_folder(whole)
+    there = Counter(_relative(item.path, folder) for part in PARTS for item in getattr(whole, part))
+    listed = Counter(row[0] for part in PARTS for row in getattr(manifest, part))
+    if repeated := [path for path, count in listed.items() if count > there[path] > 0]:
+        raise CoopError(f"{where}: images that stand there more than once: {shorten(repeated)}. {HOW}")

@@ -1,21 +1,36 @@
 """Split files in CoOp's format: {"train": [[image path, label, class name], ...], "val": [...], "test": [...]}."""
 
 import gzip
-import json
 import os
-from collections import Counter, defaultdict
+import zlib
+from collections import Counter
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict
 
 from coop.data.fewshot import Item, Splits
-from coop.data.listing import find_folder, list_folder, log, other_case, shorten
+from coop.data.listing import Folders, find_folder, list_folder, log, other_case, shorten
 from coop.errors import CoopError
+from coop.validation import MOST_CLASSES, NOT_EMPTY, between, parse_json
 
 PUBLISHED = Path(__file__).parents[1] / "assets" / "splits"
 
-Rows = dict[str, list[list]]
+Rows = dict[str, list[tuple[str, int, str]]]
+FORM = 'Expected {"train": [[image path, label, class name], ...], "val": [...], "test": [...]}'
+Row = tuple[Annotated[str, NOT_EMPTY], Annotated[int, between(0, MOST_CLASSES)], Annotated[str, NOT_EMPTY]]
 
 
-def read_split_file(data_root: str | None, *, image_folders: list[str], split_file: str) -> Splits:
+class SplitFile(BaseModel):
+    """A split file: rows of [image path, label, class name]; labels start at 0."""
+
+    model_config = ConfigDict(strict=True)
+    train: Annotated[list[Row], NOT_EMPTY]
+    val: list[Row] = []
+    test: Annotated[list[Row], NOT_EMPTY]
+
+
+def read_split_file(data_root: str | None, *, image_folders: Folders, split_file: str) -> Splits:
     """Read a data set whose images are listed in a split file.
 
     The user's own split file stands in the data set's folder (the first part of the images' folder); without one, the
@@ -52,30 +67,18 @@ def own_split_file(data_root: str, images: Path, split_file: str) -> Path:
 
 
 def load_rows(path: Path) -> Rows:
-    """Load a split file (gzip if its name ends in .gz) and check its form."""
+    """Load a split file (gzip if its name ends in .gz) and check its form.
+
+    Raises:
+        CoopError: it cannot be read, or is not of this form; names the entry.
+    """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            rows = json.load(file)
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except PermissionError:
-        raise CoopError(f"{path}: no permission to read this split file. Mend it with: chmod u+r '{path}'") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise CoopError(f"{path}: not a readable JSON file ({error}). Copy or download the split file again.") from None
-    if not isinstance(rows, dict) or not {"train", "test"} <= rows.keys():
-        raise CoopError(f'{path}: expected {{"train": [...], "val": [...], "test": [...]}}')
-    rows = {name: rows.get(name, []) for name in ("train", "val", "test")}
-    for name, part in rows.items():
-        _check_rows(path, name, part)
-    return rows
-
-
-def _check_rows(path: Path, name: str, part: list) -> None:
-    if not isinstance(part, list) or (not part and name != "val"):
-        raise CoopError(f'{path}: "{name}" should be a list of [image path, label, class name] with at least one entry')
-    for index, row in enumerate(part):
-        if not (isinstance(row, list) and len(row) == 3 and list(map(type, row)) == [str, int, str]):
-            raise CoopError(f'{path}: "{name}"[{index}] is {row!r}; expected [image path, label, class name]')
-        if row[1] < 0 or not row[2].strip() or not row[0]:
-            raise CoopError(f'{path}: "{name}"[{index}] is {row!r}; labels start at 0, paths and names are not empty')
+        raise CoopError(f"{path}: no permission to read this split file. Fix it with: chmod u+r '{path}'") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise CoopError(f"{path}: not a readable split file ({error}). Copy or download it again") from None
+    return parse_json(content, SplitFile, str(path), f"{FORM}; copy or download the split file again").model_dump()
 
 
 def splits_from_rows(rows: Rows, folder: Path, source: Path, origin: str) -> Splits:
@@ -90,7 +93,6 @@ def splits_from_rows(rows: Rows, folder: Path, source: Path, origin: str) -> Spl
         for part, listed in rows.items()
     }
     classnames = list(names.values())
-    warn_duplicates(classnames, source)
     return Splits(**items, classnames=classnames, origin=origin)
 
 
@@ -119,16 +121,6 @@ def _warn_repeated(rows: Rows, source: Path) -> None:
             len(repeated),
             shorten(repeated),
         )
-
-
-def warn_duplicates(classnames: list[str], source: str | os.PathLike) -> None:
-    """Warn about classes that share one name: they are kept apart, but zero-shot can't tell them from each other."""
-    labels = defaultdict(list)
-    for label, name in enumerate(classnames):
-        labels[name].append(label)
-    shared = [f"{name!r} (labels {', '.join(map(str, same))})" for name, same in labels.items() if len(same) > 1]
-    if shared:
-        log.warning("%s: different classes share one name and are kept apart: %s", source, shorten(shared))
 
 
 def check_images(folder: Path, paths: list[str], source: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from coop.data.fewshot import Splits
 from coop.data.folder import Images, split_each_class, to_items
-from coop.data.listing import find_folder, list_folder, log, shorten, warn_left_out
+from coop.data.listing import Folders, find_folder, list_folder, log, shorten, warn_left_out
 from coop.data.splits import check_images, load_rows, own_split_file, splits_from_rows
 from coop.errors import CoopError
 
@@ -15,7 +15,7 @@ TRAIN_LIST, TEST_LIST, CLASS_LIST = "Training_01.txt", "Testing_01.txt", "ClassN
 VAL_SHARE = 0.2
 
 
-def read_sun397(data_root: str | None, *, image_folders: list[str], split_file: str, seed: int) -> Splits:
+def read_sun397(data_root: str | None, *, image_folders: Folders, split_file: str, seed: int) -> Splits:
     """Read SUN397.
 
     What is taken, in this order: the user's split file in CoOp's format ("own"); the data set's own lists

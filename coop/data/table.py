@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from coop.data.fewshot import Splits
-from coop.data.folder import PART_OF, Images, check_classes, name_classes, split_each_class, to_items
+from coop.data.folder import PART_OF, Images, Names, check_classes, name_classes, split_each_class, to_items
 from coop.data.listing import log, shorten
 from coop.data.splits import check_images
 from coop.errors import CoopError
@@ -18,7 +18,7 @@ def read_csv(
     *,
     path: str | None = None,
     images: str | None = None,
-    classnames: dict[str, str] | str | None = None,
+    classnames: Names = None,
     seed: int = 1,
 ) -> Splits:
     """Read a CSV file (UTF-8) with a header line: `path,label`, or `path,label,split`.

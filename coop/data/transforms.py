@@ -13,6 +13,8 @@ from torchvision.transforms import InterpolationMode
 from coop.errors import CoopError
 
 CROP_SCALE = (0.08, 1.0)
+# Each is encoded before the first step, and kept in memory.
+MOST_VIEWS = 1000
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -28,9 +30,9 @@ def parse_augmentation(augmentation: str) -> int | None:
     if augmentation == "none":
         return 1
     kind, _, count = augmentation.partition(":")
-    if kind == "views" and count.isdecimal() and int(count) >= 1:
+    if kind == "views" and count.isascii() and count.isdecimal() and 1 <= int(count[:9]) <= MOST_VIEWS:
         return int(count)
-    raise CoopError(f"augmentation={augmentation}: allowed are online, none, views:V (V views per image, V at least 1)")
+    raise CoopError(f"augmentation={augmentation}: allowed are online, none, views:V (V from 1 to {MOST_VIEWS})")
 
 
 def test_transform(preprocess: PreprocessCfg) -> Transform:

@@ -15,6 +15,7 @@ from coop.errors import CoopError
 from coop.methods.base import Method
 
 DEFAULT_N_CTX = 16
+MOST_N_CTX = 1024  # no text encoder is that long; what fits into this one is known once it is loaded
 INIT_STD = 0.02
 POSITIONS = ("end", "middle", "front")
 
@@ -80,8 +81,11 @@ class PromptLearner(Method):
         **_,
     ) -> None:
         """Raises CoopError for options that no backbone could serve."""
-        if n_ctx is not None and n_ctx < 1:
-            raise CoopError(f"method.n_ctx={n_ctx}: the number of context vectors must be at least 1")
+        if n_ctx is not None and not 1 <= n_ctx <= MOST_N_CTX:
+            raise CoopError(
+                f"method.n_ctx={n_ctx}: the number of context vectors must be at least 1 and fit into the text "
+                "encoder, 77 tokens with CLIP's"
+            )
         if ctx_init is not None and not ctx_init.replace("_", " ").strip():
             raise CoopError('method.ctx_init="": give words to start from, or null for a random start')
         if ctx_init and n_ctx is not None and n_ctx < len(ctx_init.replace("_", " ").split()):

@@ -1,11 +1,14 @@
 """Mistakes end in one message and a non-zero exit code, without a traceback and before minutes are spent."""
 
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
+LATIN_1 = os.fsdecode(b"caf\xe9")
 MINI_SPLIT = "split_zhou_Caltech101.json"
 
 
@@ -50,6 +53,14 @@ def refuse(run, small, tmp_path):
         (["backbone=vit_b16"], ["ViT-B-16-quickgelu (openai)", "not on this machine", "hf download", "backbone=tiny"]),
         (["backbone=open_clip"], ["backbone.model"]),
         (["backbone=open_clip", "backbone.model=local-dir:/nowhere"], ["/nowhere", "open_clip_config.json"]),
+        (["shots=1000000000000"], ["shots=1000000000000", "at most"]),
+        (["batch_size=1000000000000"], ["batch_size=1000000000000", "at most"]),
+        (["num_workers=1000000"], ["num_workers=1000000", "at most 1024"]),
+        (["augmentation=views:100000000"], ["augmentation=views:100000000", "from 1 to 1000"]),
+        (["method.n_ctx=100000000"], ["method.n_ctx=100000000", "text encoder"]),
+        (["backbone=open_clip", "backbone.model=hf-hub:"], ["backbone.model=hf-hub:", "hf-hub:ORG/NAME"]),
+        (["dataset.manifest=/nowhere/m.json"], ["dataset.manifest=/nowhere/m.json", "coop.data export"]),
+        (["dataset.path=/größe/it's, [here] 😀"], ["/größe/it's, [here] 😀", "does not exist"]),
         (["trainer.accelerator=abacus"], ["abacus"]),
         (["trainer.devices=many"], ["trainer", "devices"]),
         (["trainer.strategy=magic"], ["magic"]),
@@ -125,11 +136,112 @@ def test_a_split_file_that_names_images_that_are_not_there(refuse, photographs, 
     assert MINI_SPLIT in said
 
 
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["cat"], ["has 1 class", "at least 2"]),
+        (["sea_lion", "Sea lion"], ["'Sea lion' and 'sea_lion'", "Rename one of each"]),
+        ([LATIN_1, "bar"], ["caf\\xe9", "rename"]),
+    ],
+    ids=["one class", "one name", "not UTF-8"],
+)
+def test_classes_that_nothing_can_tell_apart(refuse, photographs, tmp_path, names, parts):
+    folders = sorted((photographs / "train").iterdir())
+    for name, folder in zip(names, folders, strict=False):
+        shutil.copytree(folder, tmp_path / "own" / name)
+    said = refuse(f"dataset.path={tmp_path / 'own'}")
+    assert all(part in said for part in parts), said
+
+
+def test_what_people_call_their_folders(run, small, photographs, tmp_path):
+    """Umlauts, quotes, commas, brackets and line breaks, in training, evaluation and prediction."""
+    odd = Path(shutil.copytree(photographs, tmp_path / "Bilder für mich" / "it's, 100 % [neu]\n😀"))
+    given = [word for word in small if not word.startswith("dataset.path=")]
+    words = [f"dataset.path={odd}", "method.ctx_init=a photo of a cat, or a dog's", f"hydra.run.dir={odd / 'run'}"]
+    done = run("train", *given, *words, "epochs=1")
+    assert done.code == 0, done.err
+    done = run("evaluate", f"run={odd / 'run'}", "num_workers=0", f"hydra.run.dir={odd / 'tested'}")
+    assert done.code == 0, done.err
+    image = next((odd / "test").rglob("*.jpg"))
+    done = run("predict", f"run={odd / 'run'}", str(image), "json=true")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)[0]["path"] == str(image)
+
+
+def test_a_word_that_is_not_utf8(run, small, tmp_path):
+    """No config file could hold it."""
+    done = run("train", *small, f"hydra.run.dir={tmp_path / LATIN_1}")
+    assert done.code == 1
+    assert "caf\\xe9: not UTF-8" in done.error and "rename" in done.error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a disk of two pages."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk; what the system says is pretended in the unit tests")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_is_full_from_the_start(run, small, full_disk):
+    (full_disk / "kept").write_bytes(b"x" * 4096)
+    (full_disk / "filled").write_bytes(b"x" * 4096)
+    done = run("train", *small, f"hydra.run.dir={full_disk / 'run'}")
+    assert done.code == 1
+    assert "No space left on device; free some space" in done.error and "hydra.run.dir=DIR" in done.error
+    assert (full_disk / "kept").read_bytes() == b"x" * 4096
+
+
+def test_a_full_disk_for_features_is_no_reason_to_stop(run, small, full_disk, tmp_path):
+    (full_disk / "filled").write_bytes(b"x" * 8192)
+    words = ["features=cached", f"cache_dir={full_disk / 'cache'}", "epochs=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    done = run("train", *[word for word in small if word.split("=")[0] not in ("features", "epochs")], *words)
+    assert done.code == 0, done.err
+    assert "features are not kept for later runs" in done.err and "free some space" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["predict", "run=x", "top=1000000"], ["top=1000000", "at most 100000"]),
+        (["interpret", "run=x", "top=many"], ["top=many", "must be int"]),
+        (["export", "--format", "run=x"], ["--format", "options are"]),
+        (["dashboard", "proejct=x"], ["proejct=x", "options are"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_other_commands(run, words, parts):
+    done = run(*words)
+    assert (done.code, done.out) == (1, "")
+    assert done.err.startswith("error: ") and all(part in done.err for part in parts), done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["report", LATIN_1], ["caf\\xe9", "rename"]),
+        (["cache", "cache_dir=/nowhere"], ["cache_dir=/nowhere", "no such folder"]),
+    ],
+    ids=["report", "cache"],
+)
+def test_other_commands_as_a_user_starts_them(run, small, finished, words, parts):
+    if words[0] == "report":
+        shutil.copytree(finished, run.folder / words[1])
+    done = run.interpreter("-m", f"coop.{words[0]}", *words[1:])
+    assert done.code == 1 and "Traceback" not in done.err
+    assert done.err.startswith("error: ") and all(part in done.err for part in parts), done.err
+
+
 def test_a_run_folder_that_cannot_be_made(run, small, tmp_path):
     (tmp_path / "file").write_text("")
     done = run("train", *small, f"hydra.run.dir={tmp_path / 'file' / 'run'}")
     assert done.code == 1
-    assert str(tmp_path / "file") in done.error
+    assert str(tmp_path / "file") in done.error and "choose another place" in done.error
+    assert (tmp_path / "file").read_text() == ""
 
 
 def test_training_that_diverges_is_no_result(run, small, tmp_path):

@@ -103,7 +103,7 @@ def test_predict_takes_patterns(run, finished, photographs):
         ([], "give images"),
         (["x.jpg", "tpo=3"], "tpo=3: there is no such option; options are run=, top="),
         (["x.jpg", "top=0"], "top=0: must be at least 1"),
-        (["x.jpg", "top=many"], "top: Value 'many'"),
+        (["x.jpg", "top=many"], "top=many: must be int"),
     ],
 )
 def test_predict_says_what_is_wrong(run, finished, words, message):

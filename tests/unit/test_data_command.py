@@ -70,7 +70,7 @@ def test_check_a_damaged_one(textures, capsys):
     (textures / "dtd/split_zhou_DescribableTextures.json").write_text("{")
     assert run(["check", "dtd", f"data_root={textures}"]) == 1
     out = capsys.readouterr().out
-    assert "not usable" in out and "not a readable JSON file" in out
+    assert "not usable" in out and "not readable as JSON" in out
 
 
 def test_check_own_folder(tmp_path, capsys):

@@ -14,7 +14,7 @@ from coop.errors import CoopError
 
 
 def data_set(root: Path) -> Splits:
-    for folder in ("ant", "bee", 'été "x"'):
+    for folder in ("ant", "bee", "cicada", 'été "x"'):
         (root / folder).mkdir(parents=True)
         for index in range(20):
             (root / folder / f"{index}.jpg").touch()
@@ -48,7 +48,7 @@ def test_file_is_plain_json_in_the_form_of_split_files(tmp_path):
     content = json.loads((tmp_path / "m.json").read_text())
     assert (content["dataset"], content["shots"], content["seed"], content["classes"]) == ("folder", 4, 3, "all")
     assert content["train"][0] == ["/".join(Path(sampled.train[0].path).parts[-2:]), 0, "ant"]
-    assert [len(content[part]) for part in ("train", "val", "test")] == [12, 12, 18]
+    assert [len(content[part]) for part in ("train", "val", "test")] == [16, 16, 24]
     assert content["classnames"] == whole.classnames
 
 
@@ -63,11 +63,14 @@ def test_keeps_the_preprocessing_of_a_shifted_set(tmp_path):
     [
         (lambda m: m.update(shots=8), "was written for shots=8, not 4; set shots=8"),
         (lambda m: m.update(classes="base"), "was written for dataset.classes=base"),
-        (lambda m: m.update(format="other"), "not a manifest"),
-        (lambda m: m.pop("test"), "not a manifest"),
+        (lambda m: m.update(format="other"), 'format is "other": must be .* Not a manifest'),
+        (lambda m: m.pop("test"), "test is missing. Not a manifest"),
         (lambda m: m["train"].append(["ant/x.jpg", 0, "ant"]), "1 of its images are not in this data set .*ant/x.jpg"),
-        (lambda m: m["train"].append(["ant/1.jpg", 0]), "expected .image path, label, class name."),
-        (lambda m: m["train"].append(["ant/1.jpg", 7, "ant"]), "which its list of class names does not"),
+        (lambda m: m["train"].append(["ant/1.jpg", 0]), r"train\[16\]\[2\] is missing.*python -m coop\.data export"),
+        (
+            lambda m: m["train"].append(["ant/1.jpg", 7, "ant"]),
+            r"train\[16\] is .*, which its list of classnames does not",
+        ),
         (lambda m: m["train"].append(["ant/1.jpg", 1, "bee"]), r"calls ant/1\.jpg 'bee'; this data set calls it 'ant'"),
     ],
 )

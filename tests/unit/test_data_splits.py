@@ -59,7 +59,6 @@ def test_two_classes_of_one_name_are_kept_apart(data_root, caplog):
     splits = read(data_root, rows)
     assert splits.classnames == ["crane", "crane"]
     assert [item.label for item in splits.train] == [0, 1]
-    assert "'crane' (labels 0, 1)" in caplog.text
 
 
 def test_image_in_train_and_test_is_warned_about(data_root, caplog):
@@ -70,16 +69,16 @@ def test_image_in_train_and_test_is_warned_about(data_root, caplog):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "not a readable JSON file"),
-        ("[1, 2]", 'expected {"train"'),
-        ({"train": ROWS["train"]}, 'expected {"train"'),
-        (ROWS | {"train": []}, '"train" should be a list .* with at least one entry'),
-        (ROWS | {"test": "x/3.jpg"}, '"test" should be a list'),
-        (ROWS | {"test": [["x/3.jpg", 1]]}, r'"test"\[0\] is .*expected \[image path, label, class name\]'),
-        (ROWS | {"test": [["x/3.jpg", "1", "bee"]]}, r'"test"\[0\]'),
-        (ROWS | {"test": [["x/3.jpg", True, "bee"]]}, r'"test"\[0\]'),
-        (ROWS | {"test": [["x/3.jpg", -1, "bee"]]}, "labels start at 0"),
-        (ROWS | {"test": [["x/3.jpg", 1, " "]]}, "names are not empty"),
+        ("{", "not readable as JSON"),
+        ("[1, 2]", r'the file is \[1, 2\]: must be an object .* Expected {"train"'),
+        ({"train": ROWS["train"]}, 'test is missing. Expected {"train"'),
+        (ROWS | {"train": []}, r"train is \[\]: must not be empty"),
+        (ROWS | {"test": "x/3.jpg"}, 'test is "x/3.jpg": must be a list'),
+        (ROWS | {"test": [["x/3.jpg", 1]]}, r"test\[0\]\[2\] is missing.*image path, label, class name"),
+        (ROWS | {"test": [["x/3.jpg", "1", "bee"]]}, r'test\[0\]\[1\] is "1": must be a whole number'),
+        (ROWS | {"test": [["x/3.jpg", True, "bee"]]}, r"test\[0\]\[1\] is true: must be a whole number"),
+        (ROWS | {"test": [["x/3.jpg", -1, "bee"]]}, r"test\[0\]\[1\] is -1: must be at least 0"),
+        (ROWS | {"test": [["x/3.jpg", 1, " "]]}, r'test\[0\]\[2\] is " ": must not be empty'),
         (ROWS | {"test": [["x/3.jpg", 1, "wasp"]]}, "label 1 has two class names, 'bee' and 'wasp'"),
         (ROWS | {"test": [["y/3.jpg", 1, "bee"]]}, r"1 of the 3 images named in .*split\.json are not in .*y/3\.jpg"),
         (ROWS | {"test": [["x/9.jpg", 1, "bee"]] * 7}, r"7 of the 9 .*and 2 more"),
@@ -99,7 +98,7 @@ def test_no_split_file_at_all(data_root):
 def test_truncated_gzip(tmp_path):
     content = gzip.compress(json.dumps(ROWS).encode())
     (tmp_path / "split.json.gz").write_bytes(content[:-12])
-    with pytest.raises(CoopError, match=r"not a readable JSON file"):
+    with pytest.raises(CoopError, match=r"not a readable split file"):
         load_rows(tmp_path / "split.json.gz")
 
 

@@ -32,7 +32,10 @@ def composed(*overrides: str):
         (["method=zero_shot_ensemble", "method.templates=8"], "templates=8: CLIP's lists have 80 or 7"),
         (["method=zero_shot_ensemble", "method.templates=[]"], "the list is empty"),
         (["method=zero_shot_ensemble", "method.templates=['a {}', 'a dog']"], "method.templates=a dog"),
-        (["method=zero_shot_ensemble", "method.templates=['a {}', 3]"], "method.templates=3"),
+        (
+            ["method=zero_shot_ensemble", "method.templates=['a {}', 3]"],
+            'method.templates=["a {}", 3]: must be int or list of str',
+        ),
         (["method=zero_shot_ensemble", "method.templates=all"], "method.templates=all: must be int or list"),
         (["method=linear_probe", "method.C=0"], "method.C=0: must be positive"),
         (["method=linear_probe", "method.C=-1.5"], "method.C=-1.5: must be positive"),

@@ -189,7 +189,7 @@ def test_unknown_tag_lists_the_tags(asked):
         CoopError, match=r"backbone.pretrained=opneai: neither a file nor a tag of RN50-quickgelu.*openai"
     ):
         FrozenCLIP.load("RN50-quickgelu", "opneai")
-    with pytest.raises(CoopError, match=r"backbone.pretrained: RN50-quickgelu needs a tag \(openai"):
+    with pytest.raises(CoopError, match=r"backbone.model=RN50-quickgelu: needs backbone.pretrained=TAG .*openai"):
         FrozenCLIP.load("RN50-quickgelu")
     assert not asked
 

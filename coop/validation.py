@@ -1,0 +1,222 @@
+"""Values from outside (config keys, options, files) held against types, with one message that names the place."""
+
+import json
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError, core_schema
+
+from coop.errors import CoopError
+
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+LAX = ConfigDict(allow_inf_nan=False)
+RULE = "rule"  # the type of a broken Rule's error
+MOST_CLASSES = 100_000  # more than any data set has
+SHOWN = 200  # characters of a value in a message
+# pydantic's words for what a JSON file may hold, and ours.
+JSON_TYPES = {
+    "a valid array": "a list",
+    "an object": "an object {...}",
+    "a valid string": "text",
+    "a valid integer": "a whole number",
+}
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value has to be beside its type; written as `Annotated[int, Rule(...)]`.
+
+    Args:
+        holds: whether a value of the right type is allowed.
+        words: what is allowed, as the end of a message: "must be at least 1".
+    """
+
+    holds: Callable[[Any], bool]
+    words: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any) -> Any:
+        if not self.holds(value):
+            raise PydanticCustomError(RULE, "{words}", {"words": self.words})
+        return value
+
+
+def between(low: float, high: float = math.inf) -> Rule:
+    """A number from low to high, both allowed."""
+    limit = "" if high == math.inf else f" and at most {high}"
+    return Rule(lambda value: low <= value <= high, f"must be at least {low}{limit}")
+
+
+def one_of(*values: Any) -> Rule:
+    """One of a few values."""
+    return Rule(values.__contains__, f"allowed are {', '.join(map(str, values))}")
+
+
+POSITIVE = Rule(lambda value: value > 0, "must be a positive number")
+NOT_NEGATIVE = Rule(lambda value: value >= 0, "must not be negative")
+NOT_EMPTY = Rule(lambda value: bool(value.strip() if isinstance(value, str) else value), "must not be empty")
+
+
+def check_value(key: str, value: Any, annotation: Any) -> None:
+    """Hold a value against a type, strictly: 1 is no bool, true no int, and nan no float.
+
+    Raises:
+        CoopError: `key=value: ` and what is allowed.
+    """
+    try:
+        _adapter(annotation, strict=True).validate_python(value)
+    except ValidationError as error:
+        raise CoopError(f"{key}={_shown(value)}: {_words(error, annotation, value)}") from None
+
+
+def read_text(key: str, text: str, annotation: Any) -> Any:
+    """The value of an option `key=text` of the command line; what is text by its type stays as it is.
+
+    Raises:
+        CoopError: `key=text: ` and what is allowed.
+    """
+    try:
+        value = None if text == "null" and type(None) in typing.get_args(annotation) else text
+        return _adapter(annotation, strict=False).validate_python(value)
+    except ValidationError as error:
+        raise CoopError(f"{key}={_shown(text)}: {_words(error, annotation, text)}") from None
+
+
+def check_rules(cfg: Mapping[str, Any], schema: type, prefix: str = "") -> None:
+    """Hold the values of a config against the rules that the fields of its schema are annotated with.
+
+    Raises:
+        CoopError: names the key and what is allowed.
+    """
+    for name, annotation in typing.get_type_hints(schema, include_extras=True).items():
+        key = f"{prefix}{name}"
+        if OmegaConf.is_missing(cfg, name):
+            raise CoopError(f"{key}: must be given; add {key}=...")
+        group = _group(annotation)
+        if group is not None and cfg[name] is not None:
+            check_rules(cfg[name], group, f"{key}.")
+        elif group is None and typing.get_origin(annotation) is not dict:  # those have a reader's or method's signature
+            value = cfg[name]
+            check_value(key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, annotation)
+
+
+def _group(annotation: Any) -> type | None:
+    """The dataclass in `Group` or `Group | None`."""
+    options = (annotation, *typing.get_args(annotation))
+    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
+
+
+def read_json(path: Path, model: type[Model], where: str, fix: str) -> Model:
+    """Read a JSON file into a model.
+
+    Args:
+        path: the file.
+        model: what it has to hold.
+        where: how messages call the file: its path, or the key that names it.
+        fix: the end of each message.
+
+    Raises:
+        CoopError: the file cannot be read, is not JSON, or has a key of the wrong form; names the key.
+    """
+    try:
+        return parse_json(path.read_bytes(), model, where, fix)
+    except OSError as error:
+        raise CoopError(f"{where}: cannot be read ({error.strerror}). {fix}") from None
+
+
+def parse_json(content: bytes, model: type[Model], where: str, fix: str) -> Model:
+    """The same of a file's content."""
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise CoopError(f"{where}: {_first_of_file(error)}. {fix}") from None
+
+
+@lru_cache(maxsize=256)
+def _cached_adapter(annotation: Any, strict: bool) -> TypeAdapter:
+    try:
+        return TypeAdapter(annotation, config=STRICT if strict else LAX)
+    except PydanticUserError:  # the type has a config of its own
+        return TypeAdapter(annotation)
+
+
+def _adapter(annotation: Any, strict: bool) -> TypeAdapter:
+    try:
+        return _cached_adapter(annotation, strict)
+    except TypeError:  # not hashable
+        return _cached_adapter.__wrapped__(annotation, strict)
+
+
+def _words(error: ValidationError, annotation: Any, value: Any) -> str:
+    """What is allowed; a broken rule says more than that the value is not one of the other types either."""
+    found = error.errors()
+    for one in found:
+        if one["type"] == RULE:
+            return one["msg"]
+    if any(one["type"] == "finite_number" for one in found):
+        return "must be a finite number"
+    return f"{_must_be(annotation)}, not {type(value).__name__}"
+
+
+def _must_be(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return f"allowed are {', '.join(map(str, typing.get_args(annotation)))}"
+    return f"must be {_name(annotation)}"
+
+
+def _name(annotation: Any) -> str:
+    """A type as messages call it: "int or null", "list of str"."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_name, inner))
+    if origin is Annotated:
+        return _name(inner[0])
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin is list:
+        return f"list of {_name(inner[0])}"
+    if origin is dict:
+        return f"mapping of {_name(inner[0])} to {_name(inner[1])}"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
+
+
+def _first_of_file(error: ValidationError) -> str:
+    """The first mistake in a file: where it is, what stands there and what was expected."""
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return f"not readable as JSON ({first['ctx']['error']})"
+    place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    message = first["msg"].replace("Input should be", "must be")
+    for theirs, ours in JSON_TYPES.items():
+        message = message.replace(theirs, ours)
+    return f"{place or 'the file'} is {_cut(_compact(first['input']))}: {message}"
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else str(value) if type(value) in (int, float) else _compact(value)
+    return _cut(text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _compact(value: Any) -> str:
+    try:
+        return "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:
+        return str(value)
