@@ -10,11 +10,12 @@ from test_text_exact import NAMES, lower_precision, model, prompts, saved_bytes
 from torch import nn
 
 from coop import FrozenCLIP
+from coop.clip import text
 from coop.clip.text import PackedTower, PlainTower, PromptEncoder, text_blocks
 from coop.errors import CoopError
 
 WIDTH, LAYERS = 64, 3
-OPTIONS = [{}, {"checkpoint": True}, {"class_chunk": 5}, {"class_chunk": 25}, {"checkpoint": True, "class_chunk": 1}]
+OPTIONS = [{}, {"checkpoint": True}, {"class_chunk": 5}, {"class_chunk": 25}, {"checkpoint": True, "class_chunk": 7}]
 SHARED, OWN = False, True
 
 positions = pytest.mark.parametrize("position", ["end", "middle", "front"])
@@ -307,6 +308,19 @@ def test_a_chunk_bounds_contexts_times_classes(tiny):
     kept = {chunk: saved_bytes(PromptEncoder(tiny, ids, slots, class_chunk=chunk), ctx) for chunk in (None, 24, 4)}
     assert kept[24] < kept[None] / 20
     assert kept[4] < kept[None] / 20
+
+
+def test_without_gradient_few_contexts_are_encoded_at_a_time(tiny, monkeypatch):
+    ids, slots = prompts(NAMES, 4, "end")
+    encoder, ctx = PromptEncoder(tiny, ids, slots), drawn(5, 4, WIDTH)
+    expected = encoder(ctx)
+    monkeypatch.setattr(text, "PROMPTS_WITHOUT_GRADIENT", 2 * len(NAMES) + 1)
+    sizes, (encode,) = [], encoder.tower.chunks()
+    counted = [lambda contexts, deep: sizes.append(len(contexts)) or encode(contexts, deep)]
+    monkeypatch.setattr(encoder.tower, "chunks", lambda *_: counted)
+    with torch.no_grad():
+        assert (encoder(ctx) - expected).abs().max() < 1e-12
+    assert sizes == [2, 2, 1]
 
 
 def test_raw_features_of_texts(tiny):
