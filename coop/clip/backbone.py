@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
-from coop.clip.text import token_embedding
+from coop.clip.sharded import prompt_encoder
+from coop.clip.text import text_blocks, token_embedding
 from coop.clip.weights import load_model
 from coop.errors import CoopError
 
@@ -97,14 +98,43 @@ class FrozenCLIP(nn.Module):
         return normalize(self.model.encode_image(images.to(dtype, memory_format=torch.channels_last)))
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Texts (N) to text_features (N, E), L2-normalised, at least float32; on the model's device.
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
+        """Texts (N) to text_features (N, E), at least float32; on the model's device.
+
+        Args:
+            texts: the texts.
+            normalize: L2-normalise the features.
 
         Raises:
             CoopError: a text longer than the context length.
         """
         ids = self.tokenize(texts).to(self.device)
-        return torch.cat([normalize(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+        features = torch.cat([_at_least_float32(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def prompt_encoder(self, ids: Tensor, slots: Tensor, class_specific: bool = False, **options) -> nn.Module:
+        """An encoder of prompts with learned context vectors: `encoder(ctx, deep=None, normalize=True)` -> (*, K, E).
+
+        Args:
+            ids: (K, L) token ids; any id below [EOS]'s where a context vector goes.
+            slots: (K, L) index of the context vector at each position, -1 for a constant token.
+            class_specific: whether `ctx` holds a context for each class, (*, K, M, D), instead of one, (*, M, D).
+            **options: `checkpoint`, `class_chunk`, `shard`; see `coop.clip.sharded.prompt_encoder`, and
+                `coop.clip.text.PromptEncoder.forward` for the call.
+
+        Raises:
+            CoopError: see `coop.clip.text.PromptEncoder`.
+        """
+        return prompt_encoder(self.model, ids, slots, class_specific, **options)
+
+    @property
+    def text_layers(self) -> int:
+        """How many layers the text encoder has, in front of which deep prompts can be put.
+
+        Raises:
+            CoopError: the text encoder is not built of open_clip's residual blocks.
+        """
+        return len(text_blocks(self.model))
 
     @property
     def token_embedding(self) -> nn.Module:
@@ -189,4 +219,8 @@ def _fingerprint(model: nn.Module, preprocess_cfg: PreprocessCfg) -> str:
 
 def normalize(features: Tensor) -> Tensor:
     """L2-normalise (N, E) features; half precision is raised to float32 first."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    return F.normalize(_at_least_float32(features), dim=-1)
+
+
+def _at_least_float32(features: Tensor) -> Tensor:
+    return features.to(torch.promote_types(features.dtype, torch.float32))
