@@ -35,7 +35,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_everything_is_in_the_wheel(wheel):
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
-    for folder, target in (("conf", "coop/conf"), ("coop", "coop")):
+    for folder, target in (("conf", "coop/conf"), ("coop", "coop"), ("hydra_plugins", "hydra_plugins")):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"{target}/{path.relative_to(ROOT / folder)}" in inside

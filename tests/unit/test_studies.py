@@ -92,3 +92,9 @@ def test_slurm_asks_for_nothing_but_the_partition():
     launcher = cfg.hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert (launcher.partition, launcher.gpus_per_node, launcher.array_parallelism) == ("gpu", 1, 16)
+
+
+def test_a_run_takes_one_device_and_a_study_the_launcher_for_all():
+    cfg = compose("train", return_hydra_config=True)
+    assert cfg.trainer.devices == 1
+    assert cfg.hydra.launcher._target_ == "hydra_plugins.coop_launcher.GpuLauncher"
