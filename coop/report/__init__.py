@@ -5,6 +5,7 @@ warns of what does not belong together; published.py reads the published figures
 tables.py and plots.py make tables and figures of a study, page.py (with page.html.j2) the files of a report.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -46,8 +47,9 @@ def show(study, written: list[Path]) -> None:
     from coop.report.tables import context_tables, few_shot_tables, missing_cells, to_text, transfer_tables
 
     records = study.records
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for table in (*few_shot_tables(study), *context_tables(study), *transfer_tables(study)):
-        print(to_text(table))
+        print(to_text(table, width))
     for text in study.warnings:
         print(f"warning: {text}", file=sys.stderr)
     for path, reason in records.left_out:

@@ -163,7 +163,7 @@ def _disagreements(runs: pd.DataFrame) -> list[str]:
     by_seed = runs.groupby(["cell", "seed"])["acc"]
     twins = runs[by_seed.transform("max") - by_seed.transform("min") > SAME]
     warnings = []
-    for (_, seed), same in twins.groupby(["cell", "seed"], sort=False):
+    for (_, seed), same in twins.groupby(["cell", "seed"]):
         first, what = same.iloc[0], describe(same.iloc[0])
         folder = first["path"].rpartition("/")[0]
         if is_zero_shot(first["method"]):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from coop.report.groups import Curves, label, mean_sd, shots_text, sort_shots
+from coop.report.groups import ALWAYS_SAID, Curves, label, mean_sd, shots_text, sort_shots
 from coop.report.published import published_averages
 from coop.report.study import Study
 
@@ -145,7 +145,7 @@ def shots_column_or_name(head: Any) -> str:
 
 
 def settings_tables(study: Study) -> list[Table]:
-    """What the compared settings differ in: a row for each trained curve, a column for each such key."""
+    """What the compared settings differ in beyond their labels: a row for each trained curve, a column for each key."""
     table = pd.concat([study.curves.table, study.transfers.table])
     table = table[~table["zero_shot"].astype(bool)]
     hidden = ("method", "classes", "zero_shot", "label", "parts", "source", "trained_on", "trained_classes")
@@ -154,7 +154,7 @@ def settings_tables(study: Study) -> list[Table]:
     shared = [key for key in keys if table.loc[table[key].notna(), "method"].nunique() > 1]
     shared = [key for key in shared if table[key].nunique() > 1]
     frame = table[["label", *shared]].drop_duplicates("label").astype(object)
-    if not shared or len(frame) < 2:
+    if not set(shared) - set(ALWAYS_SAID):  # labels say it all
         return []
     frame = frame.where(frame.notna(), NOTHING).map(str)
     frame = frame.rename(columns=lambda key: {"label": "method", "n_ctx": "M", "rule": "epochs"}.get(key, key))
@@ -333,12 +333,15 @@ def to_markdown(table: Table) -> str:
     return f"**{escape_markdown(table.title)}**\n\n{_tabulated(frame, table.left, 'pipe')}{note}\n"
 
 
-def to_text(table: Table) -> str:
-    """The same for a terminal: names that repeat stand once."""
+def to_text(table: Table, width: int | None = None) -> str:
+    """The same for a terminal: names that repeat stand once; means alone where it would be wider than `width`."""
     frame = table.frame.copy()
     first = frame.columns[0]
     frame[first] = frame[first].where([True, *table.rules[1:]], "")
-    return f"{table.title}\n{_tabulated(frame, table.left, 'simple')}\n{table.note}\n"
+    text = _tabulated(frame, table.left, "simple")
+    if width and text.index("\n") > width:
+        text = _tabulated(frame.map(lambda value: value.partition(" ±")[0]), table.left, "simple")
+    return f"{table.title}\n{text}\n{table.note}\n"
 
 
 def _tabulated(frame: pd.DataFrame, left: int, form: str) -> str:
