@@ -122,7 +122,7 @@ def make_cells(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str
     runs["gain"] = runs["acc"] - runs["zero_shot"]
     scores = runs.sort_values(["cell", "seed"], kind="stable").drop_duplicates(["cell", "seed"])
     warnings = _disagreements(runs)
-    cells = runs.groupby("cell").first()[[*keys, "transfer"]].astype({key: object for key in keys})
+    cells = runs.groupby("cell").first()[[*keys, "transfer"]].astype(dict.fromkeys(keys, object))
     cells = cells.where(cells.notna(), None)
     cells["by_rule"] = runs["by_rule"].eq(True).groupby(runs["cell"]).any()
     by_cell = scores.groupby("cell")

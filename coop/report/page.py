@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader, Template
 
 from coop.files import write_atomically
 from coop.report import tables
@@ -120,7 +121,9 @@ def _summary(study: Study) -> list[str]:
     records = study.records
     left_out, unfinished = len(records.left_out), len(records.unfinished)
     runs = records.runs[keys_of(records.runs)]
-    same = {key: runs[key].iloc[0] for key in runs if runs[key].nunique(dropna=False) == 1 and runs[key].iloc[0] is not None}
+    same = {
+        key: runs[key].iloc[0] for key in runs if runs[key].nunique(dropna=False) == 1 and runs[key].iloc[0] is not None
+    }
     return [
         f"{records.count} runs read, {left_out} files left out, {unfinished} runs not finished; "
         f"{len(study.warnings)} warnings. Accuracies in %: mean ± sample standard deviation (number of seeds).",
@@ -149,17 +152,20 @@ def _markdown(study: Study, sections: list[Section]) -> str:
 
 def _html(study: Study, sections: list[Section]) -> str:
     """One file with everything in it: no script, no font, no address."""
-    from jinja2 import Environment, PackageLoader
-
-    loader = PackageLoader("coop.report", "")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("page.html.j2").render(
+    return page_template().render(
         title=_title(study),
         summary=[text for text in _summary(study) if text],
         warnings=study.warnings,
         sections=sections,
         lists=_lists(study),
     )
+
+
+def page_template() -> Template:
+    """page.html.j2; it escapes every text."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("page.html.j2")
 
 
 def runs_csv(study: Study) -> str:

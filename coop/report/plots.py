@@ -99,12 +99,20 @@ def _few_shot(study: Study) -> Iterator[Plot]:
         style = {curve: index for index, curve in enumerate(curves.of(zero_shot=False).table.index)}
         average_first = sorted(places(curves), key=lambda place: len(place[1]) == 1)
         for index, (name, members) in enumerate(average_first, 1):
-            averages = curves.average(members).reset_index("shots").sort_values(
-                "shots", key=lambda shots: shots.where(shots >= 0, 10**9), kind="stable"
+            averages = (
+                curves.average(members)
+                .reset_index("shots")
+                .sort_values("shots", key=lambda shots: shots.where(shots >= 0, 10**9), kind="stable")
             )
             labels = curves.table["label"]
             lines = [
-                Line(style[curve], labels[curve], own["shots"].tolist(), *_percents(own), published.get((curve, name), []))
+                Line(
+                    style[curve],
+                    labels[curve],
+                    own["shots"].tolist(),
+                    *_percents(own),
+                    published.get((curve, name), []),
+                )
                 for curve, own in averages.groupby("curve")
                 if curve in style
             ]
@@ -138,7 +146,9 @@ def _gains(study: Study) -> Iterator[Plot]:
         curves = curves.of(zero_shot=False)
         shots = sort_shots(curves.points["shots"])[-1:]
         cells = curves.points[curves.points["shots"].isin(shots)].drop_duplicates(["curve", "cell"])
-        cells = cells[["curve", "cell", "data"]].merge(study.cells[["gain", "gain_sd", "n"]], left_on="cell", right_index=True)
+        cells = cells[["curve", "cell", "data"]].merge(
+            study.cells[["gain", "gain_sd", "n"]], left_on="cell", right_index=True
+        )
         cells["label"] = cells["curve"].map(curves.table["label"])
         what, bars = ("label", "data") if cells["curve"].nunique() < cells["data"].nunique() else ("data", "label")
         for index, (name, own) in enumerate(cells.groupby(what, sort=False), 1):
@@ -214,7 +224,9 @@ def few_shot(title: str, seeds: str, lines: Sequence[Line], stars: Sequence[tupl
 
 def gain(title: str, seeds: str, names: Sequence[str], gains: Sequence[float], bars: Sequence[float]) -> Figure:
     """Bars of the gain over zero-shot CLIP in percentage points, the largest on top (the paper's figure 4)."""
-    rows = pd.DataFrame({"name": [_wrap(name, 2 * NAME if len(names) > MANY else NAME) for name in names], "gain": gains})
+    rows = pd.DataFrame(
+        {"name": [_wrap(name, 2 * NAME if len(names) > MANY else NAME) for name in names], "gain": gains}
+    )
     rows = rows.assign(sd=pd.Series(bars, dtype=float).fillna(0.0)).sort_values("gain", kind="stable")
     figure, axes = _canvas(title, seeds, len(names) > MANY)
     for row, (name, value, sd) in enumerate(rows.itertuples(index=False)):

@@ -70,8 +70,10 @@ def compare(published: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     ours = ours.rename(columns={"mean": "ours"})[[*PLACE, "cell", "data", "ours", "sd", "n"]]
     pairs = published.merge(ours.astype(dict.fromkeys(PLACE, object)), on=list(PLACE))
     keys = cells.loc[pairs["cell"].unique()].to_dict("index")
-    pairs = pairs[[keys[c].get("trained_on") == s.get("trained_on") for c, s in zip(pairs.cell, pairs.setting, strict=True)]]
-    settings = [_settings(keys[c], s) for c, s in zip(pairs.cell, pairs.setting, strict=True)]
+    both = zip(pairs["cell"], pairs["setting"], strict=True)
+    same_source = [keys[cell].get("trained_on") == stated.get("trained_on") for cell, stated in both]
+    pairs = pairs.loc[pairs.index[same_source] if same_source else []]
+    settings = [_settings(keys[cell], stated) for cell, stated in zip(pairs["cell"], pairs["setting"], strict=True)]
     pairs = pairs.assign(differing=[differing for differing, _ in settings], unchecked=[u for _, u in settings])
     pairs["same_setting"] = pairs["setting"].astype(bool) & ~pairs["differing"].astype(bool)
     pairs["comparable"] = pairs["same_setting"] & (pairs["confidence"] != "low")
@@ -138,6 +140,10 @@ def published_averages(pairs: pd.DataFrame, curves: Curves, data: list[str], nam
         figures=("cell", "nunique"),
     ).reset_index()
     ours = curves.average(data).rename(columns={"mean": "ours"}).reset_index()
-    found = figures[figures["figures"] == len(data)].merge(ours, on=["curve", "shots"]).sort_values(["table", "curve"], kind="stable")
+    found = (
+        figures[figures["figures"] == len(data)]
+        .merge(ours, on=["curve", "shots"])
+        .sort_values(["table", "curve"], kind="stable")
+    )
     difference = 100 * found["ours"] - found["accuracy_percent"]
     return found.assign(data=name, source="average of its figures", difference=difference)

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -267,12 +267,12 @@ def _config(path: Path) -> dict[str, Any] | None:
     return groups | {"epochs": epochs} if groups.keys() == IGNORED.keys() else None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _parse(block: str) -> dict[str, Any]:
     return yaml.load(block, YamlLoader)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _flat_group(group: str, block: str) -> dict[str, Any]:
     """The keys of one group under dotted names.
 

@@ -89,7 +89,10 @@ def panels(study: Study) -> list[tuple[str, Curves]]:
     """Curves that share a table and figures, under their name: one panel per backbone, base and new classes apart."""
     groups = study.curves.table.groupby(["backbone", "classes"], sort=False).groups
     return [
-        (backbone if classes == "all" else f"{backbone}, {classes} classes", study.curves.of(backbone=backbone, classes=classes))
+        (
+            backbone if classes == "all" else f"{backbone}, {classes} classes",
+            study.curves.of(backbone=backbone, classes=classes),
+        )
         for backbone, classes in groups
     ]
 
@@ -179,7 +182,9 @@ def by_context(study: Study) -> list[tuple[str, int, list[str], Curves]]:
         if shared and not same.duplicated(["n_ctx", "backbone"]).any():
             own = own[own["shots"] == shared[-1]]
             name = label(same["method"].iloc[0], same["parts"].iloc[0], without=["n_ctx"])
-            found.append((name, shared[-1], sorted(own["data"].unique()), Curves(same.loc[same.index.isin(own["curve"])], own)))
+            found.append(
+                (name, shared[-1], sorted(own["data"].unique()), Curves(same.loc[same.index.isin(own["curve"])], own))
+            )
     return found
 
 
@@ -220,7 +225,9 @@ def transfer_tables(study: Study) -> list[Table]:
             columns = {f"{source} (source)": [source], **{name: [name] for name in targets}}
             block = pd.DataFrame({head: texts(here.average(data)) for head, data in columns.items()})
             block[last] = texts(_harmonic_mean(here, source, *targets) if base_to_new else here.average(targets))
-            block = block.reset_index().sort_values(["curve", "shots"], key=lambda values: values.where(values >= 0, 10**9))
+            block = block.reset_index().sort_values(
+                ["curve", "shots"], key=lambda values: values.where(values >= 0, 10**9)
+            )
             block.insert(0, "backbone", backbone)
             block.insert(1, "method", table["label"][block.pop("curve")].to_numpy())
             block["shots"] = [shots_column(shots) if shots else "" for shots in block["shots"]]
@@ -233,7 +240,9 @@ def transfer_tables(study: Study) -> list[Table]:
 
 def _harmonic_mean(curves: Curves, source: str, target: str) -> pd.DataFrame:
     """Of the accuracies on base and on new classes, seed by seed (CoCoOp, section 4.1)."""
-    wide = curves.points.pivot_table("acc", ["curve", "shots", "seed"], "data").reindex(columns=[source, target]).dropna()
+    wide = (
+        curves.points.pivot_table("acc", ["curve", "shots", "seed"], "data").reindex(columns=[source, target]).dropna()
+    )
     base, new = wide[source], wide[target]
     return mean_sd((2 * base * new / (base + new)).fillna(0.0), ["curve", "shots"])
 
@@ -256,7 +265,11 @@ def missing_cells(study: Study) -> pd.DataFrame:
         wanted = [trained.table.index, trained.points["data"].unique(), sort_shots(trained.points["shots"]), seeds]
         wanted = pd.MultiIndex.from_product(wanted, names=have.names)
         absent = wanted[~wanted.isin(have)].to_frame(index=False)
-        absent = absent.groupby(["curve", "data", "shots"], sort=False)["seed"].agg(lambda s: ", ".join(map(str, s))).reset_index()
+        absent = (
+            absent.groupby(["curve", "data", "shots"], sort=False)["seed"]
+            .agg(lambda s: ", ".join(map(str, s)))
+            .reset_index()
+        )
         named = trained.table.loc[absent["curve"], ["backbone", "label"]].reset_index(drop=True)
         blocks.append(pd.concat([named, absent], axis=1).drop(columns="curve").set_axis(blocks[0].columns, axis=1))
     return pd.concat(blocks, ignore_index=True)
@@ -356,11 +369,15 @@ def escape_markdown(text: str) -> str:
 
 def to_latex(table: Table) -> str:
     """A table environment for LaTeX with the booktabs package."""
-    text = table.frame.map(_latex).rename(columns=_latex).to_latex(
-        index=False,
-        column_format="l" * table.left + "r" * (len(table.frame.columns) - table.left),
-        caption=_latex(f"{table.title}. {table.note}".strip()),
-        label=f"tab:{table.name}",
+    text = (
+        table.frame.map(_latex)
+        .rename(columns=_latex)
+        .to_latex(
+            index=False,
+            column_format="l" * table.left + "r" * (len(table.frame.columns) - table.left),
+            caption=_latex(f"{table.title}. {table.note}".strip()),
+            label=f"tab:{table.name}",
+        )
     )
     head, body = text.split("\\midrule\n")
     rows = body.splitlines(keepends=True)
