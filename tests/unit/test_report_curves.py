@@ -222,7 +222,7 @@ def test_labels_say_what_differs_between_methods(tmp_path):
         ["32", "0.002"],
         ["128", "0.01"],
         ["32", "–"],
-    ]  # noqa: RUF001
+    ]
 
 
 def test_what_is_the_same_in_all_is_in_no_label(tmp_path):
