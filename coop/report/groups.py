@@ -281,78 +281,49 @@ def label(method: str, parts: dict[str, str], without: Sequence[str] = ()) -> st
 def label_parts(values: pd.DataFrame, members: pd.DataFrame) -> list[dict[str, str]]:
     """What tells curves apart, by key.
 
-    All curves that have it name a key of `ALWAYS_SAID` in which any two differ; those of one method name every key in
-    which they differ; and where some still have one label, they name what only one of them has.
+    All trained curves name a key of `ALWAYS_SAID` in which any two of them differ; those of one method on one backbone
+    name every key in which they differ, or that only some of them have.
     """
-    keys = values.drop(columns="rule").to_dict("index")
-    curves = [{name: value for name, value in row.items() if value is not None} for row in keys.values()]
+    curves = [{key: v for key, v in row.items() if v is not None} for row in values.to_dict("records")]
     for curve, number in zip(curves, values.index, strict=True):
-        _complete(curve, column(members, "epochs")[members["curve"] == number])
+        if "n_ctx" in curve and "config.yaml" not in curve:
+            curve.setdefault("method.ctx_init", None)  # known, for the config leaves it out
+        numbers = sorted(filter(None, column(members, "epochs")[members["curve"] == number]))
+        if numbers:
+            curve["epochs"] = " to ".join(dict.fromkeys(map(str, (numbers[0], numbers[-1]))))
     parts: list[dict[str, str]] = [{} for _ in curves]
     trained = [index for index, curve in enumerate(curves) if not is_zero_shot(curve["method"])]
-    methods = pd.Series([curve["method"] for curve in curves])
     for key in ALWAYS_SAID:
-        differ = _epochs_differ(members) if key == "epochs" else _several(curves, trained, key)
-        for index in trained if differ else []:
-            if key in curves[index]:
-                parts[index][key] = _part(curves[index], key)
-    for same in methods.groupby(methods).groups.values():
-        names = dict.fromkeys(key for i in same for key in curves[i] if key not in (*ELSEWHERE, "epochs"))
-        for key in [name for name in names if _several(curves, same, name)]:
-            for index in same:
-                parts[index][key] = _part(curves[index], key)
-        _tell_apart(curves, parts, same, [*names, "epochs"])
+        having = [index for index in trained if key in curves[index]]
+        if _epochs_differ(members) if key == "epochs" else len({curves[index][key] for index in having}) > 1:
+            _tell(curves, parts, having, key)
+    alike: dict[tuple, list[int]] = {}
+    for index, curve in enumerate(curves):
+        alike.setdefault(tuple(curve.get(k) for k in ("method", "backbone", "pretrained", "classes")), []).append(index)
+    for same in alike.values():
+        known = not any("config.yaml" in curves[index] for index in same)
+        for key in dict.fromkeys(key for index in same for key in curves[index] if key not in ELSEWHERE):
+            found = {curves[index].get(key) for index in same} - (set() if known or "." not in key else {None})
+            if len(found) > 1 and key != "epochs":
+                _tell(curves, parts, same, "epochs" if key == "rule" else key)
     return parts
-
-
-def _complete(curve: dict[str, Any], epochs: pd.Series) -> None:
-    """Add what a config says by leaving it out, and the numbers of epochs in words."""
-    if "n_ctx" in curve and "config.yaml" not in curve:
-        curve.setdefault("method.ctx_init", None)
-    numbers = sorted({number for number in epochs if number})
-    if numbers:
-        curve["epochs"] = " to ".join(dict.fromkeys(str(number) for number in (numbers[0], numbers[-1])))
-
-
-def _several(curves: Sequence[dict[str, Any]], indices: Sequence[int], key: str) -> bool:
-    """Whether those of the curves that have a key differ in it."""
-    return len({curves[index][key] for index in indices if key in curves[index]}) > 1
 
 
 def _epochs_differ(members: pd.DataFrame) -> bool:
     """Whether two curves have other numbers of epochs on the same data and shots."""
-    if "epochs" not in members:
-        return False
-    trained = members[members["epochs"].fillna(0).astype(int) > 0]
-    return bool(trained.groupby(["backbone", "data", "shots"])["epochs"].nunique().gt(1).any())
+    trained = members[column(members, "epochs").fillna(0).astype(int) > 0]
+    return bool(len(trained)) and trained.groupby(["backbone", "data", "shots"])["epochs"].nunique().max() > 1
 
 
-def _tell_apart(
-    curves: Sequence[dict[str, Any]], parts: list[dict[str, str]], same: Sequence[int], keys: Sequence[str]
-) -> None:
-    """Name keys that not all curves of one method have, as long as two of them have the same label."""
-
-    def place(index: int) -> tuple:
-        curve = curves[index]
-        return curve["backbone"], curve.get("pretrained"), curve.get("classes"), *parts[index].values()
-
-    places = pd.Series([place(index) for index in same], index=same)
-    for alike in places.groupby(places).groups.values():
-        for key in keys:
-            if len({place(index) for index in alike}) == len(alike):
-                break
-            if len({curves[index].get(key) for index in alike}) > 1:
-                for index in alike:
-                    parts[index][key] = _part(curves[index], key)
-
-
-def _part(curve: dict[str, Any], key: str) -> str:
-    """How a key of a curve stands in its label."""
-    if key in curve:
-        return label_part(key, curve[key])
-    if key == "method.template":
-        return "template of the data set"
-    return label_part(key, "null") if "." in key and "config.yaml" not in curve else f"{key} not recorded"
+def _tell(curves: Sequence[dict[str, Any]], parts: list[dict[str, str]], indices: Sequence[int], key: str) -> None:
+    for index in indices:
+        if key in curves[index]:
+            parts[index][key] = label_part(key, curves[index][key])
+        elif key == "method.template":
+            parts[index][key] = "template of the data set"
+        elif not (_is_along(key, ALONG) or key == "config.yaml"):
+            known = "." in key and "config.yaml" not in curves[index]
+            parts[index][key] = label_part(key, "null") if known else f"{key} not recorded"
 
 
 def label_part(key: str, value: Any) -> str:
@@ -363,7 +334,7 @@ def label_part(key: str, value: Any) -> str:
         return f'init "{value}"' if value else "random init"
     if key in ("class_token_position", "optimizer.name"):
         return str(value)
-    if key == "epochs":
-        return f"{value} epochs"
+    if key in ("epochs", "config.yaml"):
+        return f"{value} epochs" if key == "epochs" else "without its config.yaml"
     name = "M" if key == "n_ctx" else key.removeprefix("method.").removeprefix("optimizer.")
     return f"{name}={value}"
