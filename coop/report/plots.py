@@ -141,7 +141,7 @@ def _published(study: Study, curves: Curves) -> dict[tuple[int, str], list[tuple
 
 
 def _gains(study: Study) -> Iterator[Plot]:
-    """At the largest number of shots: for each curve its data sets, or for each data set its curves, if these are more."""
+    """At the largest number of shots: for each curve its data sets; where curves are more, for each data set these."""
     for number, (panel, curves) in enumerate(panels(study), 1):
         curves = curves.of(zero_shot=False)
         shots = sort_shots(curves.points["shots"])[-1:]
@@ -229,7 +229,7 @@ def gain(title: str, seeds: str, names: Sequence[str], gains: Sequence[float], b
     )
     rows = rows.assign(sd=pd.Series(bars, dtype=float).fillna(0.0)).sort_values("gain", kind="stable")
     figure, axes = _canvas(title, seeds, len(names) > MANY)
-    for row, (name, value, sd) in enumerate(rows.itertuples(index=False)):
+    for row, (value, sd) in enumerate(zip(rows["gain"], rows["sd"], strict=True)):
         positive = value >= 0
         colour, hatch = (COLOURS[0], None) if positive else (COLOURS[1], "////")
         axes.barh(row, value, 0.7, color=colour if positive else "white", edgecolor=colour, hatch=hatch, lw=0.6)

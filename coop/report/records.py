@@ -18,31 +18,15 @@ from coop.errors import CoopError
 RESULTS, CONFIG, ERROR = "results.json", "config.yaml", "error.txt"
 # Keys of results.json that say what was run. What is not listed describes the outcome, or cannot change it.
 REQUIRED = {"method": str, "backbone": str, "dataset": str, "shots": int}
-RECORDED = REQUIRED | {
-    "pretrained": str,
-    "classes": str,
-    "split": str,
-    "num_classes": int,
-    "n_test": int,
-    "n_ctx": int,
-    "class_specific": bool,
-    "class_token_position": str,
-    "augmentation": str,
-    "epochs": int,
-    "batch_size": int,
-    "precision": str,
-    "tf32": bool,
-    "trainable_params": int,
-}
+TEXTS = ("pretrained", "classes", "split", "class_token_position", "augmentation", "precision")
+NUMBERS = ("num_classes", "n_test", "n_ctx", "epochs", "batch_size", "trainable_params")
+RECORDED = REQUIRED | dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, int) | {"class_specific": bool, "tf32": bool}
 DATA_KEYS = ("dataset", "classes", "split", "num_classes", "n_test")
 # Keys of config.yaml that results.json records resolved, that say where files lie, or that only save memory.
 IGNORED = {
     "backbone": {"name", "pretrained", "cache_dir"},
     "dataset": {"_target_", "name", "classes", "epochs", "image_folders", "folders", "split_file"},
-    "method": {
-        *("_target_", "name", "n_ctx", "class_specific", "class_token_position"),
-        *("checkpoint", "class_chunk"),
-    },
+    "method": {"_target_", "name", "checkpoint", "class_chunk", "n_ctx", "class_specific", "class_token_position"},
     "optimizer": set(),
 }
 # Columns that are no keys. `transfer`: trained on one data set, tested on any. `by_rule`: epochs were left to the

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from coop.report.groups import ALWAYS_SAID, Curves, label, mean_sd, shots_text, sort_shots
+from coop.report.groups import ALWAYS_SAID, Curves, column, label, mean_sd, shots_text, sort_shots
 from coop.report.published import published_averages
 from coop.report.study import Study
 
@@ -87,14 +88,11 @@ def average_name(data: Sequence[str]) -> str:
 
 def panels(study: Study) -> list[tuple[str, Curves]]:
     """Curves that share a table and figures, under their name: one panel per backbone, base and new classes apart."""
-    groups = study.curves.table.groupby(["backbone", "classes"], sort=False).groups
-    return [
-        (
-            backbone if classes == "all" else f"{backbone}, {classes} classes",
-            study.curves.of(backbone=backbone, classes=classes),
-        )
-        for backbone, classes in groups
-    ]
+    found = []
+    for backbone, classes in study.curves.table.groupby(["backbone", "classes"], sort=False).groups:
+        name = backbone if classes == "all" else f"{backbone}, {classes} classes"
+        found.append((name, study.curves.of(backbone=backbone, classes=classes)))
+    return found
 
 
 def places(curves: Curves) -> list[tuple[str, list[str]]]:
@@ -120,20 +118,15 @@ def few_shot_tables(study: Study) -> list[Table]:
     """One table per backbone: data sets and methods down, shots across; the average over data sets last."""
     tables = []
     for number, (name, curves) in enumerate(panels(study), 1):
-        shots, where = sort_shots(curves.points["shots"]), places(curves)
-        blocks = []
-        for place, members in where:
-            here = curves.points.loc[curves.points["data"].isin(members), "curve"].unique()
-            block = texts(curves.average(members)).unstack("shots").reindex(index=sorted(here), columns=shots)
-            zero_shot = curves.table["zero_shot"][block.index].to_numpy()
-            # Zero-shot stands at 0 shots and nowhere else.
-            for column in shots:
-                block[column] = block[column].fillna(NOTHING).where(zero_shot == (column == 0), "")
-            block = block[~block.isin(["", NOTHING]).all(axis=1)]
-            block.insert(0, "method", curves.table["label"][block.index])
-            block.insert(0, "data set", place)
-            blocks.append(block)
-        frame = pd.concat(blocks, ignore_index=True).rename(columns=shots_column_or_name)
+        where = places(curves)
+        averages = pd.concat({place: curves.average(data) for place, data in where}, names=["data set"])
+        frame = texts(averages).unstack("shots", fill_value=NOTHING, sort=False)
+        frame = frame[sort_shots(frame.columns)]
+        zero_shot = curves.table["zero_shot"][frame.index.get_level_values("curve")]
+        # Zero-shot stands at 0 shots and nowhere else.
+        frame = frame.mask(np.not_equal.outer(zero_shot.to_numpy(), frame.columns == 0), "")
+        frame = frame.rename(columns=shots_column).reset_index().rename(columns={"curve": "method"})
+        frame["method"] = frame["method"].map(curves.table["label"])
         left_out = [place for place, own in where if len(own) == 1 and place not in where[-1][1]]
         note = f"{READING}; 0 is zero-shot."
         if left_out and len(where[-1][1]) > 1:
@@ -141,10 +134,6 @@ def few_shot_tables(study: Study) -> list[Table]:
         title = f"{name}: accuracy by training images per class"
         tables.append(Table(f"few_shot_{number}", title, frame, 2, note))
     return tables
-
-
-def shots_column_or_name(head: Any) -> str:
-    return head if isinstance(head, str) else shots_column(head)
 
 
 def settings_tables(study: Study) -> list[Table]:
@@ -181,10 +170,9 @@ def by_context(study: Study) -> list[tuple[str, int, list[str], Curves]]:
         shared = [shots for shots in sort_shots(counts.index) if counts[shots] > 1]
         if shared and not same.duplicated(["n_ctx", "backbone"]).any():
             own = own[own["shots"] == shared[-1]]
+            curves = Curves(same[same.index.isin(own["curve"])], own)
             name = label(same["method"].iloc[0], same["parts"].iloc[0], without=["n_ctx"])
-            found.append(
-                (name, shared[-1], sorted(own["data"].unique()), Curves(same.loc[same.index.isin(own["curve"])], own))
-            )
+            found.append((name, shared[-1], sorted(own["data"].unique()), curves))
     return found
 
 
@@ -205,46 +193,38 @@ def context_tables(study: Study) -> list[Table]:
 
 
 def transfer_tables(study: Study) -> list[Table]:
-    """Domain generalization: one table per source; targets across, zero-shot first."""
-    tables, table = [], study.transfers.table
-    if "source" not in table:
-        return []
-    for number, source in enumerate(dict.fromkeys(table["source"].dropna()), 1):
-        trained = study.transfers.of(source=source)
+    """Domain generalization and base-to-new: one table per source; targets across, zero-shot first."""
+    tables, curves = [], study.transfers
+    for source in dict.fromkeys(column(curves.table, "source").dropna()):
+        trained = curves.of(source=source)
         targets = [name for name in trained.points["data"].unique() if name != source]
-        if not targets:
-            continue
-        base_to_new = targets == [source.removesuffix("(base)") + "(new)"]
-        last = "harmonic mean" if base_to_new else f"average of {len(targets)} targets"
-        blocks = []
-        for backbone in dict.fromkeys(trained.table["backbone"]):
-            zero_shot = study.transfers.of(backbone=backbone, zero_shot=True)
-            zero_shot = zero_shot.points.loc[zero_shot.points["data"].isin(targets), "curve"].unique()
-            chosen = [*zero_shot, *trained.of(backbone=backbone).table.index]
-            here = Curves(table.loc[chosen], study.transfers.points[study.transfers.points["curve"].isin(chosen)])
-            columns = {f"{source} (source)": [source], **{name: [name] for name in targets}}
-            block = pd.DataFrame({head: texts(here.average(data)) for head, data in columns.items()})
-            block[last] = texts(_harmonic_mean(here, source, *targets) if base_to_new else here.average(targets))
-            block = block.reset_index().sort_values(
-                ["curve", "shots"], key=lambda values: values.where(values >= 0, 10**9)
-            )
-            block.insert(0, "backbone", backbone)
-            block.insert(1, "method", table["label"][block.pop("curve")].to_numpy())
-            block["shots"] = [shots_column(shots) if shots else "" for shots in block["shots"]]
-            blocks.append(block)
-        frame = pd.concat(blocks, ignore_index=True).fillna(NOTHING)
-        frame.insert(2, "shots", frame.pop("shots"))
-        tables.append(Table(f"transfer_{number}", f"Trained on {source}, tested on others", frame, 2, f"{READING}."))
+        tested = curves.points.loc[curves.points["data"].isin(targets), "curve"].unique()
+        here = curves.table["zero_shot"] & curves.table["backbone"].isin(trained.table["backbone"])
+        here = curves.table[here & curves.table.index.isin(tested) | curves.table.index.isin(trained.table.index)]
+        here = Curves(here, curves.points[curves.points["curve"].isin(here.index)])
+        columns = {f"{source} (source)": here.average([source]), **{name: here.average([name]) for name in targets}}
+        if targets == [source.removesuffix("(base)") + "(new)"]:
+            columns["harmonic mean"] = _harmonic_mean(here, source, *targets)
+        else:
+            columns[f"average of {len(targets)} targets"] = here.average(targets)
+        frame = pd.DataFrame({head: texts(averages) for head, averages in columns.items()}).fillna(NOTHING)
+        curve, shots = (frame.index.get_level_values(level) for level in ("curve", "shots"))
+        frame.insert(0, "backbone", here.table["backbone"][curve].to_numpy())
+        frame.insert(1, "method", here.table["label"][curve].to_numpy())
+        frame.insert(2, "shots", [shots_column(number) if number else "" for number in shots])
+        order = list(dict.fromkeys(trained.table["backbone"]))
+        frame = frame.sort_values("backbone", key=lambda names: names.map(order.index), kind="stable")
+        if targets:
+            title = f"Trained on {source}, tested on others"
+            tables.append(Table(f"transfer_{len(tables) + 1}", title, frame, 2, f"{READING}."))
     return tables
 
 
 def _harmonic_mean(curves: Curves, source: str, target: str) -> pd.DataFrame:
     """Of the accuracies on base and on new classes, seed by seed (CoCoOp, section 4.1)."""
-    wide = (
-        curves.points.pivot_table("acc", ["curve", "shots", "seed"], "data").reindex(columns=[source, target]).dropna()
-    )
-    base, new = wide[source], wide[target]
-    return mean_sd((2 * base * new / (base + new)).fillna(0.0), ["curve", "shots"])
+    wide = curves.points.pivot_table("acc", ["curve", "shots", "seed"], "data")
+    base, new = (column(wide, name) for name in (source, target))
+    return mean_sd((2 * base * new / (base + new).replace(0, 1)).dropna(), ["curve", "shots"])
 
 
 def missing_cells(study: Study) -> pd.DataFrame:
@@ -264,12 +244,8 @@ def missing_cells(study: Study) -> pd.DataFrame:
         seeds = sorted(counts.index[2 * counts >= cells["cell"].nunique()])
         wanted = [trained.table.index, trained.points["data"].unique(), sort_shots(trained.points["shots"]), seeds]
         wanted = pd.MultiIndex.from_product(wanted, names=have.names)
-        absent = wanted[~wanted.isin(have)].to_frame(index=False)
-        absent = (
-            absent.groupby(["curve", "data", "shots"], sort=False)["seed"]
-            .agg(lambda s: ", ".join(map(str, s)))
-            .reset_index()
-        )
+        absent = wanted[~wanted.isin(have)].to_frame(index=False).astype({"seed": str})
+        absent = absent.groupby(["curve", "data", "shots"], sort=False)["seed"].agg(", ".join).reset_index()
         named = trained.table.loc[absent["curve"], ["backbone", "label"]].reset_index(drop=True)
         blocks.append(pd.concat([named, absent], axis=1).drop(columns="curve").set_axis(blocks[0].columns, axis=1))
     return pd.concat(blocks, ignore_index=True)

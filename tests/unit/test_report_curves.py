@@ -221,7 +221,7 @@ def test_labels_say_what_differs_between_methods(tmp_path):
     assert table.frame[["batch_size", "optimizer.lr"]].to_numpy().tolist() == [
         ["32", "0.002"],
         ["128", "0.01"],
-        ["32", "–"],
+        ["32", "–"],  # noqa: RUF001
     ]
 
 
