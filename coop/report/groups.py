@@ -16,8 +16,6 @@ ALONG = (
     *("dataset", "shots", "split", "num_classes", "n_test", "trainable_params", "dataset.", "method.template"),
     *("method.alpha", "method.beta", "method.alpha_max", "method.beta_max"),
 )
-# Of a test on other data, base and new classes are two test sets of one curve, not two problems.
-ALONG_TRANSFER = (*ALONG, "classes")
 BY_SHOTS = "trainable_params"  # Tip-Adapter-F trains a cache of its shots; the others of ALONG go with the data set
 PUBLISHED = "published"  # the rule for epochs that a method's authors state
 # Keys that labels name wherever two curves of a report differ in them, of whatever methods.
@@ -36,7 +34,7 @@ class Curves:
         table: a row for each curve, in the order in which they are shown: the keys that its cells agree in,
             "backbone" with its weights, "zero_shot" (whether it is), "source" (what it was trained on, of a transfer),
             "label", and its "parts" by key.
-        points: a row for each curve, test set ("data"), number of shots and seed: "acc", "gain", "cell".
+        points: a row for each curve, test set ("data"), number of shots and seed: "acc", "cell".
     """
 
     table: pd.DataFrame
@@ -49,18 +47,14 @@ class Curves:
             chosen = chosen[chosen[name] == value]
         return Curves(chosen, self.points[self.points["curve"].isin(chosen.index)])
 
-    def average(self, data: Sequence[str], value: str = "acc") -> pd.DataFrame:
-        """Averages over test sets, of each seed that all of them have; then over seeds.
-
-        Args:
-            data: the test sets.
-            value: "acc" or "gain".
+    def average(self, data: Sequence[str]) -> pd.DataFrame:
+        """Averages over these test sets, of each seed that all of them have; then over seeds.
 
         Returns:
             "n" (seeds), "mean" and "sd" (NaN with one seed), indexed by curve and shots.
         """
         points = self.points[self.points["data"].isin(data)]
-        wide = points.pivot_table(value, ["curve", "shots", "seed"], "data", sort=False).reindex(columns=list(data))
+        wide = points.pivot_table("acc", ["curve", "shots", "seed"], "data", sort=False).reindex(columns=list(data))
         return mean_sd(wide.dropna().mean(axis=1), ["curve", "shots"])
 
 
@@ -126,19 +120,17 @@ def make_cells(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[str
     cells = cells.where(cells.notna(), None)
     cells["by_rule"] = runs["by_rule"].eq(True).groupby(runs["cell"]).any()
     by_cell = scores.groupby("cell")
-    cells = cells.assign(
-        zero_shot=by_cell["zero_shot"].mean(), gain=by_cell["gain"].mean(), gain_sd=by_cell["gain"].std()
-    )
+    cells["zero_shot"], cells["gain"] = by_cell["zero_shot"].mean(), by_cell["gain"].mean()
+    cells["gain_sd"] = by_cell["gain"].std()
     # Where nothing is random and all is the same, seeds say nothing.
     spread = by_cell["acc"].agg("max") - by_cell["acc"].agg("min")
     fixed = cells.index[is_zero_shot(cells["method"]).astype(bool) & (spread <= SAME)]
     scores = scores[~scores["cell"].isin(fixed) | ~scores.duplicated("cell")]
     scores = scores.assign(seed=scores["seed"].mask(scores["cell"].isin(fixed), runs["seed"].min()))
-    by_cell = scores.groupby("cell")
     cells = cells.join(mean_sd(scores["acc"], scores["cell"]))
-    cells["seeds"] = by_cell["seed"].agg(lambda seeds: " ".join(map(str, seeds)))
+    cells["seeds"] = scores["seed"].astype(str).groupby(scores["cell"]).agg(" ".join)
     cells["data"] = [data_name(*names) for names in zip(cells["dataset"], cells["classes"], strict=True)]
-    return cells, scores[["cell", "seed", "acc", "zero_shot", "gain"]], warnings
+    return cells, scores[["cell", "seed", "acc"]], warnings
 
 
 def _settle_split_seeds(runs: pd.DataFrame) -> pd.DataFrame:
@@ -194,24 +186,23 @@ def make_curves(cells: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str], 
     Args:
         cells, scores: of `make_cells`.
         keys: the columns of `cells` that say what was run.
-        transfer: of tests on other data.
+        transfer: of tests on other data; base and new classes are two test sets of one curve there, not two problems.
     """
-    along = ALONG_TRANSFER if transfer else ALONG
+    along = (*ALONG, "classes") if transfer else ALONG
     fixed = [key for key in keys if key != "epochs" and not _is_along(key, along)]
     members = cells.reset_index(names="cell").assign(rule=_epochs_rules(cells))
     members["base"] = numbered(members, fixed)
     members = _with_both_rules(members)
     members["curve"] = numbered(members, ["base", "rule"])
-    split = []
+    split = {}
     for key in (key for key in keys if _is_along(key, along) and key not in ("dataset", "shots", "classes")):
         place = ["curve", "data", "shots"] if key == BY_SHOTS else ["curve", "data"]
         several = members.groupby(place)[key].nunique(dropna=False).gt(1).groupby("curve").any()
         if several.any():
-            members[f"split {key}"] = members[key].where(members["curve"].map(several), None)
-            split.append(key)
-    members["curve"] = numbered(members, ["curve", *(f"split {key}" for key in split)])
-    table = members.drop_duplicates("curve").set_index("curve")
-    values = table[fixed].assign(**{key: table[f"split {key}"] for key in split}, rule=table["rule"])
+            split[key] = members[key].where(members["curve"].map(several), None)
+    values = members[["curve", "rule", *fixed]].assign(**split)
+    members["curve"] = numbered(values, ["curve", *split])
+    values = values.assign(curve=members["curve"]).drop_duplicates("curve").set_index("curve")
     table, order = _shown(values, members)
     points = members[["curve", "cell", "data", "shots"]].merge(scores, on="cell")
     return Curves(table, points.assign(curve=points["curve"].map(order), shots=points["shots"].astype(int)))

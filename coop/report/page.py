@@ -23,34 +23,12 @@ PIXELS_PER_INCH = 100  # of figures on the page
 
 
 @dataclass
-class Drawn:
-    """A figure as it stands in the report; `files` by their suffix."""
-
-    plot: Plot
-    files: dict[str, bytes]
-
-    @property
-    def title(self) -> str:
-        return self.plot.title
-
-    @property
-    def svg(self) -> str:
-        return base64.b64encode(self.files["svg"]).decode()
-
-    @property
-    def width(self) -> int:
-        """In pixels: the same scale for all, whatever their width."""
-        points = self.files["svg"].partition(b'width="')[2].partition(b"pt")[0]
-        return round(float(points) / 72 * PIXELS_PER_INCH)
-
-
-@dataclass
 class Section:
-    """What stands under one heading; `words` before the figures and tables."""
+    """What stands under one heading; `words` before the figures (with their files by suffix) and tables."""
 
     title: str
     tables: list[Table] = field(default_factory=list)
-    figures: list[Drawn] = field(default_factory=list)
+    figures: list[tuple[Plot, dict[str, bytes]]] = field(default_factory=list)
     words: str = ""
 
 
@@ -73,8 +51,8 @@ def write_report(study: Study, out: Path) -> list[Path]:
         **{f"tables/{table.name}.tex": to_latex(table) for section in sections for table in section.tables},
     }
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in contents.items()}
-    for drawn in (drawn for section in sections for drawn in section.figures):
-        files |= {f"figures/{drawn.plot.name}.{kind}": content for kind, content in drawn.files.items()}
+    for plot, drawn in (figure for section in sections for figure in section.figures):
+        files |= {f"figures/{plot.name}.{kind}": content for kind, content in drawn.items()}
     before = _written_before(out)
     for name, content in files.items():
         write_atomically(out / name, content)
@@ -96,10 +74,10 @@ def _written_before(out: Path) -> set[str]:
 def make_sections(study: Study) -> list[Section]:
     """All sections that have something in them, in their order; figures are drawn."""
     missing = tables.missing_table(study)
-    drawn = [Drawn(plot, render(plot)) for plot in plots(study)]
+    drawn = [(plot, render(plot)) for plot in plots(study)]
 
-    def figures(section: str) -> list[Drawn]:
-        return [one for one in drawn if one.plot.section == section]
+    def figures(section: str) -> list[tuple[Plot, dict[str, bytes]]]:
+        return [figure for figure in drawn if figure[0].section == section]
 
     sections = [
         Section("Few-shot learning", tables.few_shot_tables(study), figures("few-shot")),
@@ -143,7 +121,7 @@ def _markdown(study: Study, sections: list[Section]) -> str:
         parts += ["## Warnings", "\n".join(f"- {escape_markdown(text)}" for text in study.warnings)]
     for section in sections:
         parts += [f"## {section.title}", *([section.words] if section.words else [])]
-        parts += [f"![{escape_markdown(one.title)}](figures/{one.plot.name}.png)" for one in section.figures]
+        parts += [f"![{escape_markdown(plot.title)}](figures/{plot.name}.png)" for plot, _ in section.figures]
         parts += [to_markdown(table).rstrip() for table in section.tables]
     for title, lines in _lists(study):
         parts += [f"## {title}", "\n".join(f"- `{line}`" for line in lines)]
@@ -165,7 +143,14 @@ def page_template() -> Template:
     """page.html.j2; it escapes every text."""
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"base64": lambda content: base64.b64encode(content).decode(), "width": _width}
     return environment.get_template("page.html.j2")
+
+
+def _width(svg: bytes) -> int:
+    """Pixels of a figure on the page: the same scale for all, whatever their width."""
+    points = svg.partition(b'width="')[2].partition(b"pt")[0]
+    return round(float(points) / 72 * PIXELS_PER_INCH)
 
 
 def runs_csv(study: Study) -> str:

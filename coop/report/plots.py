@@ -99,23 +99,12 @@ def _few_shot(study: Study) -> Iterator[Plot]:
         style = {curve: index for index, curve in enumerate(curves.of(zero_shot=False).table.index)}
         average_first = sorted(places(curves), key=lambda place: len(place[1]) == 1)
         for index, (name, members) in enumerate(average_first, 1):
-            averages = (
-                curves.average(members)
-                .reset_index("shots")
-                .sort_values("shots", key=lambda shots: shots.where(shots >= 0, 10**9), kind="stable")
-            )
-            labels = curves.table["label"]
-            lines = [
-                Line(
-                    style[curve],
-                    labels[curve],
-                    own["shots"].tolist(),
-                    *_percents(own),
-                    published.get((curve, name), []),
-                )
-                for curve, own in averages.groupby("curve")
-                if curve in style
-            ]
+            averages = curves.average(members).reset_index("shots")
+            labels, lines = curves.table["label"], []
+            for curve, own in averages[averages.index.isin(style)].groupby("curve"):
+                own = own.set_index("shots").loc[sort_shots(own["shots"])]
+                beside = published.get((curve, name), [])
+                lines.append(Line(style[curve], labels[curve], own.index.tolist(), *_percents(own), beside))
             stars = [(labels[curve], 100 * row["mean"]) for curve, row in averages.iterrows() if curve not in style]
             if len({shots for line in lines for shots in line.places}) > 1:
                 title = f"{name}, {panel}"
@@ -146,9 +135,7 @@ def _gains(study: Study) -> Iterator[Plot]:
         curves = curves.of(zero_shot=False)
         shots = sort_shots(curves.points["shots"])[-1:]
         cells = curves.points[curves.points["shots"].isin(shots)].drop_duplicates(["curve", "cell"])
-        cells = cells[["curve", "cell", "data"]].merge(
-            study.cells[["gain", "gain_sd", "n"]], left_on="cell", right_index=True
-        )
+        cells = cells[["curve", "cell", "data"]].join(study.cells[["gain", "gain_sd", "n"]], on="cell")
         cells["label"] = cells["curve"].map(curves.table["label"])
         what, bars = ("label", "data") if cells["curve"].nunique() < cells["data"].nunique() else ("data", "label")
         for index, (name, own) in enumerate(cells.groupby(what, sort=False), 1):

@@ -127,23 +127,16 @@ def published_averages(pairs: pd.DataFrame, curves: Curves, data: list[str], nam
     """
     places = curves.points.drop_duplicates(["curve", "cell"])[["curve", "cell"]]
     beside = places.merge(pairs[pairs["comparable"] & pairs["data"].isin(data)], on="cell")
-    beside = beside.drop_duplicates(["curve", "cell", "table"], keep="last")
-    beside = beside.assign(
-        rank=beside["confidence"].map(CONFIDENCES.index), accuracy_percent=beside["accuracy_percent"].astype(float)
-    )
-    found = beside.sort_values("rank", ascending=False, kind="stable").groupby(["table", "curve", "shots"], sort=False)
-    columns = {column: (column, "first") for column in ("method", "backbone", "n_ctx", "confidence")}
-    figures = found.agg(
-        **columns,
-        accuracy_percent=("accuracy_percent", "mean"),
-        unchecked=("unchecked", "sum"),
-        figures=("cell", "nunique"),
-    ).reset_index()
+    beside = beside.drop_duplicates(["curve", "cell", "table"], keep="last").astype({"accuracy_percent": float})
+    beside = beside.sort_values("confidence", key=lambda names: -names.map(CONFIDENCES.index), kind="stable")
+    firsts = {name: (name, "first") for name in ("method", "backbone", "n_ctx", "confidence")}
+    sums = {
+        "accuracy_percent": ("accuracy_percent", "mean"),
+        "unchecked": ("unchecked", "sum"),
+        "data": ("data", "size"),
+    }
+    found = beside.groupby(["table", "curve", "shots"]).agg(**firsts, **sums, data=("data", "size")).reset_index()
     ours = curves.average(data).rename(columns={"mean": "ours"}).reset_index()
-    found = (
-        figures[figures["figures"] == len(data)]
-        .merge(ours, on=["curve", "shots"])
-        .sort_values(["table", "curve"], kind="stable")
-    )
+    found = found[found["data"] == len(data)].merge(ours, on=["curve", "shots"])
     difference = 100 * found["ours"] - found["accuracy_percent"]
     return found.assign(data=name, source="average of its figures", difference=difference)
