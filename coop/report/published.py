@@ -130,13 +130,9 @@ def published_averages(pairs: pd.DataFrame, curves: Curves, data: list[str], nam
     beside = beside.drop_duplicates(["curve", "cell", "table"], keep="last").astype({"accuracy_percent": float})
     beside = beside.sort_values("confidence", key=lambda names: -names.map(CONFIDENCES.index), kind="stable")
     firsts = {name: (name, "first") for name in ("method", "backbone", "n_ctx", "confidence")}
-    sums = {
-        "accuracy_percent": ("accuracy_percent", "mean"),
-        "unchecked": ("unchecked", "sum"),
-        "data": ("data", "size"),
-    }
-    found = beside.groupby(["table", "curve", "shots"]).agg(**firsts, **sums, data=("data", "size")).reset_index()
+    sums = {"accuracy_percent": ("accuracy_percent", "mean"), "unchecked": ("unchecked", "sum")}
+    found = beside.groupby(["table", "curve", "shots"]).agg(**firsts, **sums, figures=("data", "size")).reset_index()
     ours = curves.average(data).rename(columns={"mean": "ours"}).reset_index()
-    found = found[found["data"] == len(data)].merge(ours, on=["curve", "shots"])
+    found = found[found["figures"] == len(data)].merge(ours, on=["curve", "shots"])
     difference = 100 * found["ours"] - found["accuracy_percent"]
     return found.assign(data=name, source="average of its figures", difference=difference)

@@ -18,9 +18,9 @@ from coop.errors import CoopError
 RESULTS, CONFIG, ERROR = "results.json", "config.yaml", "error.txt"
 # Keys of results.json that say what was run. What is not listed describes the outcome, or cannot change it.
 REQUIRED = {"method": str, "backbone": str, "dataset": str, "shots": int}
-TEXTS = ("pretrained", "classes", "split", "class_token_position", "augmentation", "precision")
-NUMBERS = ("num_classes", "n_test", "n_ctx", "epochs", "batch_size", "trainable_params")
-RECORDED = REQUIRED | dict.fromkeys(TEXTS, str) | dict.fromkeys(NUMBERS, int) | {"class_specific": bool, "tf32": bool}
+RECORDED = REQUIRED | dict(pretrained=str, classes=str, split=str, num_classes=int, n_test=int, n_ctx=int)
+RECORDED |= dict(class_specific=bool, class_token_position=str, augmentation=str, epochs=int, batch_size=int)
+RECORDED |= dict(precision=str, tf32=bool, trainable_params=int)
 DATA_KEYS = ("dataset", "classes", "split", "num_classes", "n_test")
 # Keys of config.yaml that results.json records resolved, that say where files lie, or that only save memory.
 IGNORED = {

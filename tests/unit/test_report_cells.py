@@ -201,3 +201,10 @@ def test_labels_of_what_some_do_not_have(tmp_path):
         "clip_adapter ratio=0.2",
         "clip_adapter ratio=null",
     ]
+
+
+def test_data_that_differ_are_named_only_where_they_do(tmp_path):
+    write_run(tmp_path / "a", num_classes=99)
+    write_run(tmp_path / "b")
+    write_run(tmp_path / "c", n_ctx=4)
+    assert labels_of(tmp_path)[2:] == ["coop M=4", "coop M=16, num_classes=99", "coop M=16, num_classes=100"]
