@@ -4,17 +4,12 @@ The names below are the stable Python API; the commands are coop.train and coop.
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 
 from coop.cli import stop
 
 stop.while_importing()
-try:
-    __version__ = version("coop-clip")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "unknown"
 
-# Loaded on first use: a command's config is checked before torch and open_clip are imported.
+# Loaded on first use, so that `import coop` costs nothing and commands answer before torch is there.
 _HOMES = {
     "CoopError": "coop.errors",
     "FrozenCLIP": "coop.clip.backbone",
@@ -27,6 +22,23 @@ __all__ = ["CoopError", "FrozenCLIP", "Item", "PromptLearner", "__version__", "f
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name == "__version__":
+        globals()[name] = _version()
+    elif name in _HOMES:
+        globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    else:
         raise AttributeError(f"module 'coop' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return globals()[name]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("coop-clip")
+    except PackageNotFoundError:  # a checkout that was never installed
+        return "unknown"

@@ -4,16 +4,18 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from coop.files import write_atomically
-from coop.reporting.figures import COLOURS, DASHES, STYLE
+from coop.report.plots import COLOURS, DASHES, STYLE
 
 DPI = 150
 PANEL = (3.6, 2.8)  # inches
-CLASSES = 12  # shown at most, the worst and the best
+CLASSES = 12  # shown at most
+BINS = range(0, 101, 10)  # %
 PAIRS = 10
 NAME = 24  # characters
 
@@ -74,44 +76,73 @@ def _draw_movement(ax: Axes, records: Sequence[dict]) -> None:
 
 
 def draw_per_class(contents: dict, path: Path) -> None:
-    """Accuracy of the worst and best classes, the most frequent confusions, and the calibration.
+    """Accuracy by class with numbers of images, the most frequent confusions, and the calibration.
+
+    Of many classes: how many of them have which accuracy, and those that have the most mistakes.
 
     Args:
         contents: of per_class.json.
         path: of the PNG.
     """
+    classes = [c for c in contents["classes"] if c["n_test"]]
     with rc_context(STYLE):
-        figure, axes = _panels(3)
-        _draw_classes(axes[0], contents["classes"])
-        _draw_confused(axes[1], contents["confused"])
-        _draw_calibration(axes[2], contents["calibration"])
+        figure, axes = _panels(3 + (len(classes) > CLASSES))
+        if len(classes) > CLASSES:
+            _draw_distribution(axes[0], [100 * c["acc"] for c in classes])
+        _draw_classes(axes[-3], classes)
+        _draw_confused(axes[-2], contents["confused"], {c["classname"]: c["n_test"] for c in classes})
+        _draw_calibration(axes[-1], contents["calibration"])
         _save(figure, path)
 
 
+def _draw_distribution(ax: Axes, accuracies: Sequence[float]) -> None:
+    """Numbers of classes by accuracy; those at 0 and at 100 % stand out of their bins."""
+    none, all_right = accuracies.count(0), accuracies.count(100)
+    between = [accuracy for accuracy in accuracies if 0 < accuracy < 100]
+    counts, _, bars = ax.hist(between, bins=BINS, color=COLOURS[0], rwidth=0.85)
+    ax.bar_label(bars, [f"{count:.0f}" if count else "" for count in counts], fontsize=STYLE["font.size"] - 1)
+    ends = ax.bar([-7, 107], [none, all_right], 8.5, color=[COLOURS[1], COLOURS[2]])
+    ax.bar_label(ends, fontsize=STYLE["font.size"] - 1)
+    ax.set_xticks([-7, *range(10, 100, 20), 107], ["all\nwrong", *map(str, range(10, 100, 20)), "all\nright"])
+    ax.set(xlabel="accuracy (%)", ylabel="classes")
+    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.grid(axis="x", visible=False)
+    ax.set_title(f"{len(accuracies)} classes by accuracy", loc="right")
+
+
 def _draw_classes(ax: Axes, classes: Sequence[dict]) -> None:
-    known = sorted((c for c in classes if c["n_test"]), key=lambda c: c["acc"])
-    half = CLASSES // 2
-    shown = known if len(known) <= CLASSES else [*known[:half], *known[-half:]]
-    _bars(ax, [_short(c["classname"]) for c in shown], [100 * c["acc"] for c in shown], COLOURS[0])
-    if len(known) > CLASSES:
-        ax.axhline(half - 0.5, color="black", lw=0.8, ls=":")
-        ax.set_title(f"the {half} worst and {half} best of {len(known)} classes", loc="right")
-    ax.set_xlabel("accuracy (%)")
-    ax.set_xlim(0, 100)
+    """Few classes with their accuracy; of many, those with the most mistakes. Both with numbers of images."""
+    table = pd.DataFrame(classes)
+    table["right"] = (table["acc"] * table["n_test"]).round().astype(int)
+    table["wrong"] = table["n_test"] - table["right"]
+    if len(table) > CLASSES:
+        table = table.sort_values(["wrong", "acc"], ascending=[False, True], kind="stable")[:CLASSES]
+        values, label = table["wrong"], "test images wrong, with right/all"
+        ax.set_title("classes with the most mistakes", loc="right")
+    else:
+        table = table.sort_values("acc", kind="stable")
+        values, label = 100 * table["acc"], "accuracy (%), with images right/all"
+    texts = [f"{right}/{count}" for right, count in zip(table["right"], table["n_test"], strict=True)]
+    _bars(ax, list(map(_short, table["classname"])), list(values), COLOURS[0], texts)
+    ax.set_xlabel(label)
 
 
-def _draw_confused(ax: Axes, pairs: Sequence[dict]) -> None:
+def _draw_confused(ax: Axes, pairs: Sequence[dict], images: dict[str, int]) -> None:
     shown = pairs[:PAIRS]
     names = [f"{_short(p['classname'])} \N{RIGHTWARDS ARROW} {_short(p['predicted'])}" for p in shown]
-    _bars(ax, names, [p["count"] for p in shown], COLOURS[1])
+    texts = [f"{p['count']}/{images[p['classname']]}" for p in shown]
+    _bars(ax, names, [p["count"] for p in shown], COLOURS[1], texts)
     ax.set_xlabel("test images of one class taken for another")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_title("most frequent confusions" if shown else "no mistakes", loc="right")
 
 
-def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], colour: str) -> None:
-    ax.barh(range(len(names)), values, color=colour, height=0.7)
-    ax.set_yticks(range(len(names)), names, fontsize=STYLE["font.size"] - 2)
+def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], colour: str, texts: Sequence[str]) -> None:
+    """Bars across, each with a text at its end."""
+    size = STYLE["font.size"] - 2
+    ax.bar_label(ax.barh(range(len(names)), values, color=colour, height=0.7), texts, padding=2, fontsize=size)
+    ax.set_yticks(range(len(names)), names, fontsize=size)
+    ax.set_xlim(0, 1.15 * max([1, *values]))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
 

@@ -66,11 +66,11 @@ def results_of(method: str, shots: int) -> dict:
 
 def config_of(results: dict, changed: dict) -> dict:
     """The part of config.yaml that stands beside such results."""
-    name = results["backbone"]
+    name, epochs = results["backbone"], results.get("epochs")
     config = {
         "shots": results["shots"],
         "seed": results["seed"],
-        "epochs": None,
+        "epochs": None if epochs == paper_epochs(results["shots"]) else epochs,
         "backbone": {"model": name, "pretrained": "openai", "name": name, "precision": "fp32", "cache_dir": None},
         "dataset": {"_target_": "reader", "name": results["dataset"], "template": "a photo of a {}.", "epochs": None},
         "method": {"_target_": "method", "name": results.get("method"), "n_ctx": None, "ctx_init": None},

@@ -1,15 +1,31 @@
 """Averaging over seeds, and what is never averaged together."""
 
+import math
+
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
-from coop.reporting.cells import make_cells
-from coop.reporting.runs import read_runs
-from coop.reporting.study import make_study
+from coop.report.groups import make_cells
+from coop.report.published import expected_file, read_published
+from coop.report.records import read_runs
+from coop.report.study import make_study
+
+NONE = read_published(expected_file())[:0]
 
 
 def cells_of(folder):
-    return make_cells(read_runs([folder]).trained)
+    """Cells with their accuracies by seed, and warnings."""
+    cells, scores, warnings = make_cells(read_runs([folder]).runs)
+    by_seed = [dict(zip(own["seed"], own["acc"], strict=True)) for _, own in scores.groupby("cell")]
+    return list(cells.assign(by_seed=by_seed).itertuples()), warnings
+
+
+def study_of(folder):
+    return make_study(read_runs([folder]), NONE)
+
+
+def labels_of(folder):
+    return study_of(folder).curves.table["label"].tolist()
 
 
 def test_mean_and_sample_deviation(tmp_path):
@@ -31,7 +47,7 @@ def test_mean_and_sample_deviation(tmp_path):
 def test_one_seed_has_no_deviation(tmp_path):
     write_run(tmp_path / "run", acc=0.7)
     ((cell,), _) = cells_of(tmp_path)
-    assert (cell.n, cell.mean, cell.sd) == (1, 0.7, None)
+    assert (cell.n, cell.mean) == (1, 0.7) and math.isnan(cell.sd)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +83,7 @@ def test_what_differs_is_never_averaged(tmp_path, changed, key):
     write_run(tmp_path / "b", acc=0.8, seed=2, **changed)
     cells, _ = cells_of(tmp_path)
     assert sorted(cell.mean for cell in cells) == [0.7, 0.8]
-    warnings = make_study(read_runs([tmp_path]), []).warnings
+    warnings = study_of(tmp_path).warnings
     naming = [text for text in warnings if f"{key} is" in text or f"{key} are" in text]
     assert bool(naming) == bool(key), warnings
     assert all("never averaged together" in text for text in naming)
@@ -77,7 +93,7 @@ def test_warnings_count_the_runs(tmp_path):
     for seed in (1, 2, 3):
         write_run(tmp_path / f"a{seed}", seed=seed)
     write_run(tmp_path / "b", seed=1, augmentation="none")
-    (warning,) = make_study(read_runs([tmp_path]), []).warnings
+    (warning,) = study_of(tmp_path).warnings
     assert warning == (
         "coop on RN50-quickgelu (openai), M=16, unified, end: augmentation is online (3 runs), none (1 run); "
         "never averaged together, in separate rows"
@@ -87,8 +103,7 @@ def test_warnings_count_the_runs(tmp_path):
 def test_rows_that_differ_are_told_apart(tmp_path):
     write_run(tmp_path / "a", seed=1)
     write_run(tmp_path / "b", seed=1, augmentation="none")
-    study = make_study(read_runs([tmp_path]), [])
-    assert [curve.label for curve in study.curves] == [
+    assert labels_of(tmp_path) == [
         "zero_shot",
         "coop augmentation=online",
         "coop augmentation=none",
@@ -100,8 +115,7 @@ def test_an_old_run_that_did_not_record_a_key(tmp_path):
     write_run(tmp_path / "b", seed=2, tf32=None)
     cells, _ = cells_of(tmp_path)
     assert len(cells) == 2
-    labels = [curve.label for curve in make_study(read_runs([tmp_path]), []).curves if curve.method == "coop"]
-    assert labels == ["coop tf32=False", "coop tf32 not recorded"]
+    assert labels_of(tmp_path)[2:] == ["coop tf32=False", "coop tf32 not recorded"]
 
 
 def test_the_same_seed_twice(tmp_path):
@@ -120,16 +134,16 @@ def test_zero_shot_is_one_figure_however_many_runs_there_are(tmp_path):
         for shots in (1, 16):
             write_run(tmp_path / f"{shots}_{seed}", seed=seed, shots=shots)
     write_run(tmp_path / "zero_shot", method="zero_shot", acc=0.6, epochs=0)
-    study = make_study(read_runs([tmp_path]), [])
-    (cell,) = [cell for cell in study.cells if cell.method == "zero_shot"]
-    assert (cell.n, cell.mean, cell.sd, cell.shots) == (1, 0.6, None, 0)
+    study = study_of(tmp_path)
+    (cell,) = [cell for cell in study.cells.itertuples() if cell.method == "zero_shot"]
+    assert (cell.n, cell.mean, cell.shots) == (1, 0.6, 0) and math.isnan(cell.sd)
     assert not study.warnings
 
 
 def test_zero_shot_that_differs_between_runs_is_said(tmp_path):
     write_run(tmp_path / "a", shots=1)
     write_run(tmp_path / "b", shots=16, **{"zero_shot/acc": 0.61})
-    (warning,) = make_study(read_runs([tmp_path]), []).warnings
+    (warning,) = study_of(tmp_path).warnings
     assert "zero-shot accuracy is not the same in all 2 runs of seed 1 (60.00 to 61.00)" in warning
 
 
@@ -138,9 +152,9 @@ def test_splits_drawn_by_seed_are_averaged(tmp_path):
         config = {"dataset": {"path": "/mine", "seed": seed}}
         zero_shot = {"zero_shot/acc": 0.5 + 0.01 * seed}
         write_run(tmp_path / str(seed), seed=seed, dataset="folder", split="generated", config=config, **zero_shot)
-    study = make_study(read_runs([tmp_path]), [])
-    assert [(cell.method, cell.n) for cell in study.cells] == [("coop", 3), ("zero_shot", 3)]
-    assert study.cells[1].sd == pytest.approx(0.01)
+    study = study_of(tmp_path)
+    assert study.cells[["method", "n"]].to_numpy().tolist() == [["coop", 3], ["zero_shot", 3]]
+    assert study.cells["sd"].iloc[1] == pytest.approx(0.01)
 
 
 def test_splits_of_one_seed_are_averaged_too(tmp_path):
@@ -148,44 +162,49 @@ def test_splits_of_one_seed_are_averaged_too(tmp_path):
         for shots in (1, 16) if seed == 1 else (16,):
             config = {"dataset": {"seed": 1}}
             write_run(tmp_path / f"{seed}_{shots}", seed=seed, shots=shots, dataset="sun397", config=config)
-    study = make_study(read_runs([tmp_path]), [])
-    assert {(cell.method, cell.shots): cell.n for cell in study.cells} == {
+    study = study_of(tmp_path)
+    assert {(cell.method, cell.shots): cell.n for cell in study.cells.itertuples()} == {
         ("coop", 16): 3,
         ("coop", 1): 1,
         ("zero_shot", 0): 1,
     }
-    assert len(study.curves) == 2
+    assert len(study.curves.table) == 2
 
 
 def test_base_to_new_is_not_a_mixture(tmp_path):
     write_run(tmp_path / "run", classes="base", num_classes=50, n_test=1500)
     new = {"classes": "new", "num_classes": 50, "n_test": 965}
     write_evaluation(tmp_path / "evaluated", tmp_path / "run", {"caltech101": 0.5}, caltech101=new)
-    study = make_study(read_runs([tmp_path]), [])
+    study = study_of(tmp_path)
     assert not study.warnings
-    (learned,) = [curve for curve in study.transfers if curve.method == "coop"]
-    assert {place: cell.mean for place, cell in learned.cells.items()} == {
-        ("caltech101 (base)", 16): 0.8,
-        ("caltech101 (new)", 16): 0.5,
-    }
+    learned = study.transfers.of(method="coop")
+    assert len(learned.table) == 1
+    assert learned.points[["data", "shots", "acc"]].to_numpy().tolist() == [
+        ["caltech101 (base)", 16, 0.8],
+        ["caltech101 (new)", 16, 0.5],
+    ]
 
 
 def test_several_versions_are_said(tmp_path):
     write_run(tmp_path / "a", version="0.1.0")
     write_run(tmp_path / "b", version="0.2.0", seed=2)
-    assert make_study(read_runs([tmp_path]), []).warnings == [
-        "the runs were written by several versions of coop: 0.1.0, 0.2.0"
-    ]
+    assert study_of(tmp_path).warnings == ["the runs were written by several versions of coop: 0.1.0, 0.2.0"]
 
 
 def test_labels_of_what_some_do_not_have(tmp_path):
     write_run(tmp_path / "a", method="zero_shot", config={"method": {"template": "{}"}})
     write_run(tmp_path / "b", method="clip_adapter", config={"method": {"ratio": 0.2}})
     write_run(tmp_path / "c", method="clip_adapter")
-    labels = [curve.label for curve in make_study(read_runs([tmp_path]), []).curves]
-    assert labels == [
+    assert labels_of(tmp_path) == [
         "zero_shot template={}",
         "zero_shot template of the data set",
         "clip_adapter ratio=0.2",
         "clip_adapter ratio=null",
     ]
+
+
+def test_data_that_differ_are_named_only_where_they_do(tmp_path):
+    write_run(tmp_path / "a", num_classes=99)
+    write_run(tmp_path / "b")
+    write_run(tmp_path / "c", n_ctx=4)
+    assert labels_of(tmp_path)[2:] == ["coop M=4", "coop M=16, num_classes=99", "coop M=16, num_classes=100"]

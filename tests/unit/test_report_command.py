@@ -1,22 +1,26 @@
 """python -m coop.report, as a user calls it."""
 
 import base64
+import contextlib
 import csv
+import io
 import itertools
+import os
 import re
 import subprocess
 import sys
 import time
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
-from coop.report import run
-from coop.reporting.published import expected_file, read_figures
-from coop.reporting.runs import read_runs
-from coop.reporting.study import make_study
+from coop.report.__main__ import run
+from coop.report.published import expected_file, read_published
+from coop.report.records import read_runs
+from coop.report.study import make_study
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +31,29 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 @pytest.fixture
 def runs(tmp_path):
+    return write_runs(tmp_path / "runs")
+
+
+class Reported(NamedTuple):
+    """A report of `write_runs`, and what the command printed."""
+
+    runs: Path
+    out: Path
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """For tests that only look at it."""
+    folder, stdout, stderr = write_runs(tmp_path_factory.mktemp("study") / "runs"), io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        assert run([str(folder)]) == 0
+    return Reported(folder, folder / "report", stdout.getvalue(), stderr.getvalue())
+
+
+def write_runs(folder):
     """Two data sets, two numbers of shots, two seeds; an evaluation; a file that is no result."""
-    folder = tmp_path / "runs"
     for data, shots, seed in itertools.product(["caltech101", "dtd"], [1, 16], [1, 2]):
         name = f"dataset={data},shots={shots},seed={seed}"
         write_run(folder / name, dataset=data, shots=shots, seed=seed, acc=0.7 + 0.01 * seed)
@@ -46,14 +71,12 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_all_files(runs, capsys):
-    assert run([str(runs)]) == 0
-    shown = capsys.readouterr()
-    assert f"not finished: {runs / 'failed'}: failed: dtd: an image is <missing>" in shown.err
-    out = runs / "report"
-    assert f"report   {out / 'report.html'}" in shown.out
-    assert "10 runs in" in shown.out and "1 files left out" in shown.out
-    assert f"left out: {runs / 'torn/results.json'}: not readable as JSON" in shown.err
+def test_all_files(reported):
+    runs, out, *_ = reported
+    assert f"not finished: {runs / 'failed'}: failed: dtd: an image is <missing>" in reported.stderr
+    assert f"report   {out / 'report.html'}" in reported.stdout
+    assert "10 runs in" in reported.stdout and "1 files left out" in reported.stdout
+    assert f"left out: {runs / 'torn/results.json'}: not readable as JSON" in reported.stderr
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert {"report.html", "report.md", "runs.csv", "cells.csv", "published.csv"} < names
     assert {"tables/few_shot_1.tex", "tables/transfer_1.tex", "tables/published.tex", "tables/missing.tex"} < names
@@ -62,9 +85,8 @@ def test_all_files(runs, capsys):
     assert {Path(name).suffix for name in figures} == {".png", ".svg"}
 
 
-def test_figures_in_the_csv_files(runs):
-    run([str(runs), "out=out"])
-    (cell,) = [row for row in rows(Path("out/cells.csv")) if (row["dataset"], row["shots"]) == ("dtd", "16")]
+def test_figures_in_the_csv_files(reported):
+    (cell,) = [row for row in rows(reported.out / "cells.csv") if (row["dataset"], row["shots"]) == ("dtd", "16")]
     assert (cell["n_seeds"], cell["seeds"], cell["mean_percent"], cell["sd_percent"]) == (
         "2",
         "1 2",
@@ -72,22 +94,21 @@ def test_figures_in_the_csv_files(runs):
         "0.7071",
     )
     assert cell["gain_points"] == "11.5000"
-    per_seed = [row for row in rows(Path("out/runs.csv")) if (row["dataset"], row["shots"]) == ("dtd", "16")]
+    per_seed = [row for row in rows(reported.out / "runs.csv") if (row["dataset"], row["shots"]) == ("dtd", "16")]
     assert [(row["seed"], row["accuracy_percent"]) for row in per_seed] == [("1", "71.0000"), ("2", "72.0000")]
-    assert per_seed[0]["results"] == str(runs / "dataset=dtd,shots=16,seed=1/results.json")
-    (row,) = [row for row in rows(Path("out/published.csv")) if row["published_percent"] == "63.58"]
+    assert per_seed[0]["results"] == str(reported.runs / "dataset=dtd,shots=16,seed=1/results.json")
+    (row,) = [row for row in rows(reported.out / "published.csv") if row["published_percent"] == "63.58"]
     assert (row["confidence"], row["ours_percent"], row["difference_points"]) == ("verified", "71.5000", "7.9200")
 
 
-def test_markdown(runs):
-    run([str(runs), "out=out"])
-    text = Path("out/report.md").read_text()
-    assert "| dtd | coop |  | 71.50 ± 0.71 (2) | 71.50 ± 0.71 (2) |" in text
+def test_markdown(reported):
+    text = re.sub(" +", " ", (reported.out / "report.md").read_text())
+    assert "| dtd | coop | | 71.50 ± 0.71 (2) | 71.50 ± 0.71 (2) |" in text
     assert "torn/results.json: not readable as JSON" in text
     assert "| \\<b>mine\\</b> | coop |" in text
     for link in re.findall(r"\]\((figures/[^)]*)\)", text):
-        assert (Path("out") / link).is_file()
-    assert text.count("](figures/") == len(list(Path("out/figures").glob("*.png")))
+        assert (reported.out / link).is_file()
+    assert text.count("](figures/") == len(list((reported.out / "figures").glob("*.png")))
 
 
 class Page(HTMLParser):
@@ -110,16 +131,15 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_page_needs_nothing_else(runs):
-    run([str(runs), "out=out"])
+def test_the_page_needs_nothing_else(reported):
     page = Page()
-    content = Path("out/report.html").read_text()
+    content = (reported.out / "report.html").read_text()
     page.feed(content)
     assert not page.open
     assert not {"script", "link", "iframe", "object", "i", "b"} & set(page.tags)
     assert "url(" not in content and "@import" not in content
     pictures = [source.removeprefix("data:image/svg+xml;base64,") for source in page.sources]
-    drawn = sorted(Path("out/figures").glob("*.svg"))
+    drawn = sorted((reported.out / "figures").glob("*.svg"))
     assert len(pictures) == len(drawn) >= 4
     assert {base64.b64decode(one) for one in pictures} == {path.read_bytes() for path in drawn}
     assert "<b>mine</b>" in page.text and "Missing" in page.text and "mini_blur" in page.text
@@ -150,6 +170,21 @@ def test_what_is_out_of_date_goes_and_what_is_not_ours_stays(runs):
     assert run([str(runs), "out=out"]) == 0
     assert not stale.exists()
     assert mine.read_text() == "my own" and outside.read_text() == "precious"
+
+
+def test_names_that_are_not_utf_8(runs, capsys):
+    odd = Path(os.fsdecode(b"st\xffdy"))
+    try:
+        runs.rename(odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    (odd / "torn/results.json").write_text('{"task": "train", "method": "\\ud800"}')
+    assert run([str(odd)]) == 0
+    shown = capsys.readouterr()
+    assert "report   st\\xffdy/report/report.html" in shown.out
+    assert "left out: st\\xffdy/torn/results.json: not readable as JSON" in shown.err
+    assert "Report: st\\xffdy" in (odd / "report/report.html").read_text()
+    assert rows(odd / "report/runs.csv")[0]["results"].startswith("st\\xffdy/")
 
 
 def test_a_folder_that_cannot_be_written_to(runs, capsys):
@@ -197,8 +232,8 @@ def test_help(words, capsys):
 
 def test_nothing_heavy_is_imported(runs):
     code = (
-        "import sys, coop.report; assert coop.report.run(sys.argv[1:]) == 0; "
-        "heavy = {'torch', 'open_clip', 'hydra', 'omegaconf', 'scipy', 'matplotlib.pyplot'} & set(sys.modules); "
+        "import sys; from coop.report.__main__ import run; assert run(sys.argv[1:]) == 0; "
+        "heavy = {'torch', 'pytorch_lightning', 'open_clip', 'hydra', 'omegaconf', 'scipy', 'matplotlib.pyplot'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", code, str(runs), "out=out"], capture_output=True, text=True)
@@ -211,9 +246,9 @@ def test_a_thousand_runs_are_read_and_averaged_in_a_second_or_two(tmp_path):
     for number, (name, shots, seed, specific, position) in enumerate(choices):
         variant = {"class_specific": specific, "class_token_position": position}
         write_run(tmp_path / "runs" / str(number), dataset=name, shots=shots, seed=seed, **variant)
-    figures = read_figures(expected_file())
+    figures = read_published(expected_file())
     started = time.process_time()
     study = make_study(read_runs([tmp_path / "runs"]), figures)
-    assert len(study.found.trained) == 1000
-    assert {cell.n for cell in study.cells if cell.method == "coop"} == {5}
+    assert study.records.count == 1000
+    assert set(study.cells.loc[study.cells["method"] == "coop", "n"]) == {5}
     assert time.process_time() - started < 3

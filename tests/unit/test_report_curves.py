@@ -1,19 +1,32 @@
 """Joining cells into curves: epochs, averages, what is missing, the tables made of them."""
 
 import itertools
+import math
+import re
 
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
 from coop.config import paper_epochs as epochs_of_training
-from coop.reporting.contents import context_tables, few_shot_tables, missing_table, panels, transfer_tables
-from coop.reporting.curves import average, paper_epochs
-from coop.reporting.runs import read_runs
-from coop.reporting.study import make_study
+from coop.report.groups import published_epochs
+from coop.report.published import expected_file, read_published
+from coop.report.records import read_runs
+from coop.report.study import make_study
+from coop.report.tables import (
+    context_tables,
+    few_shot_tables,
+    missing_table,
+    panels,
+    places,
+    settings_tables,
+    transfer_tables,
+)
+
+NONE = read_published(expected_file())[:0]
 
 
 def study_of(folder):
-    return make_study(read_runs([folder]), [])
+    return make_study(read_runs([folder]), NONE)
 
 
 def write_grid(folder, data=("caltech101", "dtd"), shots=(1, 16), seeds=(1, 2), acc=lambda d, s, seed: 0.7, **changed):
@@ -24,32 +37,42 @@ def write_grid(folder, data=("caltech101", "dtd"), shots=(1, 16), seeds=(1, 2), 
 
 
 def learned(study):
-    return [curve for curve in study.curves if curve.method != "zero_shot"]
+    """(label, numbers of shots) of each trained curve."""
+    curves = study.curves.of(zero_shot=False)
+    shots = curves.points.groupby("curve")["shots"].unique()
+    return [(label, sorted(shots[curve])) for curve, label in curves.table["label"].items()]
+
+
+def average(folder, data, shots):
+    """(n, mean, sd) of the one trained curve."""
+    averages = study_of(folder).curves.of(zero_shot=False).average(data)
+    return [tuple(row) for (_, at), row in averages.iterrows() if at == shots]
+
+
+def rows(table):
+    return table.frame.to_numpy().tolist()
 
 
 @pytest.mark.parametrize("shots", [-1, 1, 2, 3, 4, 5, 8, 16])
 def test_the_rule_for_epochs_is_that_of_training(shots):
-    assert paper_epochs("caltech101", shots) == epochs_of_training(shots)
-    assert paper_epochs("imagenet", shots) == 50
+    assert published_epochs("caltech101", shots) == epochs_of_training(shots)
+    assert published_epochs("imagenet", shots) == 50
 
 
 def test_one_shot_belongs_to_both_rules(tmp_path):
     write_grid(tmp_path, data=["caltech101"], shots=(1, 4, 16))
     write_grid(tmp_path, data=["caltech101"], shots=(4, 16), epochs=50)
     study = study_of(tmp_path)
-    assert [(curve.label, curve.shots) for curve in learned(study)] == [
-        ("coop the paper's epochs", [1, 4, 16]),
-        ("coop 50 epochs", [1, 4, 16]),
-    ]
-    first, second = learned(study)
-    assert first.cells["caltech101", 1] is second.cells["caltech101", 1]
-    assert "coop on RN50-quickgelu (openai): epochs are the paper's and 50; " in study.warnings[0]
+    assert learned(study) == [("coop 50 to 200 epochs", [1, 4, 16]), ("coop 50 epochs", [1, 4, 16])]
+    points = study.curves.of(zero_shot=False).points
+    assert points.loc[points["shots"] == 1].groupby("curve")["cell"].first().nunique() == 1
+    assert "coop on RN50-quickgelu (openai): epochs are the published rule's and 50; " in study.warnings[0]
 
 
 def test_a_study_of_50_epochs_is_one_curve(tmp_path):
     write_grid(tmp_path, data=["caltech101"], shots=(1, 4, 16), epochs=50)
     study = study_of(tmp_path)
-    assert [curve.shots for curve in learned(study)] == [[1, 4, 16]]
+    assert learned(study) == [("coop", [1, 4, 16])]
     assert not study.warnings
 
 
@@ -61,49 +84,45 @@ def test_hyper_parameters_may_go_with_the_data_set(tmp_path):
     study = study_of(tmp_path)
     assert len(learned(study)) == 1
     write_run(tmp_path / "other", dataset="dtd", method="tip_adapter", config={"method": {"alpha": 9.0}})
-    labels = {curve.label for curve in learned(study_of(tmp_path))}
-    assert labels == {"tip_adapter alpha=2.0", "tip_adapter alpha=3.0", "tip_adapter alpha=9.0"}
+    assert {label for label, _ in learned(study_of(tmp_path))} == {
+        "tip_adapter alpha=2.0",
+        "tip_adapter alpha=3.0",
+        "tip_adapter alpha=9.0",
+    }
 
 
 def test_initial_words_make_another_curve(tmp_path):
     write_run(tmp_path / "a", shots=1)
     write_run(tmp_path / "b", shots=16, config={"method": {"ctx_init": "a photo of a"}})
-    assert len(learned(study_of(tmp_path))) == 2
+    assert learned(study_of(tmp_path)) == [("coop random init", [1]), ('coop init "a photo of a"', [16])]
 
 
 def test_average_is_over_data_sets_first_and_seeds_then(tmp_path):
     table = {("caltech101", 1): 0.8, ("caltech101", 2): 0.9, ("dtd", 1): 0.4, ("dtd", 2): 0.6}
     write_grid(tmp_path, shots=[16], acc=lambda data, _, seed: table[data, seed])
-    (curve,) = learned(study_of(tmp_path))
-    result = average(curve, ["caltech101", "dtd"], 16)
     # Seed 1: 0.6; seed 2: 0.75.
-    assert result.n == 2
-    assert result.mean == pytest.approx(0.675)
-    assert result.sd == pytest.approx(0.15 / 2**0.5)
+    assert average(tmp_path, ["caltech101", "dtd"], 16) == [pytest.approx((2, 0.675, 0.15 / 2**0.5))]
 
 
 def test_average_takes_only_seeds_that_all_have(tmp_path):
     write_grid(tmp_path, data=["caltech101"], shots=[16], seeds=(1, 2, 3), acc=lambda *_: 0.8)
     write_grid(tmp_path, data=["dtd"], shots=[16], seeds=[2], acc=lambda *_: 0.5)
-    (curve,) = learned(study_of(tmp_path))
-    result = average(curve, ["caltech101", "dtd"], 16)
-    assert (result.n, result.mean, result.sd) == (1, pytest.approx(0.65), None)
-    assert average(curve, ["caltech101", "eurosat"], 16) is None
+    assert average(tmp_path, ["caltech101", "dtd"], 16) == [pytest.approx((1, 0.65, math.nan), nan_ok=True)]
+    assert average(tmp_path, ["caltech101", "eurosat"], 16) == []
 
 
 def test_average_of_nothing_in_common(tmp_path):
     write_run(tmp_path / "a", seed=1)
     write_run(tmp_path / "b", seed=2, dataset="dtd")
-    (curve,) = learned(study_of(tmp_path))
-    assert average(curve, ["caltech101", "dtd"], 16) is None
+    assert average(tmp_path, ["caltech101", "dtd"], 16) == []
 
 
 def test_a_data_set_that_was_only_begun_does_not_take_the_average_away(tmp_path):
     write_grid(tmp_path)
     write_run(tmp_path / "begun", dataset="eurosat", shots=1)
     study = study_of(tmp_path)
-    (panel,) = panels(study)
-    assert panel.places[-1] == ("average of 2 data sets", ["caltech101", "dtd"])
+    ((_, curves),) = panels(study)
+    assert places(curves)[-1] == ("average of 2 data sets", ["caltech101", "dtd"])
     assert "Not in the average of 2 data sets, because incomplete: eurosat." in few_shot_tables(study)[0].note
 
 
@@ -111,15 +130,14 @@ def test_few_shot_table(tmp_path):
     write_grid(tmp_path, acc=lambda data, shots, seed: 0.5 + 0.01 * shots + 0.02 * seed + 0.1 * (data == "dtd"))
     (table,) = few_shot_tables(study_of(tmp_path))
     assert table.title == "RN50-quickgelu (openai): accuracy by training images per class"
-    assert table.header == ["data set", "method", "0", "1", "16"]
+    assert list(table.frame.columns) == ["data set", "method", "0", "1", "16"]
     # caltech101, 1 shot: 0.53 and 0.55; the sample deviation of two values is their distance over sqrt(2).
-    assert table.rows == [
+    assert table.rules == [False, False, True, False, True, False]
+    assert rows(table) == [
         ["caltech101", "zero_shot", "60.00 (1)", "", ""],
         ["caltech101", "coop", "", "54.00 ± 1.41 (2)", "69.00 ± 1.41 (2)"],
-        None,
         ["dtd", "zero_shot", "60.00 (1)", "", ""],
         ["dtd", "coop", "", "64.00 ± 1.41 (2)", "79.00 ± 1.41 (2)"],
-        None,
         ["average of 2 data sets", "zero_shot", "60.00 (1)", "", ""],
         ["average of 2 data sets", "coop", "", "59.00 ± 1.41 (2)", "74.00 ± 1.41 (2)"],
     ]
@@ -131,12 +149,12 @@ def test_missing_cells_are_named(tmp_path):
     for seed in (1, 2, 3):
         (tmp_path / f"caltech101_1_{seed}/results.json").unlink()
     study = study_of(tmp_path)
-    assert missing_table(study).rows == [
+    assert rows(missing_table(study)) == [
         ["RN50-quickgelu (openai)", "coop", "caltech101", "1", "1, 2, 3"],
         ["RN50-quickgelu (openai)", "coop", "dtd", "16", "2"],
     ]
-    assert ["caltech101", "coop", "", "–", "70.00 ± 0.00 (3)"] in few_shot_tables(study)[0].rows  # noqa: RUF001
-    assert len(study.found.unfinished) == 4
+    assert ["caltech101", "coop", "", "–", "70.00 ± 0.00 (3)"] in rows(few_shot_tables(study)[0])  # noqa: RUF001
+    assert len(study.records.unfinished) == 4
 
 
 def test_nothing_is_missing_from_a_complete_study(tmp_path):
@@ -152,8 +170,8 @@ def test_context_table(tmp_path):
             write_run(tmp_path / f"{backbone}{length}", backbone=backbone, n_ctx=length, acc=acc)
     (table,) = context_tables(study_of(tmp_path))
     assert table.title == "coop, 16 shots: context length M by backbone"
-    assert table.header == ["data set", "M", "RN50-quickgelu (openai)", "ViT-B-16-quickgelu (openai)"]
-    assert table.rows == [
+    assert list(table.frame.columns) == ["data set", "M", "RN50-quickgelu (openai)", "ViT-B-16-quickgelu (openai)"]
+    assert rows(table) == [
         ["caltech101", "4", "64.00 (1)", "–"],  # noqa: RUF001
         ["caltech101", "16", "76.00 (1)", "86.00 (1)"],
     ]
@@ -171,8 +189,8 @@ def test_transfer_table(tmp_path):
         write_evaluation(tmp_path / f"to{seed}", tmp_path / f"run{seed}", {"sketch": shifted, "blur": 0.4})
     (table,) = transfer_tables(study_of(tmp_path))
     assert table.title == "Trained on caltech101, tested on others"
-    assert table.header[3:] == ["caltech101 (source)", "sketch", "blur", "average of 2 targets"]
-    zero_shot, coop = table.rows
+    assert list(table.frame.columns[3:]) == ["caltech101 (source)", "sketch", "blur", "average of 2 targets"]
+    zero_shot, coop = rows(table)
     assert zero_shot[1:4] == ["zero_shot", "", "60.00 (1)"]
     assert zero_shot[4] == "50.00 ± 14.14 (2)"  # a fiction: it is 0.1 below ours, and so differs by seed
     assert coop[1:] == [
@@ -184,5 +202,46 @@ def test_parameters_that_grow_with_the_shots_stay_on_one_curve(tmp_path):
     """Tip-Adapter-F trains a cache of all shots."""
     for shots in (1, 4, 16):
         write_run(tmp_path / str(shots), method="tip_adapter_f", shots=shots, trainable_params=25600 * shots)
-    (curve,) = [c for c in make_study(read_runs([tmp_path]), []).curves if c.method == "tip_adapter_f"]
-    assert (curve.shots, curve.label) == ([1, 4, 16], "tip_adapter_f")
+    assert learned(study_of(tmp_path)) == [("tip_adapter_f", [1, 4, 16])]
+
+
+def test_labels_say_what_differs_between_methods(tmp_path):
+    """M, initial words, epochs and learning rate, wherever two of the compared settings differ in them."""
+    write_run(tmp_path / "a")
+    config = {"method": {"ctx_init": "a photo of a"}, "optimizer": {"lr": 0.01}}
+    write_run(tmp_path / "b", method="kgcoop", n_ctx=4, epochs=100, batch_size=128, config=config)
+    write_run(tmp_path / "c", method="linear_probe", epochs=0)
+    study = study_of(tmp_path)
+    assert [label for label, _ in learned(study)] == [
+        "coop M=16, random init, 200 epochs, lr=0.002",
+        'kgcoop M=4, init "a photo of a", 100 epochs, lr=0.01',
+        "linear_probe",
+    ]
+    (table,) = settings_tables(study)
+    assert table.frame[["batch_size", "optimizer.lr"]].to_numpy().tolist() == [
+        ["32", "0.002"],
+        ["128", "0.01"],
+        ["32", "–"],  # noqa: RUF001
+    ]
+
+
+def test_what_is_the_same_in_all_is_in_no_label(tmp_path):
+    for method in ("coop", "kgcoop"):
+        write_run(tmp_path / method, method=method, n_ctx=4)
+    assert [label for label, _ in learned(study_of(tmp_path))] == ["coop", "kgcoop"]
+    assert settings_tables(study_of(tmp_path)) == []
+
+
+def test_other_options_of_a_method_are_another_curve(tmp_path):
+    """Also on another data set: only what `ALONG` names goes with the data."""
+    for data, ratio in (("caltech101", 0.2), ("dtd", 0.4)):
+        write_run(tmp_path / data, dataset=data, method="clip_adapter", config={"method": {"ratio": ratio}})
+    assert [label for label, _ in learned(study_of(tmp_path))] == ["clip_adapter ratio=0.2", "clip_adapter ratio=0.4"]
+
+
+def test_epochs_that_are_left_to_a_method_are_one_curve_whatever_its_rule(tmp_path):
+    for shots, epochs in ((1, 5), (16, 30)):
+        write_run(tmp_path / str(shots), method="maple", shots=shots, epochs=epochs)
+        config = tmp_path / str(shots) / "config.yaml"
+        config.write_text(re.sub("^epochs: .*", "epochs: null", config.read_text(), flags=re.MULTILINE))
+    assert learned(study_of(tmp_path)) == [("maple", [1, 16])]

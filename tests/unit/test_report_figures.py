@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import math
 import os
 
 import matplotlib
@@ -12,12 +13,11 @@ from matplotlib.text import Text
 from PIL import Image
 from synthetic_runs import write_run
 
-from coop.reporting import figures
-from coop.reporting.figures import STYLE, Line, Picture, Star, render, render_all
-from coop.reporting.pictures import pictures
-from coop.reporting.published import expected_file, read_figures
-from coop.reporting.runs import read_runs
-from coop.reporting.study import make_study
+from coop.report import plots as figures
+from coop.report.plots import STYLE, WIDE, WIDTH, Line, Plot, plots, render
+from coop.report.published import expected_file, read_published
+from coop.report.records import read_runs
+from coop.report.study import make_study
 
 LONG = "a_method_with_a_long_name augmentation=views:8, precision=bf16-mixed, optimizer.weight_decay=0.0005"
 DATA = ["caltech101", "dtd", "fgvc_aircraft", "a data set with quite a long name of its own"]
@@ -28,14 +28,14 @@ def line(label="coop M=16", shots=(1, 2, 4, 8, 16), sd=1.0, published=(), style=
     return Line(style, label, list(shots), mean, [sd] * len(mean), list(published))
 
 
-STAR = Star("zero_shot", 55.0)
+STAR = ("zero_shot", 55.0)
 
 
 def few_shot(lines, stars=(STAR,), title="caltech101, RN50-quickgelu (openai)"):
     return figures.few_shot, (title, "mean of 3 seeds, bars: ± 1 standard deviation", lines, stars)
 
 
-def gain(names=tuple(DATA), gains=(12.0, 0.04, -3.0, -25.0), bars=(0.5, None, 1.0, 3.0), title="coop, 16 shots"):
+def gain(names=tuple(DATA), gains=(12.0, 0.04, -3.0, -25.0), bars=(0.5, math.nan, 1.0, 3.0), title="coop, 16 shots"):
     return figures.gain, (title, "one seed", list(names), list(gains), list(bars))
 
 
@@ -49,16 +49,22 @@ EXAMPLES = {
     "one line": few_shot([line()]),
     "published": few_shot([line(published=[(1, 59.0, "recalled"), (16, 70.0, "verified")]), line("coop M=4")]),
     "twelve lines": few_shot([line(f"coop M={number}, unified, end", style=number) for number in range(12)]),
+    "twenty long labels": few_shot([line(f"{LONG} {number}", style=number) for number in range(20)]),
     "long labels": few_shot([line(LONG), line(LONG + " too")], title=f"caltech101, {LONG}"),
     "no star": few_shot([line(shots=(1, -1))], stars=()),
     "odd names": few_shot([line("$x_1$ & <b>")], title="$a^2"),
     "gain": gain(),
-    "gain of one": gain(["mini"], [19.6], [None]),
+    "gain of one": gain(["mini"], [19.6], [math.nan]),
     "gain by method": gain([LONG, "coop"], [3.0, 4.0], [0.1, 0.1]),
+    "gain of twenty": gain([f"{LONG} {number}" for number in range(20)], range(-3, 17), [1.0] * 20),
     "losses": gain(["a", "b"], [-10.0, -12.0], [1.0, 2.0]),
     "context": context(),
     "one backbone": context(backbones=["RN50-quickgelu (openai)"]),
 }
+
+
+MANY_LINES = ("twelve lines", "twenty long labels", "gain of twenty")
+HEIGHTS = {"one line": 1.72, "twelve lines": 3.4, "context": 0.16 * 2 * 4}
 
 
 def drawn(example):
@@ -107,11 +113,13 @@ def _overlap(first, second, tolerance=2):
 def test_column_width_and_axes_are_named(example):
     figure = drawn(example)
     (axes,) = figure.axes
-    assert figure.get_figwidth() == pytest.approx(3.3)
+    assert figure.get_figwidth() == pytest.approx(WIDE if example in MANY_LINES else WIDTH)
     assert "%" in axes.get_xlabel() + axes.get_ylabel() or "percentage points" in axes.get_xlabel()
     assert min(text.get_fontsize() for text in figure.findobj(Text) if text.get_text()) >= 6.5
-    legend_top = max((box.y1 for legend in figure.legends for box in [legend.get_window_extent()]), default=0)
-    assert legend_top < axes.get_window_extent().y0
+    around = axes.get_window_extent()
+    for box in (legend.get_window_extent() for legend in figure.legends):
+        assert box.x0 > around.x1 if figure.get_figwidth() > WIDTH else box.y1 < around.y0
+    assert around.height / figure.dpi == pytest.approx(HEIGHTS[example], abs=0.1) if example in HEIGHTS else True
 
 
 def test_few_shot_draws_the_figures():
@@ -144,7 +152,7 @@ def test_gain_draws_the_figures():
 
 
 def picture(example):
-    return Picture(example, "few-shot", example, *EXAMPLES[example])
+    return Plot(example, "few-shot", example, *EXAMPLES[example])
 
 
 def test_files():
@@ -156,19 +164,18 @@ def test_files():
     assert files["svg"].startswith(b"<?xml") and b"<dc:date>" not in files["svg"]
 
 
-def test_figures_have_the_same_bytes_each_time_and_nothing_is_forked(monkeypatch):
+@pytest.mark.parametrize("example", ["published", "context", "gain"])
+def test_the_same_figure_has_the_same_bytes_and_nothing_is_forked(example, monkeypatch):
     """A process with threads or a GPU, as a sweep's, must not be forked."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
-    wanted = [picture(example) for example in (*EXAMPLES, *EXAMPLES)][:16]
-    assert render_all(wanted) == [render(one) for one in wanted]
+    assert render(picture(example)) == render(picture(example))
 
 
 def test_pictures_of_a_study(tmp_path):
     for number, (data, shots, seed) in enumerate(itertools.product(["caltech101", "dtd"], [1, 16], [1, 2])):
         acc = 0.7 + 0.01 * seed + 0.1 * (shots == 16)
         write_run(tmp_path / str(number), dataset=data, shots=shots, seed=seed, acc=acc)
-    found = {one.name: one for one in pictures(make_study(read_runs([tmp_path]), read_figures(expected_file())))}
+    found = {one.name: one for one in plots(make_study(read_runs([tmp_path]), read_published(expected_file())))}
     assert list(found) == [
         "few_shot_1_01_average_of_2_data_sets",
         "few_shot_1_02_caltech101",
@@ -178,11 +185,11 @@ def test_pictures_of_a_study(tmp_path):
     title, seeds, (drawn_line,), (star,) = found["few_shot_1_02_caltech101"].arguments
     assert title == "caltech101, RN50-quickgelu (openai)"
     assert seeds == "mean of 2 seeds, bars: ± 1 standard deviation"
-    assert (drawn_line.label, drawn_line.shots) == ("coop", [1, 16])
+    assert (drawn_line.label, drawn_line.places) == ("coop", [1, 16])
     assert drawn_line.mean == pytest.approx([71.5, 81.5])
     assert drawn_line.sd == pytest.approx([0.5**0.5, 0.5**0.5])
     assert drawn_line.published == [(1, 87.53, "recalled"), (16, 91.83, "recalled")]
-    assert (star.label, star.mean) == ("zero_shot", pytest.approx(60.0))
+    assert star == ("zero_shot", pytest.approx(60.0))
     _, _, names, gains, bars = found["gain_1_01_coop"].arguments
     assert names == ["caltech101", "dtd"]
     assert gains == pytest.approx([21.5, 21.5]) and bars == pytest.approx([0.5**0.5, 0.5**0.5])
@@ -197,7 +204,7 @@ def test_a_method_looks_the_same_in_every_figure(tmp_path):
         ("dtd", "tip_adapter", 16),
     ]:
         write_run(tmp_path / f"{data} {method} {shots}", dataset=data, method=method, shots=shots, seed=1, acc=0.7)
-    found = {one.name: one for one in pictures(make_study(read_runs([tmp_path]), read_figures(expected_file())))}
+    found = {one.name: one for one in plots(make_study(read_runs([tmp_path]), read_published(expected_file())))}
     styles = {
         name: {line.label: line.style for line in one.arguments[2]} for name, one in found.items() if "few" in name
     }
@@ -206,13 +213,16 @@ def test_a_method_looks_the_same_in_every_figure(tmp_path):
     assert alone == {"tip_adapter": both["tip_adapter"]}
 
 
-def test_gain_of_methods_that_have_a_single_data_set(tmp_path):
+def test_gains_by_data_set_where_there_are_more_methods_than_data_sets(tmp_path):
     write_run(tmp_path / "a", acc=0.7)
     write_run(tmp_path / "b", acc=0.8, method="linear_probe")
     write_run(tmp_path / "c", acc=0.65, method="text_bias")
     write_run(tmp_path / "d", acc=0.63, method="text_bias", dataset="dtd")
-    found = {one.name: one.arguments[2:4] for one in pictures(make_study(read_runs([tmp_path]), []))}
+    found = {
+        one.name: one.arguments[2:4]
+        for one in plots(make_study(read_runs([tmp_path]), read_published(expected_file())[:0]))
+    }
     assert found == {
-        "gain_1_01_text_bias": (["caltech101", "dtd"], pytest.approx([5.0, 3.0])),
-        "gain_1_02_caltech101": (["coop", "linear_probe"], pytest.approx([10.0, 20.0])),
+        "gain_1_01_caltech101": (["coop", "linear_probe", "text_bias"], pytest.approx([10.0, 20.0, 5.0])),
+        "gain_1_02_dtd": (["text_bias"], pytest.approx([3.0])),
     }

@@ -1,19 +1,20 @@
 """How tables look in Markdown, LaTeX, HTML and CSV."""
 
-import csv
-import io
 from html.parser import HTMLParser
-from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
-from coop.reporting.tables import Table, mean_sd_n, percent, points, to_csv, to_html, to_latex, to_markdown
+from coop.report.page import page_template
+from coop.report.tables import Table, mean_sd_n, percent, points, to_latex, to_markdown, to_text
 
 TABLE = Table(
     "accuracy_1",
     "Title & 100%",
-    ["data_set", "<b>", "acc"],
-    [["a|b", "x_1", "90.00 ± 0.50 (3)"], None, ["c", "$2^{3}\\~#", "–"]],  # noqa: RUF001
+    pd.DataFrame(
+        [["a|b", "x_1", "90.00 ± 0.50 (3)"], ["c", "$2^{3}\\~#", "–"]],  # noqa: RUF001
+        columns=["data_set", "<b>", "acc"],
+    ),
     left=2,
     note="A note.",
 )
@@ -24,21 +25,21 @@ TABLE = Table(
     [(0.91825, 0.00152, 3, "91.83 ± 0.15 (3)"), (0.5, None, 1, "50.00 (1)"), (1.0, 0.0, 2, "100.00 ± 0.00 (2)")],
 )
 def test_mean_sd_n(mean, sd, n, text):
-    assert mean_sd_n(SimpleNamespace(mean=mean, sd=sd, n=n)) == text
+    assert mean_sd_n(mean, sd, n) == text
 
 
 def test_single_figures():
-    assert percent(0.12344) == "12.34" and percent(None) == mean_sd_n(None) == points(None) == "–"  # noqa: RUF001
+    assert percent(0.12344) == "12.34" and percent(None) == mean_sd_n(None, None, 0) == points(None) == "–"  # noqa: RUF001
     assert points(1.234) == "+1.23" and points(-0.5) == "−0.50"  # noqa: RUF001
 
 
 def test_markdown():
     assert to_markdown(TABLE) == (
         "**Title & 100%**\n\n"
-        "| data\\_set | \\<b> | acc |\n"
-        "| --- | --- | ---: |\n"
-        "| a\\|b | x\\_1 | 90.00 ± 0.50 (3) |\n"
-        "| c | $2^{3}\\\\~# | – |\n\n"  # noqa: RUF001
+        "| data\\_set   | \\<b>       |              acc |\n"
+        "|:------------|:-----------|-----------------:|\n"
+        "| a\\|b        | x\\_1       | 90.00 ± 0.50 (3) |\n"
+        "| c           | $2^{3}\\\\~# |                – |\n\n"  # noqa: RUF001
         "A note.\n"
     )
 
@@ -65,16 +66,20 @@ def test_html_is_escaped_and_closed():
             self.texts.append(data)
 
     reader = Reader()
-    reader.feed(to_html(TABLE))
-    assert not reader.open_tags
-    assert reader.texts == [
+    section = {"title": "Section", "tables": [TABLE]}
+    page = page_template().render(title="Page", sections=[section])
+    page = page[page.index('<div class="table">') : page.index("</body>")]
+    reader.feed(page)
+    assert reader.open_tags == []
+    assert [text for text in reader.texts if text.strip()] == [
         *("Title & 100%", "data_set", "<b>", "acc"),
         *("a|b", "x_1", "90.00 ± 0.50 (3)"),
         *("c", "$2^{3}\\~#", "–", "A note."),  # noqa: RUF001
     ]
-    assert to_html(TABLE).count('<tr class="rule">') == 1
+    assert page.count('<tr class="rule">') == 1
 
 
-def test_csv():
-    content = to_csv(["a", "b"], [["x,y", None], ['"', 1.5]])
-    assert list(csv.reader(io.StringIO(content.decode()))) == [["a", "b"], ["x,y", ""], ['"', "1.5"]]
+def test_on_a_terminal_that_is_too_narrow_means_stand_alone():
+    assert "90.00 ± 0.50 (3)" in to_text(TABLE) and "90.00 ± 0.50 (3)" in to_text(TABLE, 80)
+    narrow = to_text(TABLE, 30)
+    assert "90.00" in narrow and "±" not in narrow

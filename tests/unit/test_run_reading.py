@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from coop import PromptLearner
+from coop import PromptLearner, pictures
 from coop.clip.vocabulary import vocabulary
 from coop.errors import CoopError
 from coop.history import History, moved
@@ -66,6 +66,29 @@ def test_pictures_are_drawn_for_few_and_many_classes(tmp_path, classes):
     draw_history(records, tmp_path / "history.png")
     for name in ("classes", "right", "history"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def drawn(monkeypatch, classes):
+    """The panels of per_class.png: titles, and texts."""
+    figures = []
+    monkeypatch.setattr(pictures, "_save", lambda figure, path: figures.append(figure))
+    draw_per_class({"classes": classes, "confused": [], "calibration": {"ece": 0.0, "bins": []}}, None)
+    return {ax.get_title(loc="right"): [text.get_text() for text in ax.texts] for ax in figures[0].axes}
+
+
+def test_many_classes_at_nought_or_all_are_counted_and_the_costly_ones_named(monkeypatch):
+    """Of 30 classes: 20 all right, 8 all wrong (of 1 to 8 images), two at 45 of 50 and at 5 of 10."""
+    accs = [(1.0, 4)] * 20 + [(0.0, n) for n in range(1, 9)] + [(0.9, 50), (0.5, 10)]
+    classes = [{"classname": f"c{i}", "n_test": n, "acc": acc} for i, (acc, n) in enumerate(accs)]
+    panels = drawn(monkeypatch, classes)
+    assert panels["30 classes by accuracy"] == [*("", "", "", "", "", "1", "", "", "", "1"), "8", "20"]
+    assert panels["classes with the most mistakes"][:5] == ["0/8", "0/7", "0/6", "0/5", "5/10"]
+    assert "45/50" in panels["classes with the most mistakes"]
+
+
+def test_few_classes_stand_with_their_numbers_of_images(monkeypatch):
+    classes = [{"classname": "a", "n_test": 4, "acc": 0.75}, {"classname": "b", "n_test": 0, "acc": None}]
+    assert drawn(monkeypatch, classes)[""] == ["3/4"]
 
 
 def test_movement_by_hand():

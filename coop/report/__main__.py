@@ -6,6 +6,7 @@ from pathlib import Path
 
 from coop.cli.stop import stoppable
 from coop.errors import CoopError, exit_code
+from coop.report import report
 
 USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
 
@@ -14,8 +15,8 @@ USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
   expected=FILE   published figures to show beside ours (without it: experiments/paper/expected.csv)
   mixed=true      take runs with other splits or class lists of one data set into one report, in separate rows
 
-Written are report.html (one file that opens anywhere), report.md, runs.csv, cells.csv, published.csv,
-tables/*.tex and figures/*.png, *.svg."""
+Written are report.html (one file that opens anywhere), report.md, tables/*.tex, figures/*.png, *.svg, and the data
+behind them: runs.csv, cells.csv, published.csv."""
 OPTIONS = ("out", "expected", "mixed")
 
 
@@ -30,29 +31,6 @@ def main(words: list[str]) -> int:
         raise CoopError(f"mixed={mixed}: must be true or false")
     report(folders, **{key: Path(value).expanduser() for key, value in options.items()}, mixed=mixed == "true")
     return 0
-
-
-def report(folders: list[Path], out: Path | None = None, expected: Path | None = None, *, mixed: bool = False) -> None:
-    """Write the report of the runs beneath some folders, and print what is in it.
-
-    Raises:
-        CoopError: no run, no such folder, a folder that cannot be written to, or runs with different splits or lists
-            of classes of one data set, unless `mixed`.
-    """
-    # Imported here: a slip of the pen is answered before matplotlib is loaded.
-    from coop.reporting.page import write_report
-    from coop.reporting.published import expected_file, read_figures
-    from coop.reporting.runs import read_runs
-    from coop.reporting.study import make_study
-
-    study = make_study(read_runs(folders), read_figures(expected or expected_file()))
-    if study.mixed and not mixed:
-        raise CoopError(
-            "these runs do not belong in one table, their data differ:\n  "
-            + "\n  ".join(study.mixed)
-            + "\nReport folders that agree apart, or give mixed=true to have them in separate rows"
-        )
-    show(study, write_report(study, out or folders[0] / "report"))
 
 
 def parse(words: list[str]) -> tuple[list[Path], dict[str, str]]:
@@ -74,26 +52,6 @@ def parse(words: list[str]) -> tuple[list[Path], dict[str, str]]:
     if not folders:
         raise CoopError("give the folders of the runs, such as: python -m coop.report runs/few_shot_curve")
     return folders, options
-
-
-def show(study, written: list[Path]) -> None:
-    """Accuracies, warnings, what was left out, and where the report lies."""
-    from rich.console import Console
-
-    from coop.reporting.terminal import print_tables
-
-    found = study.found
-    print_tables(study, Console(markup=False, emoji=False, highlight=False))
-    for text in study.warnings:
-        print(f"warning: {text}", file=sys.stderr)
-    for path, reason in found.left_out:
-        print(f"left out: {path}: {reason}", file=sys.stderr)
-    for path, reason in found.unfinished:
-        print(f"not finished: {path}: {reason}", file=sys.stderr)
-    runs = len({score.path for score in [*found.trained, *found.transferred]})
-    print(f"{runs} runs in {len(study.cells)} cells; {len(found.left_out)} files left out, ", end="")
-    print(f"{len(found.unfinished)} runs not finished, {len(study.missing)} cells incomplete")
-    print(f"report   {written[0]}")
 
 
 @stoppable()

@@ -1,0 +1,196 @@
+"""The report's files: report.html, report.md, tables as LaTeX, figures, and the data behind them as CSV."""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, Template
+
+from coop.files import write_atomically
+from coop.report import tables
+from coop.report.plots import Plot, plots, render
+from coop.report.published import PLACE
+from coop.report.records import keys_of, shown
+from coop.report.study import Study
+from coop.report.tables import Table, escape_markdown, to_latex, to_markdown
+
+# The files of the last report, so that the next one removes what it does not write again.
+WRITTEN = ".report_files"
+PIXELS_PER_INCH = 100  # of figures on the page
+
+
+@dataclass
+class Section:
+    """What stands under one heading; `words` before the figures (with their files by suffix) and tables."""
+
+    title: str
+    tables: list[Table] = field(default_factory=list)
+    figures: list[tuple[Plot, dict[str, bytes]]] = field(default_factory=list)
+    words: str = ""
+
+
+def write_report(study: Study, out: Path) -> list[Path]:
+    """Write all files of a report into a folder; files of an earlier report that are not written again are removed.
+
+    Returns:
+        The files, report.html first.
+
+    Raises:
+        CoopError: the folder cannot be written to.
+    """
+    sections = make_sections(study)
+    contents = {
+        "report.html": _html(study, sections),
+        "report.md": _markdown(study, sections),
+        "runs.csv": runs_csv(study),
+        "cells.csv": cells_csv(study),
+        "published.csv": published_csv(study),
+        **{f"tables/{table.name}.tex": to_latex(table) for section in sections for table in section.tables},
+    }
+    files = {name: text.encode("utf-8", "backslashreplace") for name, text in contents.items()}
+    for plot, drawn in (figure for section in sections for figure in section.figures):
+        files |= {f"figures/{plot.name}.{kind}": content for kind, content in drawn.items()}
+    before = _written_before(out)
+    for name, content in files.items():
+        write_atomically(out / name, content)
+    write_atomically(out / WRITTEN, "\n".join(files).encode())
+    for name in before - files.keys():
+        (out / name).unlink(missing_ok=True)
+    return [out / name for name in files]
+
+
+def _written_before(out: Path) -> set[str]:
+    """Names that an earlier report wrote here; nothing outside of the folder, whatever the list says."""
+    try:
+        names = (out / WRITTEN).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return set()
+    return {name for name in names if name and (out / name).resolve().is_relative_to(out.resolve())}
+
+
+def make_sections(study: Study) -> list[Section]:
+    """All sections that have something in them, in their order; figures are drawn."""
+    missing = tables.missing_table(study)
+    drawn = [(plot, render(plot)) for plot in plots(study)]
+
+    def figures(section: str) -> list[tuple[Plot, dict[str, bytes]]]:
+        return [figure for figure in drawn if figure[0].section == section]
+
+    sections = [
+        Section("Few-shot learning", tables.few_shot_tables(study), figures("few-shot")),
+        Section("Gain over zero-shot", [], figures("gain"), "At the largest number of shots."),
+        Section("Context length and backbone", tables.context_tables(study), figures("context")),
+        Section("Domain generalization and transfer", tables.transfer_tables(study)),
+        Section("Settings", tables.settings_tables(study)),
+        Section("Beside the published figures", tables.published_tables(study)),
+        Section("Missing", [missing] if missing else []),
+    ]
+    return [section for section in sections if section.tables or section.figures]
+
+
+def _title(study: Study) -> str:
+    return f"Report: {', '.join(shown(folder.resolve().name) for folder in study.records.folders)}"
+
+
+def _summary(study: Study) -> list[str]:
+    records = study.records
+    left_out, unfinished = len(records.left_out), len(records.unfinished)
+    runs = records.runs[keys_of(records.runs)]
+    same = {
+        key: runs[key].iloc[0] for key in runs if runs[key].nunique(dropna=False) == 1 and runs[key].iloc[0] is not None
+    }
+    return [
+        f"{records.count} runs read, {left_out} files left out, {unfinished} runs not finished; "
+        f"{len(study.warnings)} warnings. Accuracies in %: mean ± sample standard deviation (number of seeds).",
+        f"The same in all runs: {', '.join(f'{key}={value}' for key, value in same.items())}." if same else "",
+    ]
+
+
+def _lists(study: Study) -> Iterable[tuple[str, list[str]]]:
+    records = study.records
+    lists = (("Left out: not the result of a run", records.left_out), ("Not finished", records.unfinished))
+    return [(title, [f"{shown(path)}: {reason}" for path, reason in pairs]) for title, pairs in lists if pairs]
+
+
+def _markdown(study: Study, sections: list[Section]) -> str:
+    parts = [f"# {escape_markdown(_title(study))}", *(escape_markdown(text) for text in _summary(study) if text)]
+    if study.warnings:
+        parts += ["## Warnings", "\n".join(f"- {escape_markdown(text)}" for text in study.warnings)]
+    for section in sections:
+        parts += [f"## {section.title}", *([section.words] if section.words else [])]
+        parts += [f"![{escape_markdown(plot.title)}](figures/{plot.name}.png)" for plot, _ in section.figures]
+        parts += [to_markdown(table).rstrip() for table in section.tables]
+    for title, lines in _lists(study):
+        parts += [f"## {title}", "\n".join(f"- `{line}`" for line in lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _html(study: Study, sections: list[Section]) -> str:
+    """One file with everything in it: no script, no font, no address."""
+    return page_template().render(
+        title=_title(study),
+        summary=[text for text in _summary(study) if text],
+        warnings=study.warnings,
+        sections=sections,
+        lists=_lists(study),
+    )
+
+
+def page_template() -> Template:
+    """page.html.j2; it escapes every text."""
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"base64": lambda content: base64.b64encode(content).decode(), "width": _width}
+    return environment.get_template("page.html.j2")
+
+
+def _width(svg: bytes) -> int:
+    """Pixels of a figure on the page: the same scale for all, whatever their width."""
+    points = svg.partition(b'width="')[2].partition(b"pt")[0]
+    return round(float(points) / 72 * PIXELS_PER_INCH)
+
+
+def runs_csv(study: Study) -> str:
+    """Every run and test set, one seed each, with its keys; accuracies in percent."""
+    runs = study.records.runs.sort_values("transfer", kind="stable")
+    accuracies = {"acc": "accuracy_percent", "macro_acc": "macro_percent", "zero_shot": "zero_shot_percent"}
+    frame = runs[[*keys_of(runs), "seed"]].assign(**{new: _percents(runs[old]) for old, new in accuracies.items()})
+    return frame.assign(results=runs["path"]).to_csv(index=False)
+
+
+def cells_csv(study: Study) -> str:
+    """Every cell with its keys; accuracies in percent."""
+    cells = study.cells
+    frame = cells[study.keys].assign(n_seeds=cells["n"], seeds=cells["seeds"])
+    columns = {"mean_percent": "mean", "sd_percent": "sd", "zero_shot_percent": "zero_shot", "gain_points": "gain"}
+    return frame.assign(**{new: _percents(cells[old]) for new, old in columns.items()}).to_csv(index=False)
+
+
+def published_csv(study: Study) -> str:
+    """Every published figure that has its like among ours, and why it was not compared."""
+    pairs = study.comparisons
+    frame = pairs[["table", *PLACE]].assign(
+        published_percent=pairs["accuracy_percent"].map("{:.2f}".format),
+        confidence=pairs["confidence"],
+        source=pairs["source"],
+        ours_percent=_percents(pairs["ours"]),
+        sd_percent=_percents(pairs["sd"]),
+        n_seeds=pairs["n"],
+        difference_points=_percents(pairs["difference"] / 100),
+        not_compared_because=[_why_not_compared(pair) for pair in pairs.to_dict("records")],
+        unchecked=[" ".join(unchecked) for unchecked in pairs["unchecked"]],
+    )
+    return frame.to_csv(index=False)
+
+
+def _why_not_compared(pair: dict[str, Any]) -> str | None:
+    if pair["comparable"]:
+        return None
+    return "confidence is low" if pair["same_setting"] else tables.why_not(pair)
+
+
+def _percents(fractions: pd.Series) -> list[str | None]:
+    return [None if pd.isna(value) else f"{100 * value:.4f}" for value in fractions]

@@ -1,0 +1,366 @@
+"""The tables of a report, and how they are written as Markdown and LaTeX."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from coop.report.groups import ALWAYS_SAID, Curves, column, label, mean_sd, shots_text, sort_shots
+from coop.report.published import published_averages
+from coop.report.study import Study
+
+NOTHING, MINUS, UNCHECKED = "\N{EN DASH}", "\N{MINUS SIGN}", " †"
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "~": "\\textasciitilde{}",
+    "^": "\\textasciicircum{}",
+    "±": "$\\pm$",
+    "†": "$\\dagger$",
+    "…": "\\ldots{}",
+    "\n": " ",
+    NOTHING: "--",
+    MINUS: "$-$",
+}
+READING = "Accuracy in %: mean ± sample standard deviation (number of seeds)"
+BACKBONE = ("backbone", "backbone.model", "pretrained", "trainable_params")
+
+
+@dataclass
+class Table:
+    """A table as it is shown.
+
+    Attributes:
+        name: of its file.
+        title: one line above it.
+        frame: texts; a rule is drawn where the first column changes.
+        left: how many columns, from the first, hold words; the others hold figures and stand to the right.
+        note: what has to be known to read it.
+    """
+
+    name: str
+    title: str
+    frame: pd.DataFrame
+    left: int = 1
+    note: str = ""
+
+    @property
+    def rules(self) -> list[bool]:
+        """Of each row, whether a rule stands above it: another block begins."""
+        first = self.frame.iloc[:, 0]
+        return [False, *(first != first.shift()).tolist()[1:]][: len(first)]
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction as percent, without the sign."""
+    return NOTHING if pd.isna(value) else f"{100 * value:.{digits}f}"
+
+
+def points(value: float | None) -> str:
+    """A difference in percentage points, with its sign."""
+    return NOTHING if pd.isna(value) else f"{value:+.2f}".replace("-", MINUS)
+
+
+def mean_sd_n(mean: float, sd: float, n: float) -> str:
+    """ "71.92 ± 0.15 (3)"; without deviation where there is but one."""
+    if pd.isna(mean):
+        return NOTHING
+    return f"{percent(mean)}{'' if pd.isna(sd) else f' ± {percent(sd)}'} ({n:.0f})"
+
+
+def texts(averages: pd.DataFrame) -> pd.Series:
+    """Averages of `Curves.average` as they are shown."""
+    columns = (averages[name] for name in ("mean", "sd", "n"))
+    return pd.Series([mean_sd_n(*values) for values in zip(*columns, strict=True)], averages.index, dtype=object)
+
+
+def shots_column(shots: int) -> str:
+    """The head of a column of shots; "" where they do not apply."""
+    return "all" if shots < 0 else str(shots)
+
+
+def average_name(data: Sequence[str]) -> str:
+    """ "average of 11 data sets"."""
+    return f"average of {len(data)} data sets"
+
+
+def panels(study: Study) -> list[tuple[str, Curves]]:
+    """Curves that share a table and figures, under their name: one panel per backbone, base and new classes apart."""
+    found = []
+    for backbone, classes in study.curves.table.groupby(["backbone", "classes"], sort=False).groups:
+        name = backbone if classes == "all" else f"{backbone}, {classes} classes"
+        found.append((name, study.curves.of(backbone=backbone, classes=classes)))
+    return found
+
+
+def places(curves: Curves) -> list[tuple[str, list[str]]]:
+    """(name, data sets) of each data set, then of the average of those that most curves have.
+
+    A data set is averaged if at least half of the trained curves have it at all their shots: so one that was only
+    begun, or a method tried on a single data set, does not take the average away.
+    """
+    names = sorted(curves.points["data"].unique())
+    trained = curves.of(zero_shot=False)
+    have = (trained if len(trained.table) else curves).points.drop_duplicates(["curve", "data", "shots"])
+    counts = have.groupby(["curve", "data"]).size().unstack(fill_value=0)
+    complete = counts.eq(have.groupby("curve")["shots"].nunique(), axis=0).mean()
+    return by_data(names, [name for name in names if complete.get(name, 0) >= 0.5])
+
+
+def by_data(names: Sequence[str], averaged: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """(name, data sets) of each, and of the average where it is one of several."""
+    return [*((name, [name]) for name in names), *([(average_name(averaged), list(averaged))] * (len(averaged) > 1))]
+
+
+def few_shot_tables(study: Study) -> list[Table]:
+    """One table per backbone: data sets and methods down, shots across; the average over data sets last."""
+    tables = []
+    for number, (name, curves) in enumerate(panels(study), 1):
+        where = places(curves)
+        averages = pd.concat({place: curves.average(data) for place, data in where}, names=["data set"])
+        frame = texts(averages).unstack("shots", fill_value=NOTHING, sort=False)
+        frame = frame[sort_shots(frame.columns)]
+        zero_shot = curves.table["zero_shot"][frame.index.get_level_values("curve")]
+        # Zero-shot stands at 0 shots and nowhere else.
+        frame = frame.mask(np.not_equal.outer(zero_shot.to_numpy(), frame.columns == 0), "")
+        frame = frame.rename(columns=shots_column).reset_index().rename(columns={"curve": "method"})
+        frame["method"] = frame["method"].map(curves.table["label"])
+        left_out = [place for place, own in where if len(own) == 1 and place not in where[-1][1]]
+        note = f"{READING}; 0 is zero-shot."
+        if left_out and len(where[-1][1]) > 1:
+            note += f" Not in the {where[-1][0]}, because incomplete: {', '.join(left_out)}."
+        title = f"{name}: accuracy by training images per class"
+        tables.append(Table(f"few_shot_{number}", title, frame, 2, note))
+    return tables
+
+
+def settings_tables(study: Study) -> list[Table]:
+    """What the compared settings differ in beyond their labels: a row for each trained curve, a column for each key."""
+    table = pd.concat([study.curves.table, study.transfers.table])
+    table = table[~table["zero_shot"].astype(bool)]
+    hidden = ("method", "classes", "zero_shot", "label", "parts", "source", "trained_on", "trained_classes")
+    keys = [key for key in table if key not in hidden and key.partition(".")[0] != "backbone" and key != "pretrained"]
+    # What only one method has is in its label if it varies.
+    shared = [key for key in keys if table.loc[table[key].notna(), "method"].nunique() > 1]
+    shared = [key for key in shared if table[key].nunique() > 1]
+    frame = table[["label", *shared]].drop_duplicates("label").astype(object)
+    if not set(shared) - set(ALWAYS_SAID):  # labels say it all
+        return []
+    frame = frame.where(frame.notna(), NOTHING).map(str)
+    frame = frame.rename(columns=lambda key: {"label": "method", "n_ctx": "M", "rule": "epochs"}.get(key, key))
+    note = f"Keys in which these settings differ; {NOTHING}: the method does not have it, or nothing was set."
+    return [Table("settings", "What the compared settings differ in", frame, len(frame.columns), note)]
+
+
+def by_context(study: Study) -> list[tuple[str, int, list[str], Curves]]:
+    """Studies of the context length and of backbones: (method, shots, data sets, curves).
+
+    Curves stand together that differ in nothing but M and the backbone; shots is the largest number that two have.
+    """
+    table, found = study.curves.table, []
+    if "n_ctx" not in table:
+        return []
+    learned = table[table["n_ctx"].notna()]
+    same_in = [key for key in learned if key not in (*BACKBONE, "n_ctx", "label", "parts")]
+    for _, same in learned.groupby(same_in, sort=False, dropna=False):
+        own = study.curves.points[study.curves.points["curve"].isin(same.index)]
+        counts = own.groupby("shots")["curve"].nunique()
+        shared = [shots for shots in sort_shots(counts.index) if counts[shots] > 1]
+        if shared and not same.duplicated(["n_ctx", "backbone"]).any():
+            own = own[own["shots"] == shared[-1]]
+            curves = Curves(same[same.index.isin(own["curve"])], own)
+            name = label(same["method"].iloc[0], same["parts"].iloc[0], without=["n_ctx"])
+            found.append((name, shared[-1], sorted(own["data"].unique()), curves))
+    return found
+
+
+def context_tables(study: Study) -> list[Table]:
+    """One table per study of M and backbones."""
+    tables = []
+    for number, (name, shots, data, curves) in enumerate(by_context(study), 1):
+        rows = []
+        for place, members in by_data(data, data):
+            averages = curves.average(members).droplevel("shots").reindex(curves.table.index)
+            block = curves.table[["n_ctx", "backbone"]].assign(text=texts(averages), place=place)
+            rows.append(block.pivot(index=["place", "n_ctx"], columns="backbone", values="text").fillna(NOTHING))
+        frame = pd.concat(rows)[list(dict.fromkeys(curves.table["backbone"]))].reset_index()
+        frame = frame.rename(columns={"place": "data set", "n_ctx": "M"}).map(str)
+        title = f"{name}, {shots_text(shots)}: context length M by backbone"
+        tables.append(Table(f"context_{number}", title, frame, 1, f"{READING}."))
+    return tables
+
+
+def transfer_tables(study: Study) -> list[Table]:
+    """Domain generalization and base-to-new: one table per source; targets across, zero-shot first."""
+    tables, curves = [], study.transfers
+    for source in dict.fromkeys(column(curves.table, "source").dropna()):
+        trained = curves.of(source=source)
+        targets = [name for name in trained.points["data"].unique() if name != source]
+        tested = curves.points.loc[curves.points["data"].isin(targets), "curve"].unique()
+        here = curves.table["zero_shot"] & curves.table["backbone"].isin(trained.table["backbone"])
+        here = curves.table[here & curves.table.index.isin(tested) | curves.table.index.isin(trained.table.index)]
+        here = Curves(here, curves.points[curves.points["curve"].isin(here.index)])
+        columns = {f"{source} (source)": here.average([source]), **{name: here.average([name]) for name in targets}}
+        if targets == [source.removesuffix("(base)") + "(new)"]:
+            columns["harmonic mean"] = _harmonic_mean(here, source, *targets)
+        else:
+            columns[f"average of {len(targets)} targets"] = here.average(targets)
+        frame = pd.DataFrame({head: texts(averages) for head, averages in columns.items()}).fillna(NOTHING)
+        curve, shots = (frame.index.get_level_values(level) for level in ("curve", "shots"))
+        frame.insert(0, "backbone", here.table["backbone"][curve].to_numpy())
+        frame.insert(1, "method", here.table["label"][curve].to_numpy())
+        frame.insert(2, "shots", [shots_column(number) if number else "" for number in shots])
+        order = list(dict.fromkeys(trained.table["backbone"]))
+        frame = frame.sort_values("backbone", key=lambda names: names.map(order.index), kind="stable")
+        if targets:
+            title = f"Trained on {source}, tested on others"
+            tables.append(Table(f"transfer_{len(tables) + 1}", title, frame, 2, f"{READING}."))
+    return tables
+
+
+def _harmonic_mean(curves: Curves, source: str, target: str) -> pd.DataFrame:
+    """Of the accuracies on base and on new classes, seed by seed (CoCoOp, section 4.1)."""
+    wide = curves.points.pivot_table("acc", ["curve", "shots", "seed"], "data")
+    base, new = (column(wide, name) for name in (source, target))
+    return mean_sd((2 * base * new / (base + new).replace(0, 1)).dropna(), ["curve", "shots"])
+
+
+def missing_cells(study: Study) -> pd.DataFrame:
+    """What a curve lacks of the data sets and shots that its backbone's other curves have, and of the usual seeds.
+
+    Usual are seeds that at least half of the cells have, so that an extra seed somewhere is not asked for everywhere.
+
+    Returns:
+        A row for each that is incomplete: "backbone", "method" (its label), "data set", "shots", "seeds".
+    """
+    blocks = [pd.DataFrame(columns=["backbone", "method", "data set", "shots", "seeds"])]
+    for _, curves in panels(study):
+        trained = curves.of(zero_shot=False)
+        have = pd.MultiIndex.from_frame(trained.points[["curve", "data", "shots", "seed"]])
+        cells = trained.points.drop_duplicates(["cell", "seed"])
+        counts = cells.groupby("seed")["cell"].nunique()
+        seeds = sorted(counts.index[2 * counts >= cells["cell"].nunique()])
+        wanted = [trained.table.index, trained.points["data"].unique(), sort_shots(trained.points["shots"]), seeds]
+        wanted = pd.MultiIndex.from_product(wanted, names=have.names)
+        absent = wanted[~wanted.isin(have)].to_frame(index=False).astype({"seed": str})
+        absent = absent.groupby(["curve", "data", "shots"], sort=False)["seed"].agg(", ".join).reset_index()
+        named = trained.table.loc[absent["curve"], ["backbone", "label"]].reset_index(drop=True)
+        blocks.append(pd.concat([named, absent], axis=1).drop(columns="curve").set_axis(blocks[0].columns, axis=1))
+    return pd.concat(blocks, ignore_index=True)
+
+
+def missing_table(study: Study) -> Table | None:
+    """What is not there but has its like in other curves of the same backbone."""
+    missing = missing_cells(study)
+    if missing.empty:
+        return None
+    by = ["backbone", "method", "data set", "seeds"]
+    rows = missing.groupby(by, sort=False)["shots"].agg(lambda shots: ", ".join(map(shots_column, shots))).reset_index()
+    note = (
+        "Expected is every data set and number of shots that some run of the same backbone has, with every seed that "
+        "at least half of its cells have."
+    )
+    title = f"Missing: {len(missing)} cells are incomplete"
+    return Table("missing", title, rows[["backbone", "method", "data set", "shots", "seeds"]], 5, note)
+
+
+def published_tables(study: Study) -> list[Table]:
+    """Published figures beside ours where the setting is the same, and what the others differ in."""
+    pairs, tables = study.comparisons, []
+    same, other = pairs[pairs["same_setting"]], pairs[~pairs["same_setting"]]
+    if len(same):
+        averages = [averages_beside(study, curves) for _, curves in panels(study)]
+        frame = pd.DataFrame([_compared(row) for part in (same, *averages) for row in part.to_dict("records")])
+        note = (
+            f"{READING}; the difference is ours less the published figure, in percentage points. verified: read in a "
+            "public source; recalled: written down from memory, agrees with published averages; low: a recollection, "
+            "from which nothing is subtracted."
+        )
+        if keys := sorted({key for unchecked in same["unchecked"] for key in unchecked}):
+            note += f"{UNCHECKED}: not recorded by our runs, so not known to be the same: {', '.join(keys)}."
+        tables.append(Table("published", "Beside the published figures", frame, 5, note))
+    if len(other):
+        reasons = pd.DataFrame({"published in": other["table"], "because": other.apply(why_not, axis=1)})
+        frame = reasons.value_counts(sort=False).rename("figures").reset_index().map(str)
+        title = "Published for the same data set, method, backbone, shots and M, but not compared"
+        tables.append(Table("not_compared", title, frame, 2))
+    return tables
+
+
+def why_not(pair: Any) -> str:
+    """What keeps a published figure from being compared."""
+    return "; ".join(pair["differing"]) or "the source does not say in which setting"
+
+
+def _compared(pair: dict[str, Any]) -> dict[str, str]:
+    return {
+        "data set": pair["data"],
+        "method": pair["method"],
+        "backbone": pair["backbone"],
+        "published in": f"{pair['table']}: {pair['source']}",
+        "confidence": pair["confidence"] + UNCHECKED * bool(pair["unchecked"]),
+        "shots": shots_column(pair["shots"]) if pair["shots"] else "",
+        "M": "" if pd.isna(pair["n_ctx"]) else str(pair["n_ctx"]),
+        "ours": mean_sd_n(pair["ours"], pair["sd"], pair["n"]),
+        "published": f"{pair['accuracy_percent']:.2f}",
+        "difference": points(pair["difference"]),
+    }
+
+
+def averages_beside(study: Study, curves: Curves) -> pd.DataFrame:
+    """`published_averages` of a panel."""
+    name, data = places(curves)[-1]
+    return published_averages(study.comparisons, curves, data if len(data) > 1 else [], name)
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table under its title."""
+    frame = table.frame.map(escape_markdown).rename(columns=escape_markdown)
+    note = f"\n\n{escape_markdown(table.note)}" if table.note else ""
+    return f"**{escape_markdown(table.title)}**\n\n{_tabulated(frame, table.left, 'pipe')}{note}\n"
+
+
+def to_text(table: Table, width: int | None = None) -> str:
+    """The same for a terminal: names that repeat stand once; means alone where it would be wider than `width`."""
+    frame = table.frame.copy()
+    first = frame.columns[0]
+    frame[first] = frame[first].where([True, *table.rules[1:]], "")
+    text = _tabulated(frame, table.left, "simple")
+    if width and text.index("\n") > width:
+        text = _tabulated(frame.map(lambda value: value.partition(" ±")[0]), table.left, "simple")
+    return f"{table.title}\n{text}\n{table.note}\n"
+
+
+def _tabulated(frame: pd.DataFrame, left: int, form: str) -> str:
+    align = ["left" if index < left else "right" for index in range(len(frame.columns))]
+    return frame.to_markdown(index=False, tablefmt=form, disable_numparse=True, colalign=align)
+
+
+def escape_markdown(text: str) -> str:
+    """Text that stands for itself in Markdown, on one line."""
+    return re.sub(r"([|<*_`\\])", r"\\\1", text).replace("\n", " ")
+
+
+def to_latex(table: Table) -> str:
+    """A table environment for LaTeX with the booktabs package."""
+    text = (
+        table.frame.map(_latex)
+        .rename(columns=_latex)
+        .to_latex(
+            index=False,
+            column_format="l" * table.left + "r" * (len(table.frame.columns) - table.left),
+            caption=_latex(f"{table.title}. {table.note}".strip()),
+            label=f"tab:{table.name}",
+        )
+    )
+    head, body = text.split("\\midrule\n")
+    rows = body.splitlines(keepends=True)
+    rules = [*table.rules, *[False] * (len(rows) - len(table.rules))]
+    ruled = ["\\midrule\n" * rule + row for rule, row in zip(rules, rows, strict=True)]
+    return "% needs \\usepackage{booktabs}\n" + "\\midrule\n".join([head, "".join(ruled)])
+
+
+def _latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in text)
