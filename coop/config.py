@@ -18,11 +18,12 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from coop.clip.weights import PRECISIONS
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
-from coop.schedule import paper_epochs
+from coop.optimizers import DEFAULTS, check_optimizer
+from coop.schedule import PAPER_EPOCHS, epochs_by_shots
 
 PACKAGE = Path(__file__).resolve().parent
 # Keys of a group that the framework reads itself; all others are arguments of what `_target_` names.
-METHOD_KEYS = {"name"}
+METHOD_KEYS = {"name", "published"}
 DATASET_KEYS = {"name": str, "template": str, "classes": str, "epochs": int | None, "manifest": str | None}
 
 
@@ -33,17 +34,6 @@ class BackboneConfig:
     name: str = "${.model}"
     precision: str = "fp32"
     cache_dir: str | None = None
-
-
-@dataclass
-class OptimizerConfig:
-    name: str = "sgd"
-    lr: float = 0.002
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    eps: float = 1e-8
-    warmup_epochs: int = 1
-    warmup_lr: float = 1e-5
 
 
 @dataclass
@@ -71,7 +61,11 @@ class TrainConfig:
     seed: int = 1
     data_root: str | None = None
     epochs: int | None = None
+    steps: int | None = None
+    epochs_by_shots: dict[int, int] = field(default_factory=lambda: dict(PAPER_EPOCHS))
     augmentation: str = "none"
+    view_sampling: str = "per_image"
+    validation: str = "choose"
     features: str = "online"
     cache_dir: str | None = None
     batch_size: int = 32
@@ -80,7 +74,7 @@ class TrainConfig:
     dataset: dict[str, Any] = field(default_factory=lambda: {"manifest": None})
     method: dict[str, Any] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
@@ -121,7 +115,7 @@ def check(cfg: DictConfig) -> None:
         raise CoopError(
             f"shots={cfg.shots}: give 1 or more training images per class, or -1 for all (zero shots: method=zero_shot)"
         )
-    for key in ("batch_size", "epochs"):
+    for key in ("batch_size", "epochs", "steps"):
         if cfg[key] is not None and cfg[key] < 1:
             raise CoopError(f"{key}={cfg[key]}: must be at least 1")
     check_workers(cfg.num_workers)
@@ -133,36 +127,32 @@ def check(cfg: DictConfig) -> None:
         raise CoopError(f"backbone.precision={cfg.backbone.precision}: allowed are {', '.join(PRECISIONS)}")
     if cfg.logger.kind not in LOGGERS:
         raise CoopError(f"logger.kind={cfg.logger.kind}: allowed are {', '.join(LOGGERS)}")
-    check_optimizer(cfg.optimizer)
-    parse_augmentation(cfg.augmentation)
+    check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
+    views = parse_augmentation(cfg.augmentation)
+    for key, allowed in (("view_sampling", VIEW_SAMPLINGS), ("validation", VALIDATIONS)):
+        if cfg[key] not in allowed:
+            raise CoopError(f"{key}={cfg[key]}: allowed are {', '.join(allowed)}")
+    if cfg.view_sampling == "pooled" and not (views and views > 1):
+        raise CoopError(f"view_sampling=pooled with augmentation={cfg.augmentation}: give augmentation=views:V, V > 1")
+    if cfg.steps and cfg.epochs:
+        raise CoopError(f"steps={cfg.steps} with epochs={cfg.epochs}: give one of the two; the other is null")
     check_features(cfg.features)
     check_dataset(cfg.dataset)
-    check_method(cfg.method)
+    check_method(cfg.method, cfg.validation)
 
 
 # Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
 AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 FEATURES = ("online", "cached")
 LOGGERS = ("wandb", "csv", "none")
-OPTIMIZERS = ("sgd", "adamw")
+VIEW_SAMPLINGS = ("per_image", "pooled")
+VALIDATIONS = ("choose", "none")
 
 
 def check_workers(num_workers: int) -> None:
     """Raises CoopError for a negative number of processes."""
     if num_workers < 0:
         raise CoopError(f"num_workers={num_workers}: must not be negative")
-
-
-def check_optimizer(node: DictConfig) -> None:
-    """Raises CoopError for an unknown optimiser, or numbers that no optimiser takes."""
-    if node.name not in OPTIMIZERS:
-        raise CoopError(f"optimizer.name={node.name}: allowed are {', '.join(OPTIMIZERS)}")
-    for key in ("lr", "warmup_lr", "eps"):
-        if not 0 < node[key] < math.inf:
-            raise CoopError(f"optimizer.{key}={node[key]}: must be a positive number")
-    for key in ("momentum", "weight_decay", "warmup_epochs"):
-        if not 0 <= node[key] < math.inf:
-            raise CoopError(f"optimizer.{key}={node[key]}: must not be negative")
 
 
 def check_keys(cfg: DictConfig, schema: type) -> None:
@@ -194,7 +184,7 @@ def check_dataset(node: DictConfig) -> None:
     check_template("dataset.template", node.template)
 
 
-def check_method(node: DictConfig) -> None:
+def check_method(node: DictConfig, validation: str = "choose") -> None:
     """The keys of a method config against the signature of its class, then the class's own checks."""
     from coop.methods import Method
 
@@ -203,6 +193,8 @@ def check_method(node: DictConfig) -> None:
         raise CoopError(f"method._target_={node._target_}: not a subclass of coop.methods.Method")
     check_arguments("method", node, method, METHOD_KEYS, given={"clip", "classnames"})
     method.check(**arguments(node, METHOD_KEYS))
+    if validation == "none":
+        method.check_without_validation(**arguments(node, METHOD_KEYS))
 
 
 def locate(key: str, node: DictConfig) -> Callable:
@@ -224,9 +216,19 @@ def arguments(node: DictConfig, own_keys: set[str]) -> dict[str, Any]:
     return {key: value for key, value in plain.items() if key not in own_keys | {"_target_"}}
 
 
+def parameters_of(target: Callable) -> dict[str, inspect.Parameter]:
+    """The parameters of a class or function; where a subclass passes **kwargs on, its parent's too."""
+    own = dict(inspect.signature(target).parameters)
+    passes_on = [name for name, parameter in own.items() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    if inspect.isclass(target) and passes_on:
+        del own[passes_on[0]]
+        return parameters_of(target.__mro__[1]) | own
+    return own
+
+
 def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: set[str], given: set[str]) -> None:
     """Hold a node's keys and types against the signature of what it names."""
-    parameters = {name: p for name, p in inspect.signature(target).parameters.items() if name not in given}
+    parameters = {name: p for name, p in parameters_of(target).items() if name not in given}
     values = arguments(node, own_keys)
     for name in values.keys() - parameters.keys():
         near = difflib.get_close_matches(name, parameters, n=3)
@@ -267,5 +269,13 @@ def read_dataset(node: DictConfig, data_root: str | None):
 
 
 def resolve_epochs(cfg: DictConfig) -> int:
-    """What the user says, else the data set's own number (ImageNet: 50), else the paper's rule by shots."""
-    return cfg.epochs or cfg.dataset.epochs or paper_epochs(cfg.shots)
+    """What the user says, else the data set's own number (ImageNet: 50), else the method's published rule by shots."""
+    return cfg.epochs or cfg.dataset.epochs or epochs_by_shots(cfg.shots, cfg.epochs_by_shots)
+
+
+def budget(cfg: DictConfig, n_train: int) -> tuple[int, int]:
+    """Epochs, and steps in all (-1: those of the epochs), of a run on so many training images."""
+    if not cfg.steps:
+        return resolve_epochs(cfg), -1
+    per_epoch = max(1, n_train // cfg.batch_size)  # the last incomplete batch is dropped, unless it is the only one
+    return math.ceil(cfg.steps / per_epoch), cfg.steps

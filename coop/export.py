@@ -51,7 +51,7 @@ def main(words: list[str]) -> int:
     if options.onnx:
         require_onnx()
     method = load_trained(run_dir, accelerator="cpu").method
-    by_class_weights = type(method).logits is Method.logits and not method.trains_image_encoder
+    by_class_weights = type(method).logits is Method.logits and not method.needs_images
     if not (by_class_weights or options.onnx):
         raise CoopError(
             f"method={type(method).__name__}: does not classify by class weights and frozen image features alone; "
@@ -97,7 +97,7 @@ class ImageClassifier(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.method.trains_image_encoder:
+        if self.method.needs_images:
             return self.method.logits(self.method.encode_image(images))
         return self.method.logits(normalize(self.visual(images)))
 

@@ -18,6 +18,8 @@ from coop.clip.backbone import FrozenCLIP
 from coop.errors import CoopError
 from coop.files import write_atomically
 from coop.methods.base import Method
+from coop.optimizers import DEFAULTS
+from coop.schedule import PAPER_EPOCHS
 
 RESULTS, PROMPT, CONFIG, CHECKPOINT = "results.json", "prompt.safetensors", "config.yaml", "last.ckpt"
 PROMPT_KEYS = {"version", "method", "dataset", "classnames", "backbone", "pretrained", "precision", "fingerprint"}
@@ -28,12 +30,20 @@ DECISIVE = (
     "data_root",
     "epochs",
     "augmentation",
+    "view_sampling",
+    "validation",
+    "steps",
+    "epochs_by_shots",
     "batch_size",
     "backbone",
     "dataset",
     "method",
     "optimizer",
 )
+
+
+# Keys that runs of earlier versions lack, and what they did.
+ADDED = {"view_sampling": "per_image", "validation": "choose", "steps": None, "epochs_by_shots": PAPER_EPOCHS}
 
 
 class Prompt(NamedTuple):
@@ -135,9 +145,10 @@ def load_config(run_dir: Path) -> DictConfig:
         raise CoopError(f"{path}: no such file; the folder of a run holds one") from None
     except (OSError, ValueError, YAMLError) as error:
         raise CoopError(f"{path}: not readable as a config ({str(error).splitlines()[0]})") from error
-    if not isinstance(cfg, DictConfig) or not {*DECISIVE, "trainer"} <= set(cfg):
+    if not isinstance(cfg, DictConfig) or not {*DECISIVE, "trainer"} - set(ADDED) <= set(cfg):
         raise CoopError(f"{path}: not the config of a run")
-    return cfg
+    cfg.optimizer = {**DEFAULTS, **cfg.optimizer}
+    return OmegaConf.merge(ADDED, cfg)
 
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:

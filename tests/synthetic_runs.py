@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from coop.config import paper_epochs
+from coop.schedule import epochs_by_shots
 
 
 def write_run(folder: Path, acc: float = 0.8, config: dict | None = None, **changed: Any) -> dict:
@@ -52,7 +52,7 @@ def results_of(method: str, shots: int) -> dict:
         "tf32": False,
         "num_classes": 100,
         "trainable_params": 8192,
-        "epochs": paper_epochs(shots),
+        "epochs": epochs_by_shots(shots),
         "n_train": 1600,
         "n_val": 400,
         "n_test": 2465,

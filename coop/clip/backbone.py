@@ -2,17 +2,22 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from coop.clip.local import image_tokens
 from coop.clip.text import token_embedding
 from coop.clip.weights import load_model
 from coop.errors import CoopError
 
 TEXT_BATCH = 256
+#: What the image tower gives of an image: "normalized" (B, E), L2-normalised; "raw" (B, E), before that; "tokens"
+#: (B, 1 + L, E), the pooled feature and L local ones, each L2-normalised.
+FeatureKind = Literal["normalized", "raw", "tokens"]
 
 
 class FrozenCLIP(nn.Module):
@@ -90,21 +95,33 @@ class FrozenCLIP(nn.Module):
         return self.token_embedding.weight.dtype
 
     @torch.no_grad()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32."""
+    def encode_image(self, images: Tensor, kind: FeatureKind = "normalized") -> Tensor:
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32.
+
+        Args:
+            images: on the model's device.
+            kind: "normalized", or another `FeatureKind`.
+
+        Raises:
+            CoopError: of this backbone's image tower there are no local features ("tokens").
+        """
         # Of a half-precision tower some parameters stay in float32; what meets the image decides.
         dtype = next(weight for weight in self.model.visual.parameters() if weight.ndim == 4).dtype
-        return normalize(self.model.encode_image(images.to(dtype, memory_format=torch.channels_last)))
+        images = images.to(dtype, memory_format=torch.channels_last)
+        if kind == "tokens":
+            return normalize(image_tokens(self.model, images))
+        features = self.model.encode_image(images)
+        return normalize(features) if kind == "normalized" else at_least_float32(features)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Texts (N) to text_features (N, E), L2-normalised, at least float32; on the model's device.
+    def encode_text(self, texts: Sequence[str], normalized: bool = True) -> Tensor:
+        """Texts (N) to text_features (N, E), at least float32, on the model's device; L2-normalised unless told not to.
 
         Raises:
             CoopError: a text longer than the context length.
         """
-        ids = self.tokenize(texts).to(self.device)
-        return torch.cat([normalize(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+        ids, finish = self.tokenize(texts).to(self.device), normalize if normalized else at_least_float32
+        return torch.cat([finish(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
 
     @property
     def token_embedding(self) -> nn.Module:
@@ -189,4 +206,16 @@ def _fingerprint(model: nn.Module, preprocess_cfg: PreprocessCfg) -> str:
 
 def normalize(features: Tensor) -> Tensor:
     """L2-normalise (N, E) features; half precision is raised to float32 first."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    return F.normalize(at_least_float32(features), dim=-1)
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """Half precision raised to float32."""
+    return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def pooled(image_features: Tensor, kind: FeatureKind) -> Tensor:
+    """The pooled features (N, E), L2-normalised, of image_features of any kind."""
+    if kind == "normalized":
+        return image_features
+    return normalize(image_features) if kind == "raw" else image_features[:, 0]

@@ -52,7 +52,7 @@ class PromptLearner(Method):
         checkpoint: bool = False,
         class_chunk: int | None = None,
     ):
-        self.check(n_ctx, ctx_init, class_token_position, class_chunk)
+        PromptLearner.check(n_ctx, ctx_init, class_token_position, class_chunk)
         super().__init__(clip, classnames)
         self.class_specific, self.class_token_position = class_specific, class_token_position
         self.transfers_to_other_classes = not class_specific

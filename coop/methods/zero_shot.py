@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.backbone import FrozenCLIP
+from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_template
 from coop.methods.base import Method
 
@@ -23,7 +23,7 @@ class ZeroShot(Method):
         self.check(template=template)
         super().__init__(clip, classnames)
         self.template = template
-        self.prompts = HandWritten(clip, self.classnames, [template])
+        self.prompts = HandCrafted(clip, self.classnames, [template])
 
     @classmethod
     def check(cls, template: str) -> None:
@@ -34,36 +34,5 @@ class ZeroShot(Method):
         return self.prompts()
 
 
-class HandWritten(nn.Module):
-    """Text features of hand-written prompts, averaged over the templates, normalised before and after.
-
-    Kept until the CLIP is on another device or of another dtype; never saved. They are those of the weights' own
-    precision, whatever autocast the caller is under: no result depends on who asked first.
-
-    Args:
-        clip: the frozen CLIP.
-        classnames: K class names, their underscores replaced.
-        templates: prompts with one `{}` each.
-    """
-
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], templates: Sequence[str]):
-        super().__init__()
-        self._clip, self.classnames, self.templates = (clip,), classnames, templates
-        self._kept: tuple[object, Tensor] | None = None
-
-    def forward(self) -> Tensor:
-        """text_features (K, E), L2-normalised, without gradient."""
-        (clip,) = self._clip
-        state = (clip.device, clip.dtype)
-        if self._kept is None or self._kept[0] != state:
-            # Lightning's validation may ask first: what it computed as inference tensors, training could not use.
-            with torch.inference_mode(False), torch.autocast(clip.device.type, enabled=False):
-                self._kept = (state, self._encode(clip))
-        return self._kept[1]
-
-    @torch.no_grad()
-    def _encode(self, clip: FrozenCLIP) -> Tensor:
-        total = sum(
-            clip.encode_text([template.replace("{}", name) for name in self.classnames]) for template in self.templates
-        )
-        return total if len(self.templates) == 1 else normalize(total)
+#: The name of HandCrafted before version 0.2.
+HandWritten = HandCrafted

@@ -87,7 +87,7 @@ def sort_shots(shots: Iterable[int]) -> list[int]:
 
 def paper_epochs(data: str, shots: int) -> int:
     """The paper's rule with its exception: ImageNet always 50 (CoOp, section 4.1)."""
-    return 50 if data == "imagenet" else schedule.paper_epochs(shots)
+    return 50 if data == "imagenet" else schedule.epochs_by_shots(shots)
 
 
 def make_curves(cells: Sequence[Cell], across_classes: bool = False) -> list[Curve]:

@@ -5,11 +5,11 @@ import itertools
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
-from coop.config import paper_epochs as epochs_of_training
 from coop.reporting.contents import context_tables, few_shot_tables, missing_table, panels, transfer_tables
 from coop.reporting.curves import average, paper_epochs
 from coop.reporting.runs import read_runs
 from coop.reporting.study import make_study
+from coop.schedule import epochs_by_shots as epochs_of_training
 
 
 def study_of(folder):
