@@ -10,7 +10,8 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from coop.clip.local import image_tokens
-from coop.clip.text import token_embedding
+from coop.clip.sharded import prompt_encoder
+from coop.clip.text import text_blocks, token_embedding
 from coop.clip.weights import load_model
 from coop.errors import CoopError
 
@@ -114,14 +115,43 @@ class FrozenCLIP(nn.Module):
         return normalize(features) if kind == "normalized" else at_least_float32(features)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], normalized: bool = True) -> Tensor:
-        """Texts (N) to text_features (N, E), at least float32, on the model's device; L2-normalised unless told not to.
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
+        """Texts (N) to text_features (N, E), at least float32; on the model's device.
+
+        Args:
+            texts: the texts.
+            normalize: L2-normalise the features.
 
         Raises:
             CoopError: a text longer than the context length.
         """
-        ids, finish = self.tokenize(texts).to(self.device), normalize if normalized else at_least_float32
-        return torch.cat([finish(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+        ids = self.tokenize(texts).to(self.device)
+        features = torch.cat([at_least_float32(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def prompt_encoder(self, ids: Tensor, slots: Tensor, class_specific: bool = False, **options) -> nn.Module:
+        """An encoder of prompts with learned context vectors: `encoder(ctx, deep=None, normalize=True)` -> (*, K, E).
+
+        Args:
+            ids: (K, L) token ids; any id below [EOS]'s where a context vector goes.
+            slots: (K, L) index of the context vector at each position, -1 for a constant token.
+            class_specific: whether `ctx` holds a context for each class, (*, K, M, D), instead of one, (*, M, D).
+            **options: `checkpoint`, `class_chunk`, `shard`; see `coop.clip.sharded.prompt_encoder`, and
+                `coop.clip.text.PromptEncoder.forward` for the call.
+
+        Raises:
+            CoopError: see `coop.clip.text.PromptEncoder`.
+        """
+        return prompt_encoder(self.model, ids, slots, class_specific, **options)
+
+    @property
+    def text_layers(self) -> int:
+        """How many layers the text encoder has, in front of which deep prompts can be put.
+
+        Raises:
+            CoopError: the text encoder is not built of open_clip's residual blocks.
+        """
+        return len(text_blocks(self.model))
 
     @property
     def token_embedding(self) -> nn.Module:

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
-from coop.clip.backbone import FrozenCLIP, at_least_float32, normalize
+from coop.clip.backbone import FrozenCLIP, at_least_float32
 from coop.clip.blocks import Deltas, read_block, run
 from coop.errors import CoopError
 
@@ -69,7 +70,7 @@ class ImageTower:
         prompts: Sequence[Tensor] = (),
         deltas: Sequence[Deltas] | None = None,
         checkpoint: bool = False,
-        normalized: bool = True,
+        normalize: bool = True,
     ) -> Tensor:
         """Images (B, 3, H, W), preprocessed, to image_features (B, E), with gradient in prompts and deltas.
 
@@ -78,7 +79,7 @@ class ImageTower:
             prompts: J tensors (n, V), in front of layers 0 .. J - 1.
             deltas: of each layer's projections.
             checkpoint: compute activations again in the backward pass, layer by layer, to save memory.
-            normalized: L2-normalise.
+            normalize: L2-normalise.
         """
         tower, depth, last = self._tower, len(prompts), self.layers - 1
         x = tower.embed(images)
@@ -92,7 +93,8 @@ class ImageTower:
             rows = tower.pooled_rows(count) if layer == last else count if layer + 1 < depth else x.shape[1]
             x = tower.block(layer, x, rows, deltas[layer] if deltas else None, checkpoint)
         features = tower.leave(x)
-        return normalize(features) if normalized else at_least_float32(features)
+        features = at_least_float32(features)
+        return F.normalize(features, dim=-1) if normalize else features
 
 
 def _join(x: Tensor, prompts: Tensor) -> Tensor:

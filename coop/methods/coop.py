@@ -8,8 +8,7 @@ import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor, nn
 
-from coop.clip.backbone import FrozenCLIP, normalize
-from coop.clip.sharded import prompt_encoder
+from coop.clip.backbone import FrozenCLIP
 from coop.clip.text import prompt_embeddings
 from coop.errors import CoopError
 from coop.methods.base import Method
@@ -105,14 +104,14 @@ class PromptLearner(Method):
 
     @cached_property
     def encoder(self) -> nn.Module:
-        """The text side; made at the first use, when it is known whether several processes share the classes."""
+        """The text encoder; made at the first use, when it is known whether several processes share the classes."""
         with torch.inference_mode(False):  # the first use may be Lightning's validation
             ids, slots = self.ids.cpu(), self.slots.cpu()
-            return prompt_encoder(self.clip.model, ids, slots, self.class_specific, **self._encoding)
+            return self.clip.prompt_encoder(ids, slots, self.class_specific, **self._encoding)
 
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised, differentiable in ctx."""
-        return normalize(self.encoder(self.ctx))
+        return self.encoder(self.ctx)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """The prompts as the paper writes them: token embeddings (K, L, D), differentiable in ctx, and ids (K, L).
