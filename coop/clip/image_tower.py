@@ -2,7 +2,7 @@
 
 The place of prompts in the sequence does not matter to a tower without a mask; here they stand behind the patches:
 
-    [class, patches, P^0]  norm  layer 0  [class, patches, P^1]  layer 1 ... layer J-1  [class, patches, ...] ... layer L-1
+    [class, patches, P^0] -> norm -> layer 0 -> [class, patches, P^1] -> layer 1 -> ... -> layer L - 1 -> pool
 
 Prompts of depth J are replaced in front of each layer l < J; from there on what became of the last ones travels along.
 So of the layers in front of a replacement, a prompt's keys and values are needed and nothing else, and of the last

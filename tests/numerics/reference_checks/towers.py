@@ -2,13 +2,20 @@
 
 from collections.abc import Mapping
 
-from reference_checks.common import (
-    clip, close, close_gradient, close_tensor, images, labels, start, train,
-)  # fmt: skip
 from torch import nn
 
 from coop.methods import Method
 from coop.methods.base import Batch
+from reference_checks.common import (
+    clip,
+    close,
+    close_gradient,
+    close_tensor,
+    images,
+    labels,
+    start,
+    train,
+)  # fmt: skip
 
 
 def image_names(method: Method) -> dict[str, nn.Parameter]:

@@ -1,9 +1,8 @@
 """VPT."""
 
+from coop.methods.vpt import VPT
 from reference_checks.common import CLASSNAMES, clip
 from reference_checks.towers import check_tower_method, image_names
-
-from coop.methods.vpt import VPT
 
 
 def check(content, variant, folder):
