@@ -4,6 +4,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import hydra
@@ -55,16 +56,14 @@ def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping, total: in
     if isinstance(options["schedule"], Mapping):
         return hydra.utils.instantiate(options["schedule"], optimizer)
 
-    def factor(t: int) -> float:
+    def factor(lr: float, t: int) -> float:
         if options["schedule"] == "constant" and t >= options["warmup_epochs"]:
             return 1.0
-        rate = learning_rate(
-            t, total, options["lr"], options["warmup_epochs"], options["warmup_lr"], options["eta_min"]
-        )
-        return rate / options["lr"]
+        return learning_rate(t, total, lr, options["warmup_epochs"], options["warmup_lr"], options["eta_min"]) / lr
 
-    # LambdaLR multiplies the base rate, so that the schedule stays a pure function of time after a resume too.
-    return LambdaLR(optimizer, factor)
+    # LambdaLR multiplies the base rate, so that the schedule stays a pure function of time after a resume too. Each
+    # group has a warm-up to its own rate.
+    return LambdaLR(optimizer, [partial(factor, group["lr"]) for group in optimizer.param_groups])
 
 
 def check_optimizer(options: Mapping) -> None:

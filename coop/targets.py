@@ -112,6 +112,7 @@ def for_target(method: Method, node: DictConfig, target: Target) -> Method:
         return AmongClasses(method, classnames)
     other = build_method(node, method.clip, list(target.splits.classnames)).to(method.clip.device)
     other.load_state_dict(method.state_dict())
+    other.same_classes = False
     return other
 
 

@@ -18,7 +18,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP, at_least_float32
 from coop.clip.blocks import Deltas, read_block, run
@@ -58,11 +58,6 @@ class ImageTower:
     def width(self) -> int:
         """V, the width of the tower's states."""
         return self._tower.width
-
-    def check_depth(self, key: str, depth: int) -> None:
-        """Raises CoopError, naming `key`, for prompts in front of layers that there are not."""
-        if not 0 <= depth <= self.layers:
-            raise CoopError(f"{key}={depth}: the image tower of {self._clip.name} has {self.layers} layers")
 
     def __call__(
         self,
@@ -181,8 +176,3 @@ class _Timm:
     def leave(self, x: Tensor) -> Tensor:
         # The pool never sees the prompts.
         return self.visual.head(self.trunk.forward_head(self.trunk.norm(x[:, : self.count])))
-
-
-def new_prompts(count: int, depth: int, width: int, dtype: torch.dtype = torch.float32) -> nn.ParameterList:
-    """J parameters (n, width), drawn from N(0, 0.02^2), as all methods start them."""
-    return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width, dtype=dtype)) for _ in range(depth))

@@ -81,6 +81,8 @@ class Method(nn.Module):
         self._clip = (clip,)
         self.classnames = [name.replace("_", " ") for name in classnames]
         self.chosen: dict[str, float] = {}
+        #: Whether the classes are those that it was trained with; what is a class's own means nothing for others.
+        self.same_classes = True
         self._kept: tuple[object, Tensor] | None = None
 
     @classmethod

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.image_tower import ImageTower, new_prompts
+from coop.clip.image_tower import ImageTower
+from coop.clip.deep_prompts import check_depths, new_prompts
 from coop.clip.templates import check_template
 from coop.errors import CoopError
 from coop.methods.base import Method
@@ -42,7 +43,10 @@ class VPT(Method):
         self.check(template=template, n_ctx_vision=n_ctx_vision, depth_vision=depth_vision)
         super().__init__(clip, classnames)
         self.tower, self.checkpoint = ImageTower(clip), checkpoint
-        self.tower.check_depth("method.depth_vision", depth_vision)
+        if depth_vision > self.tower.layers:
+            raise CoopError(
+                f"method.depth_vision={depth_vision}: the image tower of {clip.name} has {self.tower.layers} layers"
+            )
         self.prompts = HandCrafted(clip, self.classnames, [template])
         self.image_prompts = new_prompts(n_ctx_vision, depth_vision, self.tower.width)
 
@@ -50,9 +54,7 @@ class VPT(Method):
     def check(cls, *, template: str, n_ctx_vision: int = 8, depth_vision: int = 12, **_) -> None:
         """Raises CoopError for numbers of prompts or layers below 1."""
         check_template("method.template", template)
-        for key, value in {"n_ctx_vision": n_ctx_vision, "depth_vision": depth_vision}.items():
-            if value < 1:
-                raise CoopError(f"method.{key}={value}: must be at least 1")
+        check_depths({"n_ctx_vision": (n_ctx_vision, 1), "depth_vision": (depth_vision, 1)})
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.tower(images, list(self.image_prompts), checkpoint=self.checkpoint)

@@ -63,3 +63,6 @@ def check_tower_method(
     for name, tensor in learned.items():
         last = trace.after_epochs[-1][names[id(tensor)]]
         close_tensor(last, training["final"][name], 1e-5, 1e-4, name)
+    if not method.needs_teacher:  # PromptSRC tests an average of the prompts
+        final = method.logits(method.encode_image(first[:4]))
+        close(final, training["final_logits_first4"], 1e-4, what="final logits")
