@@ -72,8 +72,7 @@ def encode_text(
 ) -> Tensor:
     """Text features (N, E) of token ids (N, L) by a text encoder with changed projections, differentiable in these.
 
-    Every weight in front of a token may change in a step, so that no token's states are constants; what comes behind
-    the last [EOS] is left out.
+    Every token's states change with the weights, so that there is nothing to keep; give ids `without_padding`.
 
     Raises:
         CoopError: a text encoder of another kind than open_clip's causal transformer.
@@ -83,8 +82,8 @@ def encode_text(
     if None in blocks or getattr(tower, "cls_emb", None) is not None or tower.attn_mask is None:
         raise CoopError(f"backbone {clip.name}: its text encoder is not open_clip's causal transformer")
     end = ids.argmax(dim=-1)
-    length = int(end.max()) + 1
-    x = F.embedding(ids[:, :length], tower.token_embedding.weight)
+    length = ids.shape[1]
+    x = F.embedding(ids, tower.token_embedding.weight)
     x = x + tower.positional_embedding[:length].to(x.dtype)
     mask = tower.attn_mask[:length, :length]
     for block, changes in zip(blocks, deltas, strict=True):
@@ -95,3 +94,25 @@ def encode_text(
         pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
     features = at_least_float32(pooled)
     return F.normalize(features, dim=-1) if normalize else features
+
+
+def without_padding(ids: Tensor) -> Tensor:
+    """Token ids (N, L), on the CPU, cut behind the last [EOS] of all: to a causal encoder the rest makes no difference."""
+    return ids[:, : int(ids.argmax(dim=-1).max()) + 1]
+
+
+def layers_named(where: str | Sequence[int], layers: int) -> list[int]:
+    """The layers that CLIP-LoRA's names mean in a tower of so many ("all", "bottom", "mid", "up", "half-bottom",
+    "half-up", "top3"), or those that are listed.
+    """
+    if not isinstance(where, str):
+        return list(where)
+    third, half = layers // 3, layers // 2
+    named = {
+        "all": (0, layers), "bottom": (0, third), "mid": (third, 2 * third), "up": (2 * third, layers),
+        "half-bottom": (0, half), "half-up": (half, layers), "top3": (max(0, layers - 3), layers),
+    }  # fmt: skip
+    return list(range(*named[where]))
+
+
+LAYER_NAMES = ("all", "bottom", "mid", "up", "half-bottom", "half-up", "top3")

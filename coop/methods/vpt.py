@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
+from coop.clip.deep_prompts import check_depths, new_prompts
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.image_tower import ImageTower
-from coop.clip.deep_prompts import check_depths, new_prompts
 from coop.clip.templates import check_template
 from coop.errors import CoopError
 from coop.methods.base import Method

@@ -5,8 +5,18 @@ import torch
 from coop.clip.backbone import normalize
 from coop.methods.base import Batch
 from coop.methods.dept import DePT
-from reference_checks.common import CLASSNAMES, SGD, clip, close, close_gradient, close_tensor, feature_batches
-from reference_checks.common import images, small, train  # fmt: skip
+from reference_checks.common import (  # fmt: skip
+    CLASSNAMES,
+    SGD,
+    clip,
+    close,
+    close_gradient,
+    close_tensor,
+    feature_batches,
+    images,
+    small,
+    train,
+)
 
 
 def tensors(method, film_of):
@@ -19,7 +29,10 @@ def tensors(method, film_of):
 
 def check(content, variant, folder):
     settings, at_start, training = variant["settings"], variant["start"], variant["training"]
-    options = {"head_weight": settings["linear_probe_weight"], "head_lr": settings["lr_of_film_and_linear"] / settings["lr"]}
+    options = {
+        "head_weight": settings["linear_probe_weight"],
+        "head_lr": settings["lr_of_film_and_linear"] / settings["lr"],
+    }
     words = settings["ctx_init"]
     method = DePT(clip(), CLASSNAMES, n_ctx=None if words else settings["n_ctx"], ctx_init=words or None, **options)
     with torch.no_grad():
