@@ -97,7 +97,7 @@ def encode_text(
 
 
 def without_padding(ids: Tensor) -> Tensor:
-    """Token ids (N, L), on the CPU, cut behind the last [EOS] of all: to a causal encoder the rest makes no difference."""
+    """Token ids (N, L), on the CPU, cut behind the last [EOS]: the rest makes no difference to a causal encoder."""
     return ids[:, : int(ids.argmax(dim=-1).max()) + 1]
 
 
