@@ -76,8 +76,8 @@ def new_prompts(count: int, depth: int, width: int) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for _ in range(depth))
 
 
-def check_depths(least: dict[str, tuple[int, int]]) -> None:
-    """Raises CoopError for numbers that no backbone could have: `least` has (value, smallest) by the option's name."""
+def check_depths(**least: tuple[int, int]) -> None:
+    """Raises CoopError for numbers that no backbone could have: (value, smallest) by the option's name."""
     for key, (value, smallest) in least.items():
         if value < smallest:
             raise CoopError(f"method.{key}={value}: must be at least {smallest}")

@@ -40,9 +40,7 @@ class IVLP(PromptLearner):
     @classmethod
     def check(cls, depth_text: int = 9, n_ctx_vision: int = 2, depth_vision: int = 9, **options) -> None:
         """Raises CoopError for depths and numbers of prompts that no backbone could have."""
-        check_depths(
-            {"depth_text": (depth_text, 1), "n_ctx_vision": (n_ctx_vision, 1), "depth_vision": (depth_vision, 0)}
-        )
+        check_depths(depth_text=(depth_text, 1), n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 0))
         super().check(**options)
 
     def encode_image(self, images: Tensor) -> Tensor:

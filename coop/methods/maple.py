@@ -40,7 +40,7 @@ class MaPLe(PromptLearner):
     @classmethod
     def check(cls, depth: int = 9, **options) -> None:
         """Raises CoopError for options that no backbone could serve."""
-        check_depths({"depth": (depth, 1)})
+        check_depths(depth=(depth, 1))
         super().check(**options)
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -51,9 +51,7 @@ class PromptSRC(PromptLearner):
     def check(cls, depth_text: int = 9, n_ctx_vision: int = 4, depth_vision: int = 9, coupled: bool = False,
               gpa_std: float = 1.0, n_ctx: int = 4, **options) -> None:  # fmt: skip
         """Raises CoopError for options that no backbone could serve."""
-        check_depths(
-            {"depth_text": (depth_text, 1), "n_ctx_vision": (n_ctx_vision, 1), "depth_vision": (depth_vision, 1)}
-        )
+        check_depths(depth_text=(depth_text, 1), n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 1))
         if coupled and (n_ctx, depth_text) != (n_ctx_vision, depth_vision):
             raise CoopError("method.coupled=true: n_ctx_vision, depth_vision must be those of the text prompts")
         if gpa_std <= 0:
@@ -73,17 +71,16 @@ class PromptSRC(PromptLearner):
         t, u, f, z = self.text_features(), normalize(self.teacher()), batch.image_features, batch.teacher_features
         logits, aim = self.logits_of(f, t), self.logits_of(z, u)
         kl = F.kl_div(logits.log_softmax(1), aim.log_softmax(1), reduction="sum", log_target=True) / logits.numel()
-        terms = torch.stack([(t - u).abs().mean(), (f - z).abs().mean(), kl])
-        held = sum(weight * term for weight, term in zip(self.weights, terms, strict=True))
+        of_text, of_image, of_kl = self.weights
+        held = of_text * (t - u).abs().mean() + of_image * (f - z).abs().mean() + of_kl * kl
         return F.cross_entropy(logits, batch.labels) + held, logits
 
     @torch.no_grad()
     def on_epoch_end(self, epoch: int, epochs: int) -> None:
         mean, std = self.gpa
-        weights = (-((torch.arange(1.0, epochs + 1) - mean) ** 2) / (2 * std**2)).exp()
+        weights = torch.exp(-((torch.arange(1.0, epochs + 1) - mean) ** 2) / (2 * std**2))
         share = (weights / weights.sum())[epoch].item()
         for average, learned in zip(self.average, self._learned(), strict=True):
             average += share * learned
-        if epoch + 1 == epochs:
-            for average, learned in zip(self.average, self._learned(), strict=True):
+            if epoch + 1 == epochs:
                 learned.copy_(average)

@@ -54,7 +54,7 @@ class VPT(Method):
     def check(cls, *, template: str, n_ctx_vision: int = 8, depth_vision: int = 12, **_) -> None:
         """Raises CoopError for numbers of prompts or layers below 1."""
         check_template("method.template", template)
-        check_depths({"n_ctx_vision": (n_ctx_vision, 1), "depth_vision": (depth_vision, 1)})
+        check_depths(n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 1))
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.tower(images, list(self.image_prompts), checkpoint=self.checkpoint)
