@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import typing
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, is_dataclass
@@ -16,8 +17,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from coop.clip.weights import PRECISIONS, check_source
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
-from coop.schedule import paper_epochs
-from coop.validation import NOT_EMPTY, NOT_NEGATIVE, POSITIVE, Rule, between, check_rules, check_value, one_of
+from coop.optimizers import DEFAULTS, check_optimizer
+from coop.schedule import PAPER_EPOCHS, epochs_by_shots
+from coop.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -25,7 +27,6 @@ PACKAGE = Path(__file__).resolve().parent
 # Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
 AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 LOGGERS = ("wandb", "csv", "none")
-OPTIMIZERS = ("sgd", "adamw")
 CLASSES = ("all", "base", "new")
 
 # Beyond these nobody means it: a slip of the keyboard is answered before it fills the memory.
@@ -66,17 +67,6 @@ class BackboneConfig:
 
 
 @dataclass
-class OptimizerConfig:
-    name: Annotated[str, one_of(*OPTIMIZERS)] = "sgd"
-    lr: Annotated[float, POSITIVE] = 0.002
-    momentum: Annotated[float, NOT_NEGATIVE] = 0.9
-    weight_decay: Annotated[float, NOT_NEGATIVE] = 5e-4
-    eps: Annotated[float, POSITIVE] = 1e-8
-    warmup_epochs: Annotated[int, between(0, MOST_EPOCHS)] = 1
-    warmup_lr: Annotated[float, POSITIVE] = 1e-5
-
-
-@dataclass
 class TrainerConfig:
     accelerator: Text = "auto"
     devices: Annotated[Any, DEVICES] = 1
@@ -101,7 +91,11 @@ class TrainConfig:
     seed: Seed = 1
     data_root: str | None = None
     epochs: Epochs | None = None
+    steps: Annotated[int, between(1, MOST_IMAGES)] | None = None
+    epochs_by_shots: dict[int, int] = field(default_factory=lambda: dict(PAPER_EPOCHS))
     augmentation: str = "none"
+    view_sampling: Annotated[str, one_of("per_image", "pooled")] = "per_image"
+    validation: Annotated[str, one_of("choose", "none")] = "choose"
     features: Features = "online"
     cache_dir: str | None = None
     batch_size: Annotated[int, between(1, MOST_IMAGES)] = 32
@@ -110,7 +104,7 @@ class TrainConfig:
     dataset: dict[str, Any] = field(default_factory=lambda: {"manifest": None})
     method: dict[str, Any] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
 
@@ -138,11 +132,12 @@ DATASET_KEYS = {
     "manifest": str | None,
     "manifest_sha256": str | None,  # only in the config.yaml of a run: the manifest's content
 }
-METHOD_KEYS = {"name": Text}
+METHOD_KEYS = {"name": Text, "published": dict | None}
 
 
 ConfigStore.instance().store("train_schema", TrainConfig)
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
+OmegaConf.register_new_resolver("coop.times", lambda *factors: math.prod(factors), replace=True)
 OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
 
 
@@ -159,10 +154,15 @@ def check(cfg: DictConfig) -> None:
         CoopError: names the key and what is allowed.
     """
     check_schema(cfg, TrainConfig)
-    parse_augmentation(cfg.augmentation)
+    check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
+    views = parse_augmentation(cfg.augmentation)
+    if cfg.view_sampling == "pooled" and not (views and views > 1):
+        raise CoopError(f"view_sampling=pooled with augmentation={cfg.augmentation}: give augmentation=views:V, V > 1")
+    if cfg.steps and cfg.epochs:
+        raise CoopError(f"steps={cfg.steps} with epochs={cfg.epochs}: give one of the two; the other is null")
     check_source(cfg.backbone.model, cfg.backbone.pretrained)
     check_dataset(cfg.dataset)
-    check_method(cfg.method)
+    check_method(cfg.method, cfg.validation)
 
 
 def check_schema(cfg: DictConfig, schema: type) -> None:
@@ -202,6 +202,8 @@ def _expected(key: str, value: str, annotation: Any, default: Any) -> str:
     word = "" if value in ("", "null") else value
     if typing.get_origin(annotation) is list:
         return f"expected a list: {key}=[{word}]"
+    if typing.get_origin(annotation) is dict:
+        return f"expected keys, such as {key}.{'name' if word else 'KEY'}={word or '...'}"
     kinds = typing.get_args(annotation) or (annotation,)
     if group := next((kind for kind in kinds if is_dataclass(kind)), None):
         names = list(group.__dataclass_fields__)
@@ -226,7 +228,7 @@ def check_dataset(node: DictConfig) -> None:
     check_template("dataset.template", node.template)
 
 
-def check_method(node: DictConfig) -> None:
+def check_method(node: DictConfig, validation: str = "choose") -> None:
     """The keys of a method config against the signature of its class, then the class's own checks."""
     from coop.methods import Method
 
@@ -235,6 +237,8 @@ def check_method(node: DictConfig) -> None:
         raise CoopError(f"method._target_={node._target_}: not a subclass of coop.methods.Method")
     check_arguments("method", node, method, METHOD_KEYS, given={"clip", "classnames"})
     method.check(**arguments(node, METHOD_KEYS))
+    if validation == "none":
+        method.check_without_validation(**arguments(node, METHOD_KEYS))
 
 
 def locate(key: str, node: DictConfig) -> Callable:
@@ -275,10 +279,16 @@ def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: Mapp
 
 
 def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class or function; where a subclass passes **kwargs on, its parent's too."""
     try:
-        return inspect.signature(target, eval_str=True).parameters
+        own = dict(inspect.signature(target, eval_str=True).parameters)
     except ValueError as error:  # of some built-in functions
         raise CoopError(f"{key}._target_={node._target_}: {error}") from error
+    passes_on = [name for name, parameter in own.items() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    if inspect.isclass(target) and passes_on:
+        del own[passes_on[0]]
+        return {**_parameters(key, node, target.__mro__[1]), **own}
+    return own
 
 
 def build_method(node: DictConfig, clip, classnames: list[str]):
@@ -305,5 +315,13 @@ def read_dataset(node: DictConfig, data_root: str | None):
 
 
 def resolve_epochs(cfg: DictConfig) -> int:
-    """What the user says, else the data set's own number (ImageNet: 50), else the paper's rule by shots."""
-    return cfg.epochs or cfg.dataset.epochs or paper_epochs(cfg.shots)
+    """What the user says, else the data set's own number (ImageNet: 50), else the method's published rule by shots."""
+    return cfg.epochs or cfg.dataset.epochs or epochs_by_shots(cfg.shots, cfg.epochs_by_shots)
+
+
+def budget(cfg: DictConfig, n_train: int) -> tuple[int, int]:
+    """Epochs, and steps in all (-1: those of the epochs), of a run on so many training images."""
+    if not cfg.steps:
+        return resolve_epochs(cfg), -1
+    per_epoch = max(1, n_train // cfg.batch_size)  # the last incomplete batch is dropped, unless it is the only one
+    return math.ceil(cfg.steps / per_epoch), cfg.steps

@@ -80,7 +80,13 @@ def evaluate(cfg: DictConfig, trained: Trained, targets: list[Target]) -> dict[s
         check_transfer(method, target, prompt.metadata["dataset"])
     clip, autocast = method.clip, AUTOCAST[run_cfg.trainer.precision]
     extractor = FeatureExtractor(
-        clip, clip.device, cfg.num_workers, autocast, cached=cfg.features == "cached", cache_dir=cfg.cache_dir
+        clip,
+        clip.device,
+        cfg.num_workers,
+        autocast,
+        cached=cfg.features == "cached",
+        cache_dir=cfg.cache_dir,
+        kind=method.feature_kind,
     )
     frozen = {t.name: extractor(t.splits.test, t.splits.preprocess, t.name) for t in targets}
     return test_targets(method, run_cfg.method, targets, extractor, frozen)

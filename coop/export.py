@@ -53,7 +53,7 @@ def main(words: list[str]) -> int:
     if options.onnx:
         require_onnx()
     method = load_trained(run_dir, accelerator="cpu", config_dir=options.config_dir).method
-    by_class_weights = type(method).logits is Method.logits and not method.trains_image_encoder
+    by_class_weights = type(method).logits is Method.logits and not method.needs_images
     if not (by_class_weights or options.onnx):
         raise CoopError(
             f"method={type(method).__name__}: does not classify by class weights and frozen image features alone; "
@@ -99,7 +99,7 @@ class ImageClassifier(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.method.trains_image_encoder:
+        if self.method.needs_images:
             return self.method.logits(self.method.encode_image(images))
         features = self.visual(images)
         # CoCa's towers give their tokens as well.

@@ -1,28 +1,27 @@
 """The one LightningModule: a method's loss, and an optimiser on the method's parameters alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytorch_lightning as pl
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from coop.checkpoint import check_fit
 from coop.clip.backbone import FrozenCLIP
 from coop.errors import CoopError
-from coop.methods.base import Method
-from coop.schedule import learning_rate
+from coop.methods.base import Batch, Method
+from coop.optimizers import build_optimizer, build_schedule
 
 
 class LitClassifier(pl.LightningModule):
-    """Trains a method on batches {"label": (B), "image": (B, 3, H, W)} or {"label", "image_features": (B, E)}.
+    """Trains a method on batches {"label": (B)} with "image" (B, 3, H, W), "image_features", or both.
 
     A checkpoint holds the method and the optimiser, never the CLIP.
 
     Args:
         clip: the frozen CLIP.
-        method: what is trained; encodes images where a batch brings no features.
-        optimizer: name (sgd if not given), lr, momentum, weight_decay, eps, warmup_epochs, warmup_lr.
+        method: what is trained; encodes images where a batch brings no features, or where it needs images.
+        optimizer: the config's node `optimizer`.
         epochs: T of the schedule.
     """
 
@@ -40,38 +39,47 @@ class LitClassifier(pl.LightningModule):
             self.method.prepare(self.trainer.datamodule.labelled)
 
     def image_features(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """image_features (B, E)."""
-        return batch["image_features"] if "image_features" in batch else self.method.encode_image(batch["image"])
+        """image_features (B, E), or as the method's `feature_kind` says."""
+        if self.method.needs_images or "image_features" not in batch:
+            return self.method.encode_image(batch["image"])
+        return batch["image_features"]
 
     def training_step(self, batch: Mapping[str, Tensor], _: int) -> Tensor:
-        loss, logits = self.method.loss(self.image_features(batch), batch["label"])
+        loss, logits = self.method.loss(self._seen(batch))
         # Not for Lightning's progress bar, which would read them back from the device in every step.
         self.log("train/loss", loss, on_step=True, on_epoch=False)
         accuracy = (logits.detach().argmax(dim=1) == batch["label"]).float().mean()
         self.log("train/acc", accuracy, on_step=False, on_epoch=True, sync_dist=True)
         return loss
 
+    def _seen(self, batch: Mapping[str, Tensor]) -> Batch:
+        teacher = None
+        if self.method.needs_teacher:  # with fixed views they were encoded once
+            teacher = batch["image_features"] if "image_features" in batch else self.clip.encode_image(batch["image"])
+        images = batch["image"] if self.method.needs_images else None
+        epoch = self.trainer.current_epoch if self._trainer is not None else 0
+        return Batch(batch["label"], self.image_features(batch), images, teacher, epoch, self.epochs)
+
+    def backward(self, loss: Tensor) -> None:
+        self.method.backward(loss)
+
     def on_train_epoch_end(self) -> None:
         if not all(parameter.isfinite().all() for parameter in self.method.parameters()):
             raise CoopError("the training diverged to values that are not finite; lower optimizer.lr")
+        self.method.on_epoch_end(self.trainer.current_epoch, self.epochs)
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
         self.val_acc(self.method.logits(self.image_features(batch)), batch["label"])
         self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
 
     def configure_optimizers(self):
-        options = self.optimizer_config
-        trained = [parameter for parameter in self.method.parameters() if parameter.requires_grad]
-        if not trained:
+        if not self.method.trained_in_steps:
             return None
-        optimizer = build_optimizer(trained, options)
-        # LambdaLR multiplies the base rate, so that the schedule stays a pure function of the epoch after a resume too.
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: self._rate(epoch) / options["lr"])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "epoch", "name": "lr"}}
-
-    def _rate(self, epoch: int) -> float:
-        options = self.optimizer_config
-        return learning_rate(epoch, self.epochs, options["lr"], options["warmup_epochs"], options["warmup_lr"])
+        optimizer = build_optimizer(self.method.parameter_groups(self.optimizer_config), self.optimizer_config)
+        per = self.optimizer_config.get("per", "epoch")
+        total = self.epochs if per == "epoch" else self.trainer.estimated_stepping_batches
+        schedule = build_schedule(optimizer, self.optimizer_config, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": per, "name": "lr"}}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         check_fit(_learned(self.state_dict()), checkpoint["state_dict"], self.trainer.ckpt_path)
@@ -90,12 +98,3 @@ class LitClassifier(pl.LightningModule):
 def _learned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The method's part of a state: without the CLIP."""
     return {key: value for key, value in state.items() if not key.startswith("clip.")}
-
-
-def build_optimizer(parameters: Sequence[nn.Parameter], options: Mapping) -> torch.optim.Optimizer:
-    """SGD with momentum (CoOp, section 4.1), or AdamW for methods that are published with it."""
-    if options.get("name") == "adamw":
-        return torch.optim.AdamW(parameters, lr=options["lr"], weight_decay=options["weight_decay"], eps=options["eps"])
-    return torch.optim.SGD(
-        parameters, lr=options["lr"], momentum=options["momentum"], weight_decay=options["weight_decay"]
-    )

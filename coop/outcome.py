@@ -7,6 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 import coop
+from coop.clip.backbone import pooled
+from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.fewshot import Splits
 from coop.files import write_json
@@ -41,11 +43,12 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
     scores = figures("test", score(predictions, labels, classes))
     seconds = time.perf_counter() - started
     scores["val/acc"] = None
-    if splits.val:
-        on_val = predictions_on("val", data.labelled("val")[0][0])
+    if splits.val and data.validation:
+        on_val = predictions_on("val", data.val_features[0])
         scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    without_training = predict(zero_shot, data.test_features, data.extractor.autocast)
+    frozen = pooled(data.test_features, data.extractor.kind)
+    without_training = predict(zero_shot, frozen, data.extractor.autocast)
     scores |= figures("zero_shot", score(without_training, labels, classes))
     return scores | {"test_seconds": seconds}, predictions
 
@@ -61,6 +64,7 @@ def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> di
         "precision": cfg.trainer.precision,
         "tf32": cfg.trainer.tf32,
         "chosen": method.chosen,
+        "validation": cfg.validation,
         "epochs": epochs,
         "n_train": len(splits.train),
         "n_val": len(splits.val),
@@ -72,6 +76,7 @@ def describe_prompt(cfg: DictConfig, method: Method, splits: Splits) -> dict:
     """What was learned on which data, whoever learned it (`coop.convert` knows no more)."""
     return {
         "method": cfg.method.name,
+        "options": arguments(cfg.method, METHOD_KEYS),
         "backbone": method.clip.name,
         "pretrained": method.clip.pretrained,
         "dataset": cfg.dataset.name,

@@ -22,6 +22,7 @@ from coop.data.manifest import manifest_sha256
 from coop.errors import CoopError
 from coop.files import write_atomically
 from coop.methods.base import Method
+from coop.optimizers import DEFAULTS
 from coop.schemas import Learned, PromptMetadata, Results, RunConfig, validated
 
 RESULTS, PROMPT, CONFIG, CHECKPOINT = "results.json", "prompt.safetensors", "config.yaml", "last.ckpt"
@@ -33,6 +34,10 @@ DECISIVE = (
     "data_root",
     "epochs",
     "augmentation",
+    "view_sampling",
+    "validation",
+    "steps",
+    "epochs_by_shots",
     "batch_size",
     "backbone",
     "dataset",
@@ -186,6 +191,7 @@ def load_config(run_dir: Path) -> DictConfig:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CoopError(f"{path}: not readable as a config ({reason})") from error
     content = validated(RunConfig, content, path, "the config of a run")
+    content["optimizer"] = DEFAULTS | content["optimizer"]
     for key, value in flat(content).items():
         if "${" in str(value) or value == "???":
             raise CoopError(f"{path}: not the config of a run: {key} is {value!r}, expected a plain value")

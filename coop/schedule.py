@@ -1,15 +1,23 @@
-"""The learning rate as a pure function of the epoch, and the paper's numbers of epochs."""
+"""The learning rate as a pure function of the epoch, and the published numbers of epochs."""
 
 import math
+from collections.abc import Mapping
 
-EPOCHS_UP_TO_SHOTS = ((1, 50), (4, 100))
-MOST_EPOCHS = 200
+#: Up to so many shots, so many epochs (CoOp, section 4.1).
+PAPER_EPOCHS = {1: 50, 4: 100, 16: 200}
 
 
 def learning_rate(
-    epoch: int, max_epochs: int, base_lr: float = 0.002, warmup_epochs: int = 1, warmup_lr: float = 1e-5
+    epoch: int,
+    max_epochs: int,
+    base_lr: float = 0.002,
+    warmup_epochs: int = 1,
+    warmup_lr: float = 1e-5,
+    eta_min: float = 0.0,
 ) -> float:
     """Learning rate of one epoch: a constant warm-up, then a cosine over `max_epochs` (CoOp, section 4.1).
+
+    Where a schedule goes by steps, "epoch" means step throughout.
 
     A closed form, so that a resumed run has the same value to the last digit. The cosine starts after the warm-up and
     its period counts all epochs, as in the original: the last epoch does not reach zero.
@@ -20,12 +28,13 @@ def learning_rate(
         base_lr: the value right after the warm-up.
         warmup_epochs: number of epochs at `warmup_lr`.
         warmup_lr: the value during the warm-up.
+        eta_min: what the cosine ends near.
     """
     if epoch < warmup_epochs:
         return warmup_lr
-    return base_lr * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max_epochs)) / 2
+    return eta_min + (base_lr - eta_min) * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max_epochs)) / 2
 
 
-def paper_epochs(shots: int) -> int:
-    """The paper's number of epochs: 50 for 1 shot, 100 for 2 and 4, 200 for more (CoOp, section 4.1)."""
-    return next((epochs for most, epochs in EPOCHS_UP_TO_SHOTS if 0 < shots <= most), MOST_EPOCHS)
+def epochs_by_shots(shots: int, rule: Mapping[int, int] = PAPER_EPOCHS) -> int:
+    """The number of epochs for so many shots: by default 50 for 1 shot, 100 for 2 and 4, 200 for more."""
+    return next((rule[most] for most in sorted(rule) if 0 < shots <= most), rule[max(rule)])

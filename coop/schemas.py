@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coop.errors import CoopError
+from coop.schedule import PAPER_EPOCHS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -93,6 +94,10 @@ class RunConfig(FromFile):
     optimizer: dict[str, Any]
     trainer: Trainer
     targets: list[str] = []
+    steps: int | None = None
+    epochs_by_shots: dict[int, int] = PAPER_EPOCHS
+    view_sampling: Literal["per_image", "pooled"] = "per_image"
+    validation: Literal["choose", "none"] = "choose"
 
 
 class Accuracies(FromFile):

@@ -14,6 +14,8 @@ from coop.errors import CoopError
 from coop.methods.base import Method
 
 BATCH_SIZE = 4096
+# Where each image has prompts of its own, so many images times all classes go through the text encoder at once.
+BATCH_SIZE_WITH_TEXT = 32
 CALIBRATION_BINS = 15
 
 
@@ -34,7 +36,7 @@ def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, pa
         part: "val" or "test".
         frozen: the frozen CLIP's features of them, which all other methods see.
     """
-    if not method.trains_image_encoder:
+    if not method.needs_images:
         return frozen
     method.to(extractor.device).eval()
     return replace(extractor, encode=method.encode_image, cached=False)(
@@ -46,11 +48,11 @@ def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, pa
 def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None = None) -> Predictions:
     """The most probable class of each image, computed where the frozen CLIP is.
 
-    The text side is computed once, whatever the number of images.
+    The text features are computed once, whatever the number of images, unless they depend on the image.
 
     Args:
         method: over K classes, on the CLIP's device; left in eval mode.
-        image_features: (N, E), L2-normalised.
+        image_features: (N, E), or as the method's `feature_kind` says.
         autocast: the run's dtype of mixed precision (`coop.config.AUTOCAST`).
 
     Raises:
@@ -59,7 +61,7 @@ def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None
     method.eval()
     device, labels, confidence = method.clip.device, [], []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for features in image_features.split(BATCH_SIZE):
+        for features in image_features.split(BATCH_SIZE_WITH_TEXT if method.text_depends_on_image else BATCH_SIZE):
             logits = method.logits(features.to(device)).float()
             labels.append(logits.argmax(dim=1))
             confidence.append(logits.softmax(dim=1).amax(dim=1))

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from coop.clip.backbone import pooled
 from coop.config import CLASSES, build_method, check_dataset, read_dataset
 from coop.data.features import FeatureExtractor
 from coop.data.fewshot import Splits, sample
@@ -111,6 +112,7 @@ def for_target(method: Method, node: DictConfig, target: Target) -> Method:
         return AmongClasses(method, classnames)
     other = build_method(node, method.clip, list(target.splits.classnames)).to(method.clip.device)
     other.load_state_dict(method.state_dict())
+    other.same_classes = False
     return other
 
 
@@ -126,7 +128,8 @@ class AmongClasses(Method):
 
     def __init__(self, method: Method, classnames: Sequence[str]):
         super().__init__(method.clip, classnames)
-        self.method, self.trains_image_encoder = method, method.trains_image_encoder
+        self.method, self.needs_images = method, method.needs_images
+        self.feature_kind, self.text_depends_on_image = method.feature_kind, method.text_depends_on_image
         learned: dict[str, list[int]] = {}
         for column, name in enumerate(_spaced(method.classnames)):
             learned.setdefault(name, []).append(column)
@@ -169,13 +172,14 @@ def score_target(method: Method, extractor: FeatureExtractor, target: Target, fr
         method: for the target's classes.
         extractor: of the frozen CLIP.
         target: what to test on.
-        frozen: the frozen CLIP's features (N, E) of its test images.
+        frozen: the frozen CLIP's features (N, E) of its test images, or as the method's `feature_kind` says.
     """
     started = time.perf_counter()
     splits, classes = target.splits, len(target.splits.classnames)
     labels = splits.labels("test")
     zero_shot = ZeroShot(method.clip, splits.classnames, template=target.dataset.template)
     seen = features_for(method, extractor, splits, "test", frozen)
+    frozen = pooled(frozen, extractor.kind)
     return {
         "classes": target.dataset.classes,
         "split": splits.origin,

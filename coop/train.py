@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from coop.checkpoint import read_checkpoint, restoring
 from coop.clip.backbone import FrozenCLIP
-from coop.config import AUTOCAST, build_method, check, read_dataset, resolve_epochs
+from coop.config import AUTOCAST, budget, build_method, check, read_dataset
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
 from coop.data.fewshot import Splits, sample
@@ -87,11 +87,11 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     for target in targets:
         check_transfer(method, target, cfg.dataset.name)
     clip.tokenize([cfg.dataset.template.format(name) for name in method.classnames])  # too long a prompt shows up here
-    epochs = resolve_epochs(cfg) if method.trained_in_steps else 0
+    epochs, steps = budget(cfg, len(splits.train)) if method.trained_in_steps else (0, -1)
 
     logger, history = build_logger(cfg, run_dir), History()
     set_tf32(cfg.trainer.tf32)
-    trainer = build_trainer(cfg, run_dir, epochs, logger, history)
+    trainer = build_trainer(cfg, run_dir, epochs, steps, logger, history)
     data = build_data(cfg, splits, targets, method, trainer.strategy.root_device)
     if cfg.trainer.compile:
         method.compile()
@@ -128,6 +128,7 @@ def build_data(
         cached=cfg.features == "cached",
         cache_dir=cfg.cache_dir,
         dataset=cfg.dataset.name,
+        kind=method.feature_kind,
     )
     return FewShotData(
         splits,
@@ -136,7 +137,10 @@ def build_data(
         cfg.augmentation,
         cfg.batch_size,
         cfg.num_workers,
-        with_images=method.trains_image_encoder,
+        with_images=method.needs_images,
+        with_teacher=method.needs_teacher,
+        view_sampling=cfg.view_sampling,
+        validation=cfg.validation == "choose",
         targets={target.name: target.splits for target in targets},
     )
 

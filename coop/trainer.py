@@ -46,9 +46,9 @@ def set_tf32(allowed: bool) -> None:
 
 
 def build_trainer(
-    cfg: DictConfig, run_dir: Path, epochs: int, logger: Logger | None, *callbacks: Callback
+    cfg: DictConfig, run_dir: Path, epochs: int, steps: int, logger: Logger | None, *callbacks: Callback
 ) -> pl.Trainer:
-    """A Trainer that checkpoints into `run_dir` and shows one bar for the whole run."""
+    """A Trainer that checkpoints into `run_dir` and shows one bar for the whole run; -1 steps: as many as there are."""
     checkpoint = ModelCheckpoint(
         dirpath=run_dir,
         filename=CHECKPOINT.removesuffix(".ckpt"),
@@ -64,6 +64,7 @@ def build_trainer(
             strategy=cfg.trainer.strategy,
             precision=cfg.trainer.precision,
             max_epochs=epochs,
+            max_steps=steps,
             logger=logger or False,
             callbacks=[checkpoint, RunProgress(), StopAtOnce(), *callbacks],
             plugins=[AtomicCheckpointIO(decisive(recorded(cfg))), *cluster_environment(cfg.trainer)],
@@ -126,7 +127,7 @@ class RunProgress(Callback):
     def on_train_start(self, trainer: pl.Trainer, *_) -> None:
         self.epoch, self.metrics = None, {}
         self.bar = progress(
-            total=trainer.max_epochs * trainer.num_training_batches,
+            total=trainer.estimated_stepping_batches,
             initial=trainer.global_step,
             desc="training",
             unit="step",

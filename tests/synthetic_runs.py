@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from coop.config import paper_epochs
+from coop.schedule import epochs_by_shots
 
 
 def write_run(folder: Path, acc: float = 0.8, config: dict | None = None, **changed: Any) -> dict:
@@ -52,7 +52,7 @@ def results_of(method: str, shots: int) -> dict:
         "tf32": False,
         "num_classes": 100,
         "trainable_params": 8192,
-        "epochs": paper_epochs(shots),
+        "epochs": epochs_by_shots(shots),
         "n_train": 1600,
         "n_val": 400,
         "n_test": 2465,
@@ -70,7 +70,7 @@ def config_of(results: dict, changed: dict) -> dict:
     config = {
         "shots": results["shots"],
         "seed": results["seed"],
-        "epochs": None if epochs == paper_epochs(results["shots"]) else epochs,
+        "epochs": None if epochs == epochs_by_shots(results["shots"]) else epochs,
         "backbone": {"model": name, "pretrained": "openai", "name": name, "precision": "fp32", "cache_dir": None},
         "dataset": {"_target_": "reader", "name": results["dataset"], "template": "a photo of a {}.", "epochs": None},
         "method": {"_target_": "method", "name": results.get("method"), "n_ctx": None, "ctx_init": None},

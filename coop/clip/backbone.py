@@ -2,18 +2,23 @@
 
 import hashlib
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from coop.clip.local import image_tokens
 from coop.clip.sharded import prompt_encoder
 from coop.clip.text import text_blocks, token_embedding
 from coop.clip.weights import load_model
 from coop.errors import CoopError
 
 TEXT_BATCH = 256
+#: What the image tower gives of an image: "normalized" (B, E), L2-normalised; "raw" (B, E), before that; "tokens"
+#: (B, 1 + L, E), the pooled feature and L local ones, each L2-normalised.
+FeatureKind = Literal["normalized", "raw", "tokens"]
 
 
 class FrozenCLIP(nn.Module):
@@ -91,11 +96,23 @@ class FrozenCLIP(nn.Module):
         return self.token_embedding.weight.dtype
 
     @torch.no_grad()
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32."""
+    def encode_image(self, images: Tensor, kind: FeatureKind = "normalized") -> Tensor:
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32.
+
+        Args:
+            images: on the model's device.
+            kind: "normalized", or another `FeatureKind`.
+
+        Raises:
+            CoopError: of this backbone's image tower there are no local features ("tokens").
+        """
         # Of a half-precision tower some parameters stay in float32; what meets the image decides.
         dtype = next(weight for weight in self.model.visual.parameters() if weight.ndim == 4).dtype
-        return normalize(self.model.encode_image(images.to(dtype, memory_format=torch.channels_last)))
+        images = images.to(dtype, memory_format=torch.channels_last)
+        if kind == "tokens":
+            return normalize(image_tokens(self.model, images))
+        features = self.model.encode_image(images)
+        return normalize(features) if kind == "normalized" else at_least_float32(features)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
@@ -109,7 +126,7 @@ class FrozenCLIP(nn.Module):
             CoopError: a text longer than the context length.
         """
         ids = self.tokenize(texts).to(self.device)
-        features = torch.cat([_at_least_float32(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+        features = torch.cat([at_least_float32(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
         return F.normalize(features, dim=-1) if normalize else features
 
     def prompt_encoder(self, ids: Tensor, slots: Tensor, class_specific: bool = False, **options) -> nn.Module:
@@ -219,8 +236,16 @@ def _fingerprint(model: nn.Module, preprocess_cfg: PreprocessCfg) -> str:
 
 def normalize(features: Tensor) -> Tensor:
     """L2-normalise (N, E) features; half precision is raised to float32 first."""
-    return F.normalize(_at_least_float32(features), dim=-1)
+    return F.normalize(at_least_float32(features), dim=-1)
 
 
-def _at_least_float32(features: Tensor) -> Tensor:
+def at_least_float32(features: Tensor) -> Tensor:
+    """Half precision raised to float32."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def pooled(image_features: Tensor, kind: FeatureKind) -> Tensor:
+    """The pooled features (N, E), L2-normalised, of image_features of any kind."""
+    if kind == "normalized":
+        return image_features
+    return normalize(image_features) if kind == "raw" else image_features[:, 0]

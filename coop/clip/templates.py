@@ -20,6 +20,14 @@ def clip_templates(number: int) -> list[str]:
     return [fill("{}") for fill in _BY_NUMBER[number]]
 
 
+def check_templates(key: str, templates: list) -> None:
+    """Raises CoopError, naming `key`, for an empty list or a template that `check_template` refuses."""
+    if not templates:
+        raise CoopError(f"{key}=[]: the list is empty; give templates such as 'a photo of a {{}}.'")
+    for template in templates:
+        check_template(key, template)
+
+
 def check_template(key: str, template: str) -> None:
     """Raises CoopError, naming `key`, unless there is one place for the class name and no other brace."""
     if not isinstance(template, str) or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):

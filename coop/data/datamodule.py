@@ -26,7 +26,11 @@ class FewShotData(pl.LightningDataModule):
         augmentation: "online", "none" or "views:V".
         batch_size: images per step, over all devices together.
         num_workers: processes that decode training images.
-        with_images: batches bring images, for a method that trains an image encoder.
+        with_images: batches bring images, for a method that needs them.
+        with_teacher: batches of fixed views bring the frozen CLIP's features of them, too.
+        view_sampling: with views:V, "per_image" (an epoch sees one view of each image) or "pooled" (an epoch is a
+            random sample of the V * N views, as many as there are images; CLAP, Silva-Rodriguez et al., CVPR 2024).
+        validation: whether anything may be chosen on the validation images.
         targets: further data sets to test on, by name.
     """
 
@@ -39,12 +43,16 @@ class FewShotData(pl.LightningDataModule):
         batch_size: int,
         num_workers: int,
         with_images: bool = False,
+        with_teacher: bool = False,
+        view_sampling: str = "per_image",
+        validation: bool = True,
         targets: Mapping[str, Splits] | None = None,
     ):
         super().__init__()
         self.splits, self.extractor, self.seed = splits, extractor, seed
         self.views = parse_augmentation(augmentation)
         self.batch_size, self.num_workers, self.with_images = batch_size, num_workers, with_images
+        self.with_teacher, self.view_sampling, self.validation = with_teacher, view_sampling, validation
         self.targets = targets or {}
         self.test_features: Tensor | None = None
         self.target_features: dict[str, Tensor] = {}
@@ -61,7 +69,8 @@ class FewShotData(pl.LightningDataModule):
         if self.views is None:
             self.train_set: Dataset = AugmentedImages(splits, train_transform(clip.preprocess_cfg), self.seed)
         elif self.with_images:
-            self.train_set = self._fixed_views(splits.train, [None] if self.views == 1 else range(self.views))
+            features = self._train_views() if self.with_teacher else None
+            self.train_set = self._fixed_views(splits.train, [None] if self.views == 1 else range(self.views), features)
         else:
             self.train_set = FeatureSet(self._train_views(), splits.train, self.seed)
             clip.release_image_tower()
@@ -74,6 +83,8 @@ class FewShotData(pl.LightningDataModule):
 
         With online augmentation, and for methods that train an image encoder, the one view of the test transform.
         """
+        if part == "val" and not self.validation:
+            return self.val_features[:, :0], self.splits.labels(part)[:0]
         if part == "val":
             features = self.val_features
         elif isinstance(self.train_set, FeatureSet):
@@ -82,9 +93,11 @@ class FewShotData(pl.LightningDataModule):
             features = self.extractor(self.splits.train, self.splits.preprocess, "training images")[None]
         return features, self.splits.labels(part)
 
-    def _fixed_views(self, items: Sequence[Item], views: Iterable[int | None]) -> "ViewedImages":
+    def _fixed_views(
+        self, items: Sequence[Item], views: Iterable[int | None], features: Tensor | None = None
+    ) -> "ViewedImages":
         clip, preprocess = self.extractor.clip, self.splits.preprocess
-        return ViewedImages([FixedViews(items, preprocess, clip, view) for view in views], self.seed)
+        return ViewedImages([FixedViews(items, preprocess, clip, view) for view in views], self.seed, features)
 
     def _train_views(self) -> Tensor:
         """Features (V, N, E) of the fixed views of the training images."""
@@ -103,7 +116,11 @@ class FewShotData(pl.LightningDataModule):
             )
         # The original drops the last incomplete batch, unless it is the only one.
         drop_last = len(self.train_set) >= self.batch_size
-        sampler = EpochSampler(self.train_set, num_replicas=world, rank=rank, seed=self.seed, drop_last=drop_last)
+        options = {"num_replicas": world, "rank": rank, "seed": self.seed, "drop_last": drop_last}
+        if self.view_sampling == "pooled":
+            sampler: EpochSampler = PooledViews(self.train_set, self.views, **options)
+        else:
+            sampler = EpochSampler(self.train_set, **options)
         # Workers read ahead before Lightning tells the sampler which epoch a resumed run is in.
         sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return DataLoader(
@@ -115,7 +132,7 @@ class FewShotData(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader | list:
-        if not self.splits.val:
+        if not (self.splits.val and self.validation):
             return []
         # Every process sees all of them: shares of equal size would count some images twice.
         sampler = EpochSampler(self.val_set, num_replicas=1, rank=0, shuffle=False)
@@ -136,6 +153,26 @@ class EpochSampler(DistributedSampler):
         return ((self.epoch, index) for index in super().__iter__())
 
 
+class PooledViews(EpochSampler):
+    """Yields (epoch, index, view): a random sample of all views of all images, as many as there are images.
+
+    Args:
+        dataset: N images.
+        views: V.
+    """
+
+    def __init__(self, dataset: Dataset, views: int, **options):
+        super().__init__(dataset, **options)
+        self.views = views
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        count = len(self.dataset)
+        order = torch.randperm(self.views * count, generator=generator)[:count]
+        order = order.repeat(-(-self.total_size // count))[: self.total_size][self.rank :: self.num_replicas]
+        return ((self.epoch, row % count, row // count) for row in order.tolist())
+
+
 class AugmentedImages(Dataset):
     """Training images with a new random view in every epoch (the paper's augmentation)."""
 
@@ -153,17 +190,25 @@ class AugmentedImages(Dataset):
 
 
 class ViewedImages(Dataset):
-    """Images decoded in every step; each epoch sees one of their V fixed views."""
+    """Images decoded in every step; each epoch sees one of their V fixed views.
 
-    def __init__(self, views: Sequence[FixedViews], seed: int):
-        self.views, self.seed = views, seed
+    Args:
+        views: V of them.
+        seed: of the choice.
+        features: the frozen CLIP's (V, N, E) of them, if batches bring them.
+    """
+
+    def __init__(self, views: Sequence[FixedViews], seed: int, features: Tensor | None = None):
+        self.views, self.seed, self.features = views, seed, features
 
     def __len__(self) -> int:
         return len(self.views[0])
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
-        view, index = self.views[chosen_view(self.seed, key, len(self.views))], key[1]
-        return {"image": view[index], "label": view.items[index].label}
+        view, index = chosen_view(self.seed, key, len(self.views)), key[1]
+        images = self.views[view]
+        brought = {"image": images[index], "label": images.items[index].label}
+        return brought if self.features is None else brought | {"image_features": self.features[view, index]}
 
 
 class FeatureSet(Dataset):
@@ -178,12 +223,14 @@ class FeatureSet(Dataset):
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
         view = torch.tensor([chosen_view(self.seed, key, len(self.features)) for key in keys])
-        index = torch.tensor([index for _, index in keys])
+        index = torch.tensor([key[1] for key in keys])
         return {"image_features": self.features[view, index], "label": self.labels[index]}
 
 
-def chosen_view(seed: int, key: tuple[int, int], views: int) -> int:
-    """Which of an image's views an epoch sees; `key` is (epoch, index)."""
+def chosen_view(seed: int, key: tuple[int, ...], views: int) -> int:
+    """Which of an image's views an epoch sees; `key` is (epoch, index), or (epoch, index, view)."""
+    if len(key) == 3:
+        return key[2]
     return stable_seed(seed, *key) % views if views > 1 else 0
 
 

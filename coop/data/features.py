@@ -2,9 +2,11 @@
 
 import hashlib
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from coop.clip.backbone import FrozenCLIP
+from coop.clip.backbone import FeatureKind, FrozenCLIP
 from coop.data import shares
 from coop.data.cache import FeatureCache, ShardWriter, default_cache_dir
 from coop.data.fewshot import Item
@@ -36,6 +38,7 @@ class FeatureExtractor:
         cached: keep features on disk and take them from there.
         cache_dir: where; None for the default.
         encode: encodes images in place of `clip.encode_image`; belongs together with `cached=False`.
+        kind: of the features.
         dataset: the data set's name, for whoever looks into the cache.
     """
 
@@ -47,11 +50,12 @@ class FeatureExtractor:
     cache_dir: str | None = None
     encode: Callable[[Tensor], Tensor] | None = None
     dataset: str | None = None
+    kind: FeatureKind = "normalized"
 
     def __call__(
         self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None = None
     ) -> Tensor:
-        """image_features (N, E), float32, on the CPU.
+        """image_features (N, E), or as `kind` says, float32, on the CPU.
 
         With several processes each encodes its share; all of them get all features.
 
@@ -67,7 +71,8 @@ class FeatureExtractor:
         if not items:
             return torch.empty(0, 0)
         rank, world = shares.rank(), shares.world()
-        features = torch.empty(len(items), self.clip.embed_dim)
+        shape = self.shape
+        features = torch.empty(len(items), math.prod(shape))
         found, writer = self._look_up(items, preprocess, label, view, features)
         missing = np.flatnonzero(~found)
         share = missing[rank::world]
@@ -78,7 +83,17 @@ class FeatureExtractor:
         owner = np.zeros(len(items), int)  # what is in the cache comes from the first process
         owner[missing] = np.arange(len(missing)) % world
         shares.exchange(features, owner, self.device)
-        return features
+        return features.view(-1, *shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the features of one image."""
+        if self.kind != "tokens":
+            return (self.clip.embed_dim,)
+        size = self.clip.preprocess_cfg.size
+        height, width = (size, size) if isinstance(size, int) else size
+        blank = torch.zeros(1, 3, height, width, device=self.clip.device)
+        return tuple(self.clip.encode_image(blank, self.kind).shape[1:])
 
     def _look_up(
         self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None, features: Tensor
@@ -100,6 +115,7 @@ class FeatureExtractor:
     def entry(self, preprocess: Preprocess | None, view: int | None) -> FeatureCache:
         """Where features of such a view are kept."""
         key = (self.clip.fingerprint(), preprocess and _source(preprocess), view, str(self.autocast), self.device.type)
+        key += () if self.kind == "normalized" else (self.kind,)
         root = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
         return FeatureCache(root, *key, *_tf32(self.device))
 
@@ -108,7 +124,7 @@ class FeatureExtractor:
         self, images: Dataset, rows: np.ndarray, features: Tensor, label: str, writer: ShardWriter | None
     ) -> None:
         """Encode some of the images into their rows of the features (N, E), which the writer keeps as they come."""
-        device, encode, done = self.device, self.encode or self.clip.encode_image, 0
+        device, encode, done = self.device, self.encode or partial(self.clip.encode_image, kind=self.kind), 0
         batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
         loader = DataLoader(
             Subset(images, rows),
@@ -126,7 +142,7 @@ class FeatureExtractor:
                 # Always a full batch: kernels differ with its size, and features must not depend on an image's company.
                 full = batch[torch.arange(batch_size) % len(batch)].to(device, non_blocking=True)
                 now = rows[done : done + len(batch)]
-                features[torch.from_numpy(now)] = encode(full)[: len(batch)].float().cpu()
+                features[torch.from_numpy(now)] = encode(full)[: len(batch)].flatten(1).float().cpu()
                 done += len(batch)
                 if writer:
                     writer.computed(now)

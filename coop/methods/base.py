@@ -1,18 +1,45 @@
 """The interface of a method."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from coop.clip.backbone import FrozenCLIP
+from coop.clip.backbone import FeatureKind, FrozenCLIP
 from coop.clip.snapshot import Parts, Snapshot
 from coop.clip.text import text_parts
+from coop.errors import CoopError
 
 #: Labelled features of the few shots: of "train" or "val" (never of the test set) the image_features (V, N, E) of
-#: V fixed views, L2-normalised, and the labels (N). "val" has one view, and N = 0 where there are no validation images.
+#: V fixed views, of the method's `feature_kind`, and the labels (N). "val" has one view, and N = 0 where there are no
+#: validation images, or where nothing may be chosen on them (`validation=none`).
 Labelled = Callable[[str], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training step sees.
+
+    Attributes:
+        labels: (B).
+        image_features: (B, E), or (B, 1 + L, E) of the kind "tokens"; from `encode_image` if the method needs images.
+        images: (B, 3, H, W), preprocessed, if the method needs images.
+        teacher_features: (B, E), L2-normalised, the frozen CLIP's of the same views, if the method needs a teacher.
+        epoch: from 0.
+        epochs: T.
+    """
+
+    labels: Tensor
+    image_features: Tensor
+    images: Tensor | None = None
+    teacher_features: Tensor | None = None
+    epoch: int = 0
+    epochs: int = 1
 
 
 class Method(nn.Module):
@@ -35,14 +62,29 @@ class Method(nn.Module):
     transfers_to_other_classes = True
     #: Names of parameters and buffers whose length is known with the training data alone; loading takes a file's.
     sized_by_training: tuple[str, ...] = ()
-    #: Whether `encode_image` is its own, and trained: then every step brings images, never features.
-    trains_image_encoder = False
+    #: Whether `encode_image` is its own, and trained: then every step brings images, never features alone.
+    needs_images = False
+    #: Whether each step also brings the frozen CLIP's features of the same views.
+    needs_teacher = False
+    #: What of the frozen image tower the method works on (`FrozenCLIP.encode_image`).
+    feature_kind: FeatureKind = "normalized"
+    #: Whether `text_features` are (B, K, E), one set for each image.
+    text_depends_on_image = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "trains_image_encoder" in cls.__dict__:  # the name before version 0.2
+            cls.needs_images = cls.trains_image_encoder
+        if "loss" in cls.__dict__ and len(inspect.signature(cls.loss).parameters) == 3:
+            cls.loss = _on_batches(cls.loss)
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str]):
         super().__init__()
         self._clip = (clip,)
         self.classnames = [name.replace("_", " ") for name in classnames]
         self.chosen: dict[str, float] = {}
+        #: Whether the classes are those that it was trained with; what is a class's own means nothing for others.
+        self.same_classes = True
         self._kept: tuple[object, Snapshot, Tensor] | None = None
 
     @classmethod
@@ -63,6 +105,34 @@ class Method(nn.Module):
         """How many numbers are fitted to the training images; final after `select`."""
         return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
 
+    @classmethod
+    def check_without_validation(cls, **options) -> None:
+        """Refuse `validation=none` before anything is loaded, where these options choose on validation images.
+
+        Raises:
+            CoopError: names the option to fix.
+        """
+        if cls.select is not Method.select:
+            raise CoopError(
+                f"validation=none: {cls.__name__} chooses on validation images (it has select()) and does not say "
+                "what it does without; define check_without_validation()"
+            )
+
+    def parameter_groups(self, optimizer: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Parameter groups for torch's optimisers: by default one, of all that is trained.
+
+        Args:
+            optimizer: the config's node.
+        """
+        return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a step; called with the loss, scaled where mixed precision scales it."""
+        loss.backward()
+
+    def on_epoch_end(self, epoch: int, epochs: int) -> None:
+        """Called after the last step of an epoch (from 0) of T; what it keeps has to be in the state_dict."""
+
     def prepare(self, labelled: Labelled) -> None:
         """Called once before the first step, before a checkpoint is taken up: closed forms, caches.
 
@@ -81,18 +151,19 @@ class Method(nn.Module):
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised."""
-        return self.clip.encode_image(images)
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), or as `feature_kind` says."""
+        return self.clip.encode_image(images, self.feature_kind)
 
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised."""
         raise NotImplementedError(f"{type(self).__name__} defines neither forward() nor logits()")
 
-    def text_features(self) -> Tensor:
-        """`forward()`; without gradients kept as long as nothing that it depends on is another.
+    def text_features(self, image_features: Tensor | None = None) -> Tensor:
+        """text_features (K, E), L2-normalised: `forward()`; without gradients kept while nothing changes.
 
-        That is what is learned, the text tower, the device and the precision (autocast); `Snapshot` says what of it is
-        seen when.
+        That is what is learned, the text encoder, the device and the precision (autocast); `Snapshot` says what of it
+        is seen when. Where `text_depends_on_image`, a method overrides this, and gives (B, K, E) for image_features
+        (B, E).
         """
         if torch.is_grad_enabled():
             return self()
@@ -108,20 +179,40 @@ class Method(nn.Module):
 
     def logits(self, image_features: Tensor) -> Tensor:
         """image_features (B, E), L2-normalised, to logits (B, K) (CoOp, equation 1)."""
-        text_features = self.text_features()
+        text_features = self.text_features(image_features) if self.text_depends_on_image else self.text_features()
+        return self.logits_of(image_features, text_features)
+
+    def logits_of(self, image_features: Tensor, text_features: Tensor) -> Tensor:
+        """Logits (B, K) of image_features (B, E) and text_features (K, E) or (B, K, E), both L2-normalised."""
         # Half precision has too few digits to rank classes by.
         with torch.autocast(image_features.device.type, enabled=False):
-            return self.clip.logit_scale.exp() * image_features @ text_features.T.to(image_features.dtype)
+            text_features = text_features.to(image_features.dtype)
+            if text_features.ndim == 3:
+                return self.clip.logit_scale.exp() * torch.einsum("be,bke->bk", image_features, text_features)
+            return self.clip.logit_scale.exp() * image_features @ text_features.T
 
-    def loss(self, image_features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What training minimises on a batch: by default the cross-entropy.
+    def loss(self, batch: Batch, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What training minimises: by default the cross-entropy.
 
         Args:
-            image_features: (B, E), L2-normalised.
-            labels: (B).
+            batch: of a step.
+            labels: only from a method of before version 0.2, whose `loss(image_features, labels)` calls this one.
 
         Returns:
             The loss, and logits (B, K), from which the training accuracy is taken.
         """
-        logits = self.logits(image_features)
-        return F.cross_entropy(logits, labels), logits
+        batch = batch if labels is None else Batch(labels, batch)
+        logits = self.logits(batch.image_features)
+        return F.cross_entropy(logits, batch.labels), logits
+
+
+def _on_batches(loss: Callable) -> Callable:
+    """A method of before version 0.2, `loss(self, image_features, labels)`, called with a batch."""
+
+    @wraps(loss)
+    def on_batch(self, batch, labels=None):
+        if labels is None:
+            return loss(self, batch.image_features, batch.labels)
+        return loss(self, batch, labels)
+
+    return on_batch

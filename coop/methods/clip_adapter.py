@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_template
 from coop.errors import CoopError
 from coop.methods.base import Labelled, Method
-from coop.methods.zero_shot import HandWritten
 
 log = logging.getLogger("coop")
 
@@ -52,7 +52,7 @@ class ClipAdapter(Method):
         width = clip.embed_dim
         if reduction > width:
             raise CoopError(f"method.reduction={reduction}: at most {width}, the width of this backbone's features")
-        self.prompts = HandWritten(clip, self.classnames, [template])
+        self.prompts = HandCrafted(clip, self.classnames, [template])
         ratios = RATIOS if ratio is None else (ratio,)
         down, up = nn.Linear(width, width // reduction, bias=False), nn.Linear(width // reduction, width, bias=False)
         # R adapters, one per ratio: (R, E / reduction, E), (R, E, E / reduction) and (R).

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.image import ImageTower
+from coop.clip.handcrafted import HandCrafted
+from coop.clip.image_copy import ImageTower
 from coop.clip.templates import check_template
 from coop.methods.base import Method
-from coop.methods.zero_shot import HandWritten
 
 
 class ImageEncoder(Method):
@@ -23,12 +23,12 @@ class ImageEncoder(Method):
         template: a prompt with `{}` where the class name goes.
     """
 
-    trains_image_encoder = True
+    needs_images = True
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
         self.check(template)
         super().__init__(clip, classnames)
-        self.prompts = HandWritten(clip, self.classnames, [template])
+        self.prompts = HandCrafted(clip, self.classnames, [template])
         self.tower = ImageTower(clip)
 
     @classmethod

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_template
 from coop.methods.base import Method
-from coop.methods.zero_shot import HandWritten
 
 
 class TextBias(Method):
@@ -28,7 +28,7 @@ class TextBias(Method):
         super().__init__(clip, classnames)
         self.class_specific = class_specific
         self.transfers_to_other_classes = not class_specific
-        self.prompts = HandWritten(clip, self.classnames, [template])
+        self.prompts = HandCrafted(clip, self.classnames, [template])
         copies = (len(classnames),) if class_specific else ()
         self.bias = nn.Parameter(torch.zeros(*copies, clip.embed_dim))
 

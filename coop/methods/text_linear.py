@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_template
 from coop.methods.base import Method
-from coop.methods.zero_shot import HandWritten
 
 
 class TextLinear(Method):
@@ -26,7 +26,7 @@ class TextLinear(Method):
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
         self.check(template)
         super().__init__(clip, classnames)
-        self.prompts = HandWritten(clip, self.classnames, [template])
+        self.prompts = HandCrafted(clip, self.classnames, [template])
         self.weight = nn.Parameter(torch.eye(clip.embed_dim))
 
     @classmethod

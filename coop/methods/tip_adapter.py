@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_template
 from coop.errors import CoopError
 from coop.methods.base import Labelled, Method
-from coop.methods.zero_shot import HandWritten
 
 log = logging.getLogger("coop")
 
@@ -54,7 +54,7 @@ class TipAdapter(Method):
     ):
         self.check(template, alpha, beta, alpha_max, beta_max)
         super().__init__(clip, classnames)
-        self.prompts = HandWritten(clip, self.classnames, [template])
+        self.prompts = HandCrafted(clip, self.classnames, [template])
         self.search, self.alpha_max, self.beta_max = search, alpha_max, beta_max
         self.keys = nn.Parameter(torch.empty(0, clip.embed_dim), requires_grad=train_keys)
         self.register_buffer("labels", torch.empty(0, dtype=torch.long))

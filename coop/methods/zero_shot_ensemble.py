@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
+from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_template, clip_templates
 from coop.errors import CoopError
 from coop.methods.base import Method
-from coop.methods.zero_shot import HandWritten
 
 
 class ZeroShotEnsemble(Method):
@@ -27,7 +27,7 @@ class ZeroShotEnsemble(Method):
         self.check(templates)
         super().__init__(clip, classnames)
         chosen = clip_templates(templates) if isinstance(templates, int) else templates
-        self.prompts = HandWritten(clip, self.classnames, chosen)
+        self.prompts = HandCrafted(clip, self.classnames, chosen)
 
     @classmethod
     def check(cls, templates: int | list[str] = 80) -> None:

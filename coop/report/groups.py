@@ -214,7 +214,7 @@ def _is_along(key: str, along: Sequence[str]) -> bool:
 
 def published_epochs(dataset: str, shots: int) -> int:
     """The paper's rule with its exception: ImageNet always 50 (CoOp, section 4.1)."""
-    return 50 if dataset == "imagenet" else schedule.paper_epochs(shots)
+    return 50 if dataset == "imagenet" else schedule.epochs_by_shots(shots)
 
 
 def _epochs_rules(cells: pd.DataFrame) -> list[str]:

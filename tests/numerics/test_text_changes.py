@@ -91,7 +91,9 @@ def features_and_gradient(encode, ctx, grad=True):
 
 def check(clip, encoder, ids, slots, ctx, grad=True):
     """Features and gradient are those of the plain way on the model as it is now; returns the features."""
-    ours, expected = (features_and_gradient(f, ctx, grad) for f in (partial(encoder, normalize=False), plain(clip, ids, slots)))
+    ours, expected = (
+        features_and_gradient(f, ctx, grad) for f in (partial(encoder, normalize=False), plain(clip, ids, slots))
+    )
     tolerance = 1e-10 if ctx.dtype == torch.float64 else 2e-4
     for a, b in zip(ours, expected, strict=True):
         if a is not None:

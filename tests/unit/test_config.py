@@ -8,9 +8,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from coop.config import AUTOCAST, build_method, check, conf_dir, paper_epochs, resolve_epochs
+from coop.config import AUTOCAST, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
 from coop.launch import explain
+from coop.schedule import PAPER_EPOCHS, epochs_by_shots
 
 
 def composed(*overrides: str, command: str = "train"):
@@ -41,7 +42,7 @@ def group(name: str) -> list[str]:
         ("method.n_ctxx=3", ["method.n_ctxx", "did you mean n_ctx"]),
         ("+method.n_ctxx=3", ["method.n_ctxx", "did you mean n_ctx"]),
         ("+dataset.shft=blur", ["dataset.shft", "shift"]),
-        ("+optimizer.nesterov=true", ["optimizer.nesterov", "momentum"]),
+        ("+optimizer.nestrov=true", ["optimizer.nestrov", "nesterov"]),
         ("+trainer.max_epochs=5", ["trainer.max_epochs", "devices"]),
         ("+backbone.foo=1", ["backbone.foo", "pretrained"]),
         ("+logger.nme=x", ["logger.nme", "project"]),
@@ -92,7 +93,7 @@ def group(name: str) -> list[str]:
         ("augmentation=views:0", ["augmentation=views:0", "views:V"]),
         ("augmentation=always", ["augmentation=always", "online, none"]),
         ("trainer.precision=8", ["trainer.precision=8", "bf16-mixed"]),
-        ("optimizer.name=adam", ["optimizer.name=adam", "adamw"]),
+        ("optimizer.name=lion", ["optimizer.name=lion", "adamw"]),
         ("logger.kind=tensorboard", ["logger.kind=tensorboard", "wandb, csv, none"]),
         ("backbone.precision=fp8", ["backbone.precision=fp8", "fp16"]),
         ("dataset.template=photo", ["photo", "{}"]),
@@ -192,9 +193,9 @@ def test_the_default_is_the_bundled_one():
 
 @pytest.mark.parametrize(("shots", "epochs"), [(1, 50), (2, 100), (3, 100), (4, 100), (8, 200), (16, 200), (-1, 200)])
 def test_the_papers_epochs(shots, epochs):
-    assert paper_epochs(shots) == epochs
+    assert epochs_by_shots(shots) == epochs
     for own, of_dataset, expected in ((None, None, epochs), (7, None, 7), (None, 50, 50), (7, 50, 7)):
-        cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}}
+        cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}, "epochs_by_shots": PAPER_EPOCHS}
         assert resolve_epochs(OmegaConf.create(cfg)) == expected
 
 

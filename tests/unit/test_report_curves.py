@@ -7,7 +7,6 @@ import re
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
-from coop.config import paper_epochs as epochs_of_training
 from coop.report.groups import published_epochs
 from coop.report.published import expected_file, read_published
 from coop.report.records import read_runs
@@ -21,6 +20,7 @@ from coop.report.tables import (
     settings_tables,
     transfer_tables,
 )
+from coop.schedule import epochs_by_shots as epochs_of_training
 
 NONE = read_published(expected_file())[:0]
 

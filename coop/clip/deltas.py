@@ -1,0 +1,118 @@
+"""Low-rank changes of a tower's attention, added to its frozen weights as it runs (LoRA, Hu et al., ICLR 2022)."""
+
+import math
+from collections.abc import Collection, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from coop.clip.backbone import FrozenCLIP, at_least_float32
+from coop.clip.blocks import Deltas, read_block, run
+from coop.clip.text import text_blocks
+from coop.errors import CoopError
+
+PROJECTIONS = ("q", "k", "v", "o")
+
+
+class LowRank(nn.Module):
+    """x (..., D) to scale * B A x (..., D); A (r, D) starts uniform in +-1/sqrt(D), B (D, r) at zero.
+
+    Args:
+        width: D.
+        rank: r.
+        scale: of the change.
+        dropout: of the input, in train mode.
+    """
+
+    def __init__(self, width: int, rank: int, scale: float, dropout: float):
+        super().__init__()
+        self.A = nn.Parameter(torch.empty(rank, width).uniform_(-1, 1) / math.sqrt(width))
+        self.B = nn.Parameter(torch.zeros(width, rank))
+        self.scale, self.dropout = scale, nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * F.linear(F.linear(self.dropout(x), self.A.to(x.dtype)), self.B.to(x.dtype))
+
+    def merged(self) -> Tensor:
+        """What is added to the weight (D, D)."""
+        return self.scale * self.B @ self.A
+
+
+class LowRankTower(nn.Module):
+    """Low-rank changes of chosen projections in chosen layers.
+
+    Args:
+        width: D of the tower.
+        layers: how many it has.
+        chosen: which of them.
+        projections: of "q", "k", "v", "o".
+        options: `rank`, `scale`, `dropout` of each change.
+
+    Raises:
+        CoopError: a layer that the tower has not.
+    """
+
+    def __init__(self, width: int, layers: int, chosen: Sequence[int], projections: Collection[str], **options):
+        super().__init__()
+        if beyond := [layer for layer in chosen if not 0 <= layer < layers]:
+            raise CoopError(f"method.layers: {beyond[0]} is not among the tower's layers 0 to {layers - 1}")
+        self.count = layers
+        self.changes = nn.ModuleDict(
+            {f"{layer}": nn.ModuleDict({name: LowRank(width, **options) for name in projections}) for layer in chosen}
+        )
+
+    def by_layer(self) -> list[Deltas]:
+        """For each layer, its changes by projection; none for the layers that were not chosen."""
+        return [dict(self.changes[f"{i}"].items()) if f"{i}" in self.changes else {} for i in range(self.count)]
+
+
+def encode_text(
+    clip: FrozenCLIP, ids: Tensor, deltas: Sequence[Deltas], checkpoint: bool = False, normalize: bool = True
+) -> Tensor:
+    """Text features (N, E) of token ids (N, L) by a text encoder with changed projections, differentiable in these.
+
+    Every token's states change with the weights, so that there is nothing to keep; give ids `without_padding`.
+
+    Raises:
+        CoopError: a text encoder of another kind than open_clip's causal transformer.
+    """
+    tower = getattr(clip.model, "text", clip.model)
+    blocks = [read_block(block) for block in text_blocks(clip.model)]
+    if None in blocks or getattr(tower, "cls_emb", None) is not None or tower.attn_mask is None:
+        raise CoopError(f"backbone {clip.name}: its text encoder is not open_clip's causal transformer")
+    end = ids.argmax(dim=-1)
+    length = ids.shape[1]
+    x = F.embedding(ids, tower.token_embedding.weight)
+    x = x + tower.positional_embedding[:length].to(x.dtype)
+    mask = tower.attn_mask[:length, :length]
+    for block, changes in zip(blocks, deltas, strict=True):
+        x = run(block, x, checkpoint, mask=mask, deltas=changes)
+    pooled = tower.ln_final(x[torch.arange(len(ids), device=ids.device), end])
+    projection = tower.text_projection
+    if projection is not None:
+        pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
+    features = at_least_float32(pooled)
+    return F.normalize(features, dim=-1) if normalize else features
+
+
+def without_padding(ids: Tensor) -> Tensor:
+    """Token ids (N, L), on the CPU, cut behind the last [EOS]: the rest makes no difference to a causal encoder."""
+    return ids[:, : int(ids.argmax(dim=-1).max()) + 1]
+
+
+def layers_named(where: str | Sequence[int], layers: int) -> list[int]:
+    """The layers that CLIP-LoRA's names mean in a tower of so many ("all", "bottom", "mid", "up", "half-bottom",
+    "half-up", "top3"), or those that are listed.
+    """
+    if not isinstance(where, str):
+        return list(where)
+    third, half = layers // 3, layers // 2
+    named = {
+        "all": (0, layers), "bottom": (0, third), "mid": (third, 2 * third), "up": (2 * third, layers),
+        "half-bottom": (0, half), "half-up": (half, layers), "top3": (max(0, layers - 3), layers),
+    }  # fmt: skip
+    return list(range(*named[where]))
+
+
+LAYER_NAMES = ("all", "bottom", "mid", "up", "half-bottom", "half-up", "top3")

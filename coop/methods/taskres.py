@@ -1,0 +1,48 @@
+"""TaskRes: a residual on each class's text features (Yu et al., CVPR 2023)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.handcrafted import HandCrafted
+from coop.clip.templates import check_templates
+from coop.errors import CoopError
+from coop.methods.base import Method
+
+
+class TaskRes(Method):
+    """Class weights are t + alpha * x, normalised, with learned x (equation 4; the authors' "regular base").
+
+    t (K, E) are text features averaged over the templates before any normalisation, so that their norm (7 to 11 for
+    CLIP) sets how far a residual of a given size turns them. As with the authors, names keep their underscores.
+
+    Attributes:
+        residual: x, (K, E), zeros at the start.
+
+    Args:
+        clip: the frozen CLIP.
+        classnames: K class names.
+        templates: prompts with `{}` where the class name goes.
+        alpha: the weight of the residual.
+    """
+
+    transfers_to_other_classes = False
+
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list, alpha: float = 0.5):
+        self.check(templates, alpha)
+        super().__init__(clip, classnames)
+        self.alpha = alpha
+        self.base = HandCrafted(clip, list(classnames), templates, raw=True)
+        self.residual = nn.Parameter(torch.zeros(len(classnames), clip.embed_dim))
+
+    @classmethod
+    def check(cls, templates: list, alpha: float = 0.5) -> None:
+        """Raises CoopError for templates without a place for the class name, or an alpha of zero or less."""
+        check_templates("method.templates", templates)
+        if alpha <= 0:
+            raise CoopError(f"method.alpha={alpha}: must be positive")
+
+    def forward(self) -> Tensor:
+        return normalize(self.base().to(self.residual.dtype) + self.alpha * self.residual)
