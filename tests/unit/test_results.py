@@ -221,7 +221,7 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(CoopError, match=r"x\.json: cannot be written \(No space left on device\)"):
+    with pytest.raises(CoopError, match=r"x\.json: cannot be written \(No space left on device; free some space"):
         write_json(tmp_path / "a" / "x.json", {"é": 2})
     assert json.loads((tmp_path / "a" / "x.json").read_text()) == {"é": 1}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["x.json"]
