@@ -132,7 +132,7 @@ DATASET_KEYS = {
     "manifest": str | None,
     "manifest_sha256": str | None,  # only in the config.yaml of a run: the manifest's content
 }
-METHOD_KEYS = {"name": Text, "published": dict | None}
+METHOD_KEYS = {"name": Text, "published": Any}
 
 
 ConfigStore.instance().store("train_schema", TrainConfig)
@@ -203,7 +203,8 @@ def _expected(key: str, value: str, annotation: Any, default: Any) -> str:
     if typing.get_origin(annotation) is list:
         return f"expected a list: {key}=[{word}]"
     if typing.get_origin(annotation) is dict:
-        return f"expected keys, such as {key}.{'name' if word else 'KEY'}={word or '...'}"
+        known = f" (keys: {', '.join(DEFAULTS)})" if key == "optimizer" else ""
+        return f"expected keys, such as {key}.name={word or '...'}{known}"
     kinds = typing.get_args(annotation) or (annotation,)
     if group := next((kind for kind in kinds if is_dataclass(kind)), None):
         names = list(group.__dataclass_fields__)

@@ -86,6 +86,8 @@ def check_optimizer(options: Mapping) -> None:
         raise CoopError(f"optimizer.{key}: there is no such key; {hint}Allowed here: {', '.join(sorted(known))}")
     given = DEFAULTS | dict(options)
     for key, annotation in RULES.items():
+        if given[key] is None:
+            raise CoopError(f"optimizer.{key}=null: expected a value, such as optimizer.{key}={DEFAULTS[key]}")
         check_value(f"optimizer.{key}", given[key], annotation)
     _check_schedule(given["schedule"])
     try:

@@ -38,7 +38,8 @@ class IVLP(PromptLearner):
         self.deep = DeepPrompts(clip, n_ctx, depth_text, n_ctx_vision, depth_vision)
 
     @classmethod
-    def check(cls, depth_text: int = 9, n_ctx_vision: int = 2, depth_vision: int = 9, **options) -> None:
+    def check(cls, depth_text: int = 9, n_ctx_vision: int = 2, depth_vision: int = 9, ctx_init: str | None = None,
+              **options) -> None:  # fmt: skip
         """Raises CoopError for depths and numbers of prompts that no backbone could have."""
         check_depths(depth_text=(depth_text, 1), n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 0))
         super().check(**options)

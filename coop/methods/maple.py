@@ -38,7 +38,7 @@ class MaPLe(PromptLearner):
         self.deep = DeepPrompts(clip, n_ctx, depth, n_ctx, depth, coupled=True)
 
     @classmethod
-    def check(cls, depth: int = 9, **options) -> None:
+    def check(cls, depth: int = 9, ctx_init: str | None = None, **options) -> None:
         """Raises CoopError for options that no backbone could serve."""
         check_depths(depth=(depth, 1))
         super().check(**options)

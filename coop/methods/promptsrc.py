@@ -49,7 +49,7 @@ class PromptSRC(PromptLearner):
 
     @classmethod
     def check(cls, depth_text: int = 9, n_ctx_vision: int = 4, depth_vision: int = 9, coupled: bool = False,
-              gpa_std: float = 1.0, n_ctx: int = 4, **options) -> None:  # fmt: skip
+              gpa_std: float = 1.0, n_ctx: int = 4, ctx_init: str | None = None, **options) -> None:  # fmt: skip
         """Raises CoopError for options that no backbone could serve."""
         check_depths(depth_text=(depth_text, 1), n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 1))
         if coupled and (n_ctx, depth_text) != (n_ctx_vision, depth_vision):

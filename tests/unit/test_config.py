@@ -108,8 +108,8 @@ def group(name: str) -> list[str]:
         ("+exp=16shot_imagenett", ["exp=16shot_imagenett", "near matches: 16shot_imagenet"]),
         ("method=cop", ["method=cop", "near matches: coop"]),
         ("logger=tensorboard", ["logger=tensorboard", "wandb"]),
-        ("dataset=null", ["dataset"]),
-        ("method=null", ["method"]),
+        ("dataset=null", ["needs a choice"]),
+        ("method=null", ["needs a choice"]),
         # targets of one's own
         ("method._target_=os.system", ["method._target_=os.system", "Method"]),
         ("method._target_=coop.methods.nope.X", ["method._target_=coop.methods.nope.X"]),

@@ -78,7 +78,7 @@ def test_a_folder_that_may_still_be_changing_is_not_trusted(root, listed):
 
 
 def test_all_kinds_of_entries_and_names(root):
-    for name in ("notes.txt", 'größe \t\n"x".jpg', os.fsdecode(b"\xff.jpg")):
+    for name in ("notes.txt", 'größe \t\n"x".jpg'):
         (root / "n1" / name).touch()
     (root / "n1/inner").mkdir()
     age(root / "n1")

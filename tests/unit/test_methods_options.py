@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from small_methods import chosen
 
 from coop import CoopError
 from coop.config import build_method, check, conf_dir, resolve_epochs
@@ -106,7 +107,7 @@ def shots(seed: int, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", METHODS)
 def test_saved_and_loaded_again(small_clip, name, tmp_path):
     """A method built anew, which never saw the training images, gives the same logits from the file alone."""
-    cfg = composed(f"method={name}")
+    cfg = composed(*chosen(name))
     labelled = {"train": shots(1, 4), "val": shots(2, 3)}.__getitem__
     method = build_method(cfg.method, small_clip, NAMES)
     method.prepare(labelled)
@@ -130,7 +131,7 @@ def test_saved_and_loaded_again(small_clip, name, tmp_path):
 def test_a_file_of_another_method_does_not_fit(small_clip, name, tmp_path):
     cfg = composed("method=coop" if name != "coop" else "method=text_linear")
     save_prompt(tmp_path / "prompt.safetensors", build_method(cfg.method, small_clip, NAMES), cfg, NAMES)
-    other = build_method(composed(f"method={name}").method, small_clip, NAMES)
+    other = build_method(composed(*chosen(name)).method, small_clip, NAMES)
     with pytest.raises(CoopError, match="does not fit this method"):
         load_into(other, load_prompt(tmp_path / "prompt.safetensors"), tmp_path)
 
@@ -138,13 +139,14 @@ def test_a_file_of_another_method_does_not_fit(small_clip, name, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_frozen_clip_is_left_alone(small_clip, name):
     before = {key: value.clone() for key, value in small_clip.model.state_dict().items()}
-    method = build_method(composed(f"method={name}").method, small_clip, NAMES).train()
+    method = build_method(composed(*chosen(name)).method, small_clip, NAMES).train()
     method.prepare({"train": shots(1, 4), "val": shots(2, 3)}.__getitem__)
     features, labels = shots(4, 2)
     if method.trained_in_steps:
         if method.needs_images:
             features = method.encode_image(torch.randn(6, 3, 32, 32))[None]
-        loss, logits = method.loss(Batch(labels, features[0]))
+        teacher = small_clip.encode_image(torch.randn(6, 3, 32, 32)) if method.needs_teacher else None
+        loss, logits = method.loss(Batch(labels, features[0], teacher_features=teacher))
         assert logits.shape == (6, 3)
         loss.backward()
         torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1).step()

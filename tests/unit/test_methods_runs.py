@@ -8,6 +8,7 @@ import pytest
 from clip_folder import write_clip_folder
 from commands import Commands
 from safetensors.torch import load_file
+from small_methods import chosen
 
 import coop
 
@@ -72,7 +73,7 @@ RUNS = {
 def test_train_then_evaluate(run, small, name, tmp_path):
     overrides, expected = RUNS[name]
     method = next((part.partition("=")[2] for part in overrides if part.startswith("method=")), name)
-    done = run("train", *small, f"method={method}", *overrides, f"hydra.run.dir={tmp_path / 'run'}")
+    done = run("train", *small, *chosen(method), *overrides, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.code == 0, done.err
     results = results_of(tmp_path / "run")
     assert (results["method"], results["n_train"], results["n_val"], results["n_test"]) == (method, 50, 50, 500)
@@ -96,7 +97,7 @@ def test_train_then_evaluate(run, small, name, tmp_path):
 @pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias"])
 def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tmp_path):
     options = ["method.class_specific=true", "epochs=1"] if name == "text_bias" else []
-    options += ["dataset.classes=base", f"method={name}", f"hydra.run.dir={tmp_path / 'run'}"]
+    options += ["dataset.classes=base", *chosen(name), f"hydra.run.dir={tmp_path / 'run'}"]
     assert run("train", *small, *options).code == 0
     done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=new", "num_workers=0",
                f"hydra.run.dir={tmp_path / 'new'}")  # fmt: skip
@@ -107,7 +108,7 @@ def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tm
 @pytest.mark.parametrize("name", ["clip_adapter", "text_linear", "image_encoder"])
 def test_what_is_the_same_for_all_classes_is_moved_to_others(run, small, name, tmp_path):
     options = [*small, "dataset.classes=base", "epochs=1"]
-    assert run("train", *options, f"method={name}", f"hydra.run.dir={tmp_path / 'run'}").code == 0
+    assert run("train", *options, *chosen(name), f"hydra.run.dir={tmp_path / 'run'}").code == 0
     done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=new", "num_workers=0",
                f"hydra.run.dir={tmp_path / 'new'}")  # fmt: skip
     assert done.code == 0, done.err
@@ -133,15 +134,15 @@ def test_without_validation_images(run, small, tmp_path):
             for path in sorted((source / "images" / name).iterdir())[shots]:
                 (folder / path.name).write_bytes(path.read_bytes())
     options = [*small, "shots=4", "dataset=folder", f"dataset.path={data}", "epochs=1"]
-    for method, said, chosen in (
+    for method, said, expected in (
         ("linear_probe", "C is chosen on 3 held-out training images", ["C"]),
         ("tip_adapter", "alpha and beta stay at 1.17 and 1", []),
         ("clip_adapter", "no validation images to choose the ratio on; it is 0.2", ["ratio"]),
     ):
-        done = run("train", *options, f"method={method}", f"hydra.run.dir={tmp_path / method}")
+        done = run("train", *options, *chosen(method), f"hydra.run.dir={tmp_path / method}")
         assert done.code == 0, done.err
         assert said in done.err
-        assert sorted(results_of(tmp_path / method)["chosen"]) == chosen
+        assert sorted(results_of(tmp_path / method)["chosen"]) == expected
 
     done = run("train", *options, "shots=1", "method=linear_probe", f"hydra.run.dir={tmp_path / 'one'}")
     assert done.code == 1

@@ -95,7 +95,7 @@ class Read(torch.Tensor):
 def test_training_reads_its_metrics_only_for_a_line_that_is_shown(capsys, clock):
     loss = torch.tensor(0.25).as_subclass(Read)
     trainer = SimpleNamespace(
-        max_epochs=10, num_training_batches=100, global_step=0, is_global_zero=True, callback_metrics={"train/loss": loss}
+        max_epochs=10, estimated_stepping_batches=1000, global_step=0, is_global_zero=True, callback_metrics={"train/loss": loss}
     )  # fmt: skip
     shown = RunProgress()
     shown.on_train_start(trainer)

@@ -673,7 +673,7 @@ def test_a_cache_of_features_of_others_is_tensors_only(tmp_path):
         ("logger.tags=abc", "logger.tags=abc: expected a list: logger.tags=[abc]"),
         ("optimizer=adam", "optimizer=adam: expected keys, such as optimizer.name=adam (keys: name, lr,"),
         ("optimizer=null", "optimizer=null: expected keys, such as optimizer.name=... (keys: name, lr,"),
-        ("optimizer.lr=null", "optimizer.lr=null: expected a number, such as optimizer.lr=0.002"),
+        ("optimizer.lr=null", "optimizer.lr=null: expected a value, such as optimizer.lr=0.002"),
         ("trainer.tf32=maybe", "trainer.tf32=maybe: expected true or false, such as trainer.tf32=False"),
         ("method=null", "method=null: a group needs a choice: method=NAME; leave it out for the default"),
         ("dataset=null", "dataset=null: a group needs a choice: dataset=NAME"),
@@ -687,7 +687,7 @@ def test_a_bare_word_or_null_names_the_fix(monkeypatch, word, message):
 
     monkeypatch.setattr(sys, "argv", ["train.py", word])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(Exception) as caught:
-        compose("train", overrides=[word])
+        check(compose("train", overrides=[word]))
     assert explain(caught.value).startswith(message)
 
 
