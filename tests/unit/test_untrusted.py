@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from coop import CoopError, FrozenCLIP, PromptLearner
 from coop.checkpoint import RUN, check_fit, read_checkpoint
-from coop.config import check_dataset, conf_dir, read_dataset
+from coop.config import check, check_dataset, conf_dir, read_dataset
 from coop.data.manifest import manifest_sha256
 from coop.files import write_json
 from coop.results import (
