@@ -8,8 +8,9 @@ import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor, nn
 
-from coop.clip.backbone import FrozenCLIP, normalize
-from coop.clip.sharded import prompt_encoder
+from coop.clip.backbone import FrozenCLIP
+from coop.clip.interim import PlainEncoder
+from coop.clip.templates import check_template
 from coop.clip.text import prompt_embeddings
 from coop.errors import CoopError
 from coop.methods.base import Method
@@ -36,6 +37,8 @@ class PromptLearner(Method):
             "front" all after. The final "." stays last.
         checkpoint: recompute activations in the backward pass, layer by layer, to save memory.
         class_chunk: encode this many classes at a time, with the exact gradient, to bound memory.
+        prompt_template: the whole prompt, with `{}` where the class name goes; its first M tokens give way to the
+            context and the others stay ("X X X X {}, a type of pet."). "X .. X {}." if not given.
 
     Raises:
         CoopError: impossible options, or a prompt that does not fit into the context length.
@@ -51,24 +54,28 @@ class PromptLearner(Method):
         class_token_position: Literal["end", "middle", "front"] = "end",
         checkpoint: bool = False,
         class_chunk: int | None = None,
+        prompt_template: str | None = None,
     ):
-        PromptLearner.check(n_ctx, ctx_init, class_token_position, class_chunk)
+        PromptLearner.check(n_ctx, ctx_init, class_token_position, class_chunk, prompt_template)
         super().__init__(clip, classnames)
         self.class_specific, self.class_token_position = class_specific, class_token_position
         self.transfers_to_other_classes = not class_specific
         copies = (len(classnames),) if class_specific else ()
         if ctx_init:
-            words = _word_context(clip, ctx_init, n_ctx)
+            words = word_context(clip, ctx_init)
+            if n_ctx is not None and n_ctx != len(words):
+                raise CoopError(_conflict(n_ctx, ctx_init, str(len(words))))
             start = words.expand(*copies, *words.shape).clone()
         else:
             start = torch.empty(*copies, n_ctx or DEFAULT_N_CTX, clip.text_width, dtype=_context_dtype(clip))
             nn.init.normal_(start, std=INIT_STD)
         self.ctx = nn.Parameter(start)
-        prompts = _layout(clip, self.classnames, self.n_ctx, class_token_position)
+        prompts = _layout(clip, self.classnames, self.n_ctx, class_token_position, prompt_template)
         _check_lengths(clip, self.classnames, prompts, self.n_ctx, ctx_init)
         self.register_buffer("ids", clip.pad([prompt.ids for prompt in prompts]), persistent=False)
         self.register_buffer("slots", _pad_slots(prompts, clip.context_length), persistent=False)
-        self._encoding = {"checkpoint": checkpoint, "class_chunk": class_chunk}
+        # Of `PromptEncoder`; read at the first use, until when a subclass may change them.
+        self.encoding = {"class_specific": class_specific, "checkpoint": checkpoint, "class_chunk": class_chunk}
 
     @classmethod
     def check(
@@ -77,6 +84,7 @@ class PromptLearner(Method):
         ctx_init: str | None = None,
         class_token_position: str = "end",
         class_chunk: int | None = None,
+        prompt_template: str | None = None,
         **_,
     ) -> None:
         """Raises CoopError for options that no backbone could serve."""
@@ -97,6 +105,13 @@ class PromptLearner(Method):
             raise CoopError(f"method.class_token_position={class_token_position}: allowed are {', '.join(POSITIONS)}")
         if class_chunk is not None and class_chunk < 1:
             raise CoopError(f"method.class_chunk={class_chunk}: the number of classes per chunk must be at least 1")
+        if prompt_template is not None:
+            check_template("method.prompt_template", prompt_template)
+            if class_token_position != "end":
+                raise CoopError(
+                    f"method.class_token_position={class_token_position} with method.prompt_template="
+                    f'"{prompt_template}": the template says where the class name stands; leave the position at "end"'
+                )
 
     @property
     def n_ctx(self) -> int:
@@ -108,11 +123,11 @@ class PromptLearner(Method):
         """The text side; made at the first use, when it is known whether several processes share the classes."""
         with torch.inference_mode(False):  # the first use may be Lightning's validation
             ids, slots = self.ids.cpu(), self.slots.cpu()
-            return prompt_encoder(self.clip.model, ids, slots, self.class_specific, **self._encoding)
+            return PlainEncoder(self.clip.model, ids, slots, **self.encoding)
 
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised, differentiable in ctx."""
-        return normalize(self.encoder(self.ctx))
+        return self.encoder(self.ctx)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """The prompts as the paper writes them: token embeddings (K, L, D), differentiable in ctx, and ids (K, L).
@@ -129,7 +144,7 @@ class _Prompt(NamedTuple):
     slots: list[int]
 
 
-def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str) -> list[_Prompt]:
+def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str, template: str | None) -> list[_Prompt]:
     """Where tokens and context vectors of each class stand.
 
     A prompt's own tokens are cut after as many as the name has alone, which can differ from the name's own tokens:
@@ -137,10 +152,13 @@ def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str) -> li
     """
     first, special = _special_tokens(clip)
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]
-    filler = " ".join(["X"] * n_ctx)
+    if template:
+        _check_room(clip, template, n_ctx, special)
+    else:
+        template = " ".join(["X"] * n_ctx) + " {}."
     prompts = []
     for alone, tokens in zip(
-        clip.token_ids(names), clip.token_ids([f"{filler} {name}." for name in names]), strict=True
+        clip.token_ids(names), clip.token_ids([template.replace("{}", name) for name in names]), strict=True
     ):
         cut = 0 if position == "end" else len(alone) - special
         fillers, rest = tokens[first : first + n_ctx], tokens[first + n_ctx :]
@@ -148,6 +166,15 @@ def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str) -> li
         slots = [-1] * first + list(range(before)) + [-1] * cut + list(range(before, n_ctx))
         prompts.append(_Prompt(ids, slots + [-1] * (len(ids) - len(slots))))
     return prompts
+
+
+def _check_room(clip: FrozenCLIP, template: str, n_ctx: int, special: int) -> None:
+    (before,) = clip.token_ids([template.partition("{}")[0]])
+    if n_ctx > (room := len(before) - special):
+        raise CoopError(
+            f'method.prompt_template="{template}": {room} tokens stand before the class name, where {n_ctx} context '
+            f"vectors have to go (method.n_ctx={n_ctx}); put more X before {{}}, or lower method.n_ctx"
+        )
 
 
 def _special_tokens(clip: FrozenCLIP) -> tuple[int, int]:
@@ -175,13 +202,11 @@ def _pad_slots(prompts: list[_Prompt], length: int) -> Tensor:
     return torch.tensor([prompt.slots + [-1] * (length - len(prompt.slots)) for prompt in prompts])
 
 
-def _word_context(clip: FrozenCLIP, words: str, n_ctx: int | None) -> Tensor:
-    """Token embeddings (M, D) of the words."""
+def word_context(clip: FrozenCLIP, words: str) -> Tensor:
+    """Token embeddings (M, D) of words, one row for each of their M tokens, at least float32."""
     (ids,) = clip.token_ids([words.replace("_", " ")])
     first, special = _special_tokens(clip)
     ids = ids[first : first + len(ids) - special]
-    if n_ctx is not None and n_ctx != len(ids):
-        raise CoopError(_conflict(n_ctx, words, str(len(ids))))
     with torch.no_grad():
         weight = clip.token_embedding.weight
         return weight[torch.tensor(ids, device=weight.device)].to("cpu", _context_dtype(clip))
