@@ -10,7 +10,8 @@ from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
 from coop.clip.local import image_tokens
-from coop.clip.text import token_embedding
+from coop.clip.sharded import prompt_encoder
+from coop.clip.text import text_blocks, token_embedding
 from coop.clip.weights import load_model
 from coop.errors import CoopError
 
@@ -122,6 +123,30 @@ class FrozenCLIP(nn.Module):
         """
         ids, finish = self.tokenize(texts).to(self.device), normalize if normalized else at_least_float32
         return torch.cat([finish(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+
+    def prompt_encoder(self, ids: Tensor, slots: Tensor, class_specific: bool = False, **options) -> nn.Module:
+        """An encoder of prompts with learned context vectors: `encoder(ctx, deep=None, normalize=True)` -> (*, K, E).
+
+        Args:
+            ids: (K, L) token ids; any id below [EOS]'s where a context vector goes.
+            slots: (K, L) index of the context vector at each position, -1 for a constant token.
+            class_specific: whether `ctx` holds a context for each class, (*, K, M, D), instead of one, (*, M, D).
+            **options: `checkpoint`, `class_chunk`, `shard`; see `coop.clip.sharded.prompt_encoder`, and
+                `coop.clip.text.PromptEncoder.forward` for the call.
+
+        Raises:
+            CoopError: see `coop.clip.text.PromptEncoder`.
+        """
+        return prompt_encoder(self.model, ids, slots, class_specific, **options)
+
+    @property
+    def text_layers(self) -> int:
+        """How many layers the text encoder has, in front of which deep prompts can be put.
+
+        Raises:
+            CoopError: the text encoder is not built of open_clip's residual blocks.
+        """
+        return len(text_blocks(self.model))
 
     @property
     def token_embedding(self) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class FrozenLinear:
-    """scale * (x @ weight.T + bias), (T, I) to (T, O), differentiable in x alone.
+    """scale * (x @ weight.T + bias), (.., I) to (.., O), differentiable in x alone.
 
     Args:
         weight: (O, I), read in place at every call unless it can be laid out.
@@ -27,7 +27,8 @@ class FrozenLinear:
             return _LaidOut.apply(x, *self.laid_out)
         if self.scale == 1.0:
             return F.linear(x, self.weight, self.bias)
-        return torch.addmm(self.bias, x, self.weight.t(), beta=self.scale, alpha=self.scale)
+        rows = torch.addmm(self.bias, x.flatten(0, -2), self.weight.t(), beta=self.scale, alpha=self.scale)
+        return rows.unflatten(0, x.shape[:-1])
 
 
 class _LaidOut(torch.autograd.Function):

@@ -2,20 +2,50 @@
 
 Integers only: no model, no device, no gradient. `coop.clip.text` explains why leaving the other tokens out is exact.
 
-A prompt is cut after the token that the tower pools ([EOS]) and then falls into three consecutive parts:
+A prompt is cut after the token that the text encoder pools ([EOS]) and then falls into three consecutive parts:
 
-    trunk      the beginning that all prompts share, [SOS] at least
-    constants  if the trunk holds no context vector: what else stands before the prompt's first one
-    own        everything else, [EOS] included
+    shared prefix    the beginning that all prompts have in common, [SOS] at least
+    cached tokens    if the shared prefix holds no context vector: what else stands before the prompt's first one
+    suffix tokens    everything else, [EOS] included
 
-A shared context at the end, or the first half of one in the middle, is in the trunk, and nothing behind it is constant.
-With a context in front, or one per class, the trunk is constant itself.
+What stands before a prompt's first context vector is the same in every step: it is computed once, and its keys and
+values are kept (a prefix KV cache). A shared context at the end, or the first half of one in the middle, is in the
+shared prefix, and nothing behind it can be cached. With a context in front, or one per class, the shared prefix itself
+is cached.
 
-Prompts that go on alike behind the trunk (great white shark, great grey owl) share their own tokens, too, as far as
-they agree: one of them, the owner, computes them. Such prompts lie next to each other, as many as fit a row.
+A worked example: "great white shark", "great grey owl" and "cat" with M = 2 shared context vectors v1, v2 at the end.
 
-Prompts lie in rows, one or several whole prompts to a row, and rows of equal width are stacked, so that no padding is
-computed at all. How many prompts share a row matters for speed alone.
+    position            0     1    2    3      4      5      6      7       8 .. 76
+    prompt 0          [SOS]  v1   v2  great  white  shark    .    [EOS]    padding
+    prompt 1          [SOS]  v1   v2  great  grey   owl      .    [EOS]    padding
+    prompt 2          [SOS]  v1   v2  cat      .    [EOS]                  padding
+                      '- shared prefix -'  '-------- suffix tokens --------'
+
+1. The plain way computes 3 x 77 = 231 tokens. Up to [EOS] there are 8 + 8 + 6 = 22.
+2. The shared prefix is computed once, not three times: 22 - 2 x 3 = 16.
+3. Suffixes that begin alike share these tokens, too, as long as they lie in one row: prompt 0 computes "great" for
+   prompt 1 (it is its owner there). 15 tokens are left.
+4. Packing: suffixes of different lengths lie side by side in rows, without padding. Here all of them fit one row:
+
+    stack 0, 1 row x 3     [SOS] v1 v2
+    stack 1, 1 row x 12    great white shark . [EOS]  grey owl . [EOS]  cat . [EOS]
+
+   The layers work on these 15 tokens as one flat batch. Only attention tells prompts apart: a row's keys are the
+   shared prefix and the row itself, and a mask lets each token see what stands before it in its own prompt.
+
+    query  \ key    [SOS] v1 v2   great white shark . [EOS]   grey owl . [EOS]   cat . [EOS]
+    shark             x   x  x      x     x     x   -   -       -    -  -   -      -  -   -
+    owl               x   x  x      x     -     -   -   -       x    x  -   -      -  -   -
+    cat               x   x  x      -     -     -   -   -       -    -  -   -      x  -   -
+
+5. The last layer computes keys and values of all 15 tokens, but queries, output and MLP of the three [EOS] alone.
+
+Had each class a context of its own, the shared prefix would be [SOS] alone: cached, with nothing else to cache, and
+each prompt would compute everything behind it: 7 + 7 + 5 = 19 tokens. With the context in front ([SOS] v1 v2 would be
+[SOS] alone again, cached), or in the middle, the same rules hold.
+
+Rows hold whole suffixes, one or several, about `ROW_WIDTH` tokens; rows of equal width are stacked. How many share a
+row matters for speed alone.
 """
 
 from dataclasses import dataclass
@@ -55,10 +85,10 @@ class Layout:
     """T tokens in the order in which they are computed: stack after stack, row after row.
 
     Attributes:
-        stacks: the trunk as a single row, if it is computed here; then the prompts' rows, stacked by width.
-        keys: for each stack, the constants (N, C) that its rows see.
-        masks: for each stack, (N, R, P + C + R) which keys a token sees of trunk, constants and its own row. The trunk
-            itself sees nothing before it, (1, P, P).
+        stacks: the prefix as a single row, if it is computed here; then the prompts' rows, stacked by width.
+        keys: for each stack, the cached tokens (N, C) that its rows see.
+        masks: for each stack, (N, R, P + C + R) which keys a token sees of prefix, cached tokens and its own row. The
+            shared prefix itself sees nothing before it, (1, P, P).
         base: (K,) position p of prompt k, if k owns it, is the (base[k] + p)-th token.
     """
 
@@ -69,7 +99,7 @@ class Layout:
 
     @property
     def prompts(self) -> Tensor:
-        """(T,) the prompt of each token; 0 in the trunk."""
+        """(T,) the prompt of each token; 0 in the prefix."""
         return torch.cat([rows.prompt.flatten() for rows in self.stacks])
 
     @property
@@ -83,18 +113,21 @@ class Plan:
     """What to compute for K prompts.
 
     Attributes:
-        own: own tokens, and the trunk if it holds a context vector: computed in every step.
-        constants: constants, and the trunk if it holds none: computed once. Empty if the trunk holds a context vector.
-        constants_seen: for each stack of `own`, which tokens (N, C) of `constants` its `keys` are.
-        queries: (T',) the tokens of `own` that the tower pools, stack after stack, Q to a row; a row that has fewer is
-            filled up with others.
+        computed: suffix tokens, and the shared prefix if it holds a context vector: computed in every step.
+        cached: cached tokens, and the shared prefix if it holds no context vector: computed once. Otherwise empty.
+        cached_seen: for each stack of `computed`, which tokens (N, C) of `cached` its `keys` are.
+        place: (K, L) where in `computed` the state of each prompt at each position is; meaningless at positions whose
+            state is cached, and behind the pooled token.
+        queries: (T',) the tokens of `computed` that the tower pools, stack after stack, Q to a row; a row that has
+            fewer is filled up with others.
         query_masks: for each stack, (N, Q, P + C + R) what they see.
         pooled: (K,) which of the queries is each prompt's.
     """
 
-    own: Layout
-    constants: Layout
-    constants_seen: list[Tensor]
+    computed: Layout
+    cached: Layout
+    cached_seen: list[Tensor]
+    place: Tensor
     queries: Tensor
     query_masks: list[Tensor]
     pooled: Tensor
@@ -124,36 +157,39 @@ def common_beginning(symbols: Tensor, end: Tensor) -> int:
     return min(int(alike.int().cumprod(0).sum()), int(end.min()))
 
 
-def build_plan(symbols: Tensor, end: Tensor, trunk: int) -> Plan:
+def build_plan(symbols: Tensor, end: Tensor, prefix: int) -> Plan:
     """Lay prompts out.
 
     Args:
         symbols: (K, L), see `as_symbols`.
         end: (K,), see `common_beginning`.
-        trunk: P, common to these prompts and maybe to others.
+        prefix: P, common to these prompts and maybe to others.
     """
     learnt = symbols < 0
-    trunk_learns = bool(learnt[:, :trunk].any())
-    after_trunk = torch.full_like(end, trunk)
+    prefix_learns = bool(learnt[:, :prefix].any())
+    after_prefix = torch.full_like(end, prefix)
     first_learnt = torch.where(learnt.any(1), learnt.int().argmax(1), end).minimum(end)
-    start = after_trunk if trunk_learns else first_learnt
+    start = after_prefix if prefix_learns else first_learnt
     itself = torch.arange(len(symbols))[:, None].expand_as(symbols)
-    constants = _lay_out(itself, after_trunk, start, trunk, computes_trunk=not trunk_learns)
+    cached = _lay_out(itself, after_prefix, start, prefix, computes_prefix=not prefix_learns)
     owner = find_owners(symbols, start, end)
-    own = _lay_out(owner, start, end + 1, trunk, computes_trunk=trunk_learns)
-    seen = [torch.where(k.prompt == NO_KEY, 0, constants.base[k.prompt] + k.position) for k in own.keys]
-    last = own.base[owner.gather(1, end[:, None])[:, 0]] + end
-    return Plan(own, constants, seen, *_queries(own, last))
+    computed = _lay_out(owner, start, end + 1, prefix, computes_prefix=prefix_learns)
+    seen = [torch.where(k.prompt == NO_KEY, 0, cached.base[k.prompt] + k.position) for k in computed.keys]
+    position = torch.arange(symbols.shape[1])
+    place = computed.base[owner] + position
+    if prefix_learns:
+        place[:, :prefix] = position[:prefix]
+    return Plan(computed, cached, seen, place, *_queries(computed, place.gather(1, end[:, None])[:, 0]))
 
 
 def find_owners(symbols: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """For each position of each prompt, (K, L), the prompt that computes its own tokens there for it.
+    """For each position of each prompt, (K, L), the prompt that computes its suffix tokens there for it.
 
     In lexicographic order, what a prompt shares with any before it, it shares with the one just before it.
 
     Args:
         symbols: (K, L), see `as_symbols`.
-        start: (K,) position of the first own token. Positions before it are given that token's owner.
+        start: (K,) position of the first suffix token. Positions before it are given that token's owner.
         end: (K,) position of the last one.
     """
     order = torch.tensor(sorted(range(len(symbols)), key=symbols.tolist().__getitem__))
@@ -209,20 +245,20 @@ def best_fit(sizes: list[int], width: int) -> tuple[list[int], list[int]]:
     return row, offset
 
 
-def _lay_out(owner: Tensor, start: Tensor, stop: Tensor, trunk: int, computes_trunk: bool) -> Layout:
-    """Lay positions start..stop (K,) of every prompt out, seeing the trunk and its constants trunk..start."""
+def _lay_out(owner: Tensor, start: Tensor, stop: Tensor, prefix: int, computes_prefix: bool) -> Layout:
+    """Lay positions start..stop (K,) of every prompt out, seeing the shared prefix and its cached tokens."""
     stacks, base = _stack(owner, start, stop)
-    keys = [_keys(rows, start, trunk) for rows in stacks]
+    keys = [_keys(rows, start, prefix) for rows in stacks]
     masks = []
     for rows, seen in zip(stacks, keys, strict=True):
-        whole_trunk = torch.ones(*rows.prompt.shape, trunk, dtype=torch.bool)
-        masks.append(torch.cat([whole_trunk, rows.sees(seen, owner), rows.sees(rows, owner)], dim=2))
-    if not computes_trunk:
+        whole_prefix = torch.ones(*rows.prompt.shape, prefix, dtype=torch.bool)
+        masks.append(torch.cat([whole_prefix, rows.sees(seen, owner), rows.sees(rows, owner)], dim=2))
+    if not computes_prefix:
         return Layout(stacks, keys, masks, base)
-    row = Rows(torch.zeros(1, trunk, dtype=torch.long), torch.arange(trunk)[None])
+    row = Rows(torch.zeros(1, prefix, dtype=torch.long), torch.arange(prefix)[None])
     nothing = Rows(row.prompt[:, :0], row.position[:, :0])
-    causal = torch.ones(1, trunk, trunk, dtype=torch.bool).tril()
-    return Layout([row, *stacks], [nothing, *keys], [causal, *masks], base + trunk)
+    causal = torch.ones(1, prefix, prefix, dtype=torch.bool).tril()
+    return Layout([row, *stacks], [nothing, *keys], [causal, *masks], base + prefix)
 
 
 def _stack(owner: Tensor, start: Tensor, stop: Tensor) -> tuple[list[Rows], Tensor]:
@@ -231,7 +267,7 @@ def _stack(owner: Tensor, start: Tensor, stop: Tensor) -> tuple[list[Rows], Tens
     within = (position >= start[:, None]) & (position < stop[:, None])
     sizes = (within & (owner == itself[:, None])).sum(1)
     first = stop - sizes
-    group = owner.gather(1, start[:, None])[:, 0]  # prompts that share own tokens share the first one
+    group = owner.gather(1, start[:, None])[:, 0]  # prompts that share suffix tokens share the first one
     totals = torch.zeros_like(sizes).index_add_(0, group, sizes)
     row, offset = (torch.tensor(t) for t in best_fit(totals.tolist(), max(ROW_WIDTH, int(totals.max()))))
     widths = torch.zeros_like(sizes).index_add_(0, row, totals)
@@ -252,18 +288,18 @@ def _stack(owner: Tensor, start: Tensor, stop: Tensor) -> tuple[list[Rows], Tens
     return [Rows(p.view(-1, width), q.view(-1, width)) for p, q, width in pieces], base
 
 
-def _keys(rows: Rows, start: Tensor, trunk: int) -> Rows:
-    """The constants (positions trunk..start of each prompt) that the prompts of each row see, side by side."""
+def _keys(rows: Rows, start: Tensor, prefix: int) -> Rows:
+    """The cached tokens (positions prefix..start of each prompt) that the prompts of each row see, side by side."""
     begins = rows.position == start[rows.prompt]
     row, prompt = begins.nonzero()[:, 0], rows.prompt[begins]
-    sizes = start[prompt] - trunk
+    sizes = start[prompt] - prefix
     widths = torch.zeros(len(rows.prompt), dtype=torch.long).index_add_(0, row, sizes)
     offset = sizes.cumsum(0) - sizes - (widths.cumsum(0) - widths)[row]
 
     owner, step = _enumerate(sizes)
     keys = Rows(*torch.tensor([NO_KEY, 0])[:, None, None].repeat(1, len(widths), int(widths.max())))
     keys.prompt[row[owner], offset[owner] + step] = prompt[owner]
-    keys.position[row[owner], offset[owner] + step] = trunk + step
+    keys.position[row[owner], offset[owner] + step] = prefix + step
     return keys
 
 

@@ -1,35 +1,45 @@
-"""The text tower run on prompts: exactly the tower's own result, without the work that cannot change it.
+"""The text encoder run on prompts: exactly CLIP's own result, without the work that cannot change it.
 
 The plain way (`plain_text_features`) puts the context vectors among the token embeddings of K prompts and runs the
-tower on all K * L tokens, L = 77. `PromptEncoder` computes the same numbers from a fraction of these tokens, because
-CLIP's text tower is causal (the state of a token depends on the tokens before it and on nothing else), works on each
-token alone outside of attention, and is frozen:
+text encoder on all K * L tokens, L = 77. `PromptEncoder` computes the same numbers from a fraction of these tokens,
+because CLIP's text encoder is causal (the state of a token depends on the tokens before it and on nothing else), works
+on each token alone outside of attention, and is frozen:
 
 1. Only the [EOS] state is used, so no token after [EOS] is computed.
 2. Prompts that begin with the same tokens and the same context vectors have the same states there. A shared context
-   at the end makes [SOS] v1 .. vM this common beginning (the trunk): it runs once, and its keys and values serve every
-   prompt. Its gradient is the sum over the prompts, as autograd forms it. Likewise the first words of a few class names
-   that they have in common.
+   at the end makes [SOS] v1 .. vM this shared prefix: it is computed once, and its keys and values serve every prompt.
+   Its gradient is the sum over the prompts, as autograd forms it. Likewise the first words of a few class names that
+   they have in common.
 3. What stands before a prompt's first context vector (the class name in front of the context, [SOS]) is the same in
-   every step: its keys and values are computed once, ever.
-4. The remaining tokens, each prompt's own, form one flat batch without padding. Only attention needs to know which
-   prompt a token belongs to: there, whole prompts lie side by side in rows (`coop.clip.plan`), and a mask lets a token
-   see the trunk, its own prompt's constants and its own prompt's tokens up to itself. These are the tokens before it.
+   every step: its keys and values are computed once, ever (a prefix KV cache).
+4. The remaining suffix tokens form one flat batch without padding. Only attention needs to know which prompt a token
+   belongs to: there, whole suffixes lie side by side in rows (packing, `coop.clip.plan`, with a worked example), and a
+   mask lets a token see the shared prefix, its own prompt's cached tokens and its own prompt's suffix up to itself.
+   These are the tokens before it.
 5. Of the last layer only [EOS] is computed; the other tokens give their keys and values.
 6. In the first layer, queries, keys and values of constant tokens are constant.
+
+Several contexts for the same classes (CoCoOp: one per image; PLOT: N prompts) are laid out alike, so that they are a
+batch of G such flat batches.
+
+Deep prompts replace the states at the context positions in front of a layer. The same vectors for all classes (MaPLe,
+IVLP, PromptSRC) leave the states of the shared prefix the same for all classes: nothing changes. A class's own vectors
+(TCP) separate the classes from that layer on: there the tokens are laid out anew, as for a context per class.
 
 No step approximates anything; only the order of floating-point sums differs. With open_clip's 1000 ImageNet names and
 16 shared context vectors at the end, 4021 of 77 000 tokens are computed (`PromptEncoder.tokens_computed`, `.tokens`).
 
-Where a tower's structure differs from open_clip's causal transformer (SigLIP attends both ways, Hugging Face towers
-have their own blocks, CoCa appends a class token), `PromptEncoder` runs the tower's own forward, says so in the log,
-and gives the same features at the plain cost.
+Where a text encoder's structure differs from open_clip's causal transformer (SigLIP attends both ways, Hugging Face's
+have their own blocks, CoCa appends a class token), `PromptEncoder` runs its own forward, says so in the log, and gives
+the same features at the plain cost.
 
-Letters: K prompts (classes), L tokens, M context vectors, D width, E joint width, P trunk tokens, N rows of R tokens.
+Letters: K prompts (classes), L tokens, M context vectors, n deep prompts, D width, E joint width, G contexts, P tokens
+of the shared prefix, N rows of R tokens.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -46,6 +56,7 @@ from coop.errors import CoopError
 log = logging.getLogger("coop")
 
 KeysValues = tuple[Tensor, Tensor]
+DeepPrompts = Mapping[int, Tensor]
 
 
 def prompt_embeddings(model: nn.Module, ids: Tensor, slots: Tensor, ctx: Tensor) -> Tensor:
@@ -61,10 +72,16 @@ def prompt_embeddings(model: nn.Module, ids: Tensor, slots: Tensor, ctx: Tensor)
         (K, L, D) embeddings before the positional embedding, in the embedding's dtype, differentiable in ctx.
     """
     weight = token_embedding(model).weight
-    ids, slots = ids.to(weight.device), slots.to(weight.device)
-    ctx = ctx.to(weight).expand(len(ids), -1, -1)
-    put_in = ctx.gather(1, slots.clamp(min=0)[:, :, None].expand(-1, -1, ctx.shape[-1]))
-    return torch.where((slots >= 0)[:, :, None], put_in, F.embedding(ids, weight))
+    return _put_in(F.embedding(ids.to(weight.device), weight), slots, ctx)
+
+
+def _put_in(x: Tensor, slots: Tensor, vectors: Tensor) -> Tensor:
+    """x (K, L', D), L' >= L, with `vectors` (n, D) or (K, n, D) at the positions of slots (K, L) 0 to n - 1."""
+    slots = F.pad(slots.to(x.device), (0, x.shape[1] - slots.shape[1]), value=-1)[:, :, None]
+    vectors = vectors.to(x).expand(len(x), -1, -1)
+    n = vectors.shape[1]
+    chosen = vectors.gather(1, slots.clamp(0, n - 1).expand(-1, -1, x.shape[-1]))
+    return torch.where((slots >= 0) & (slots < n), chosen, x)
 
 
 def plain_text_features(model: nn.Module, ids: Tensor, embeddings: Tensor) -> Tensor:
@@ -89,14 +106,67 @@ def plain_text_features(model: nn.Module, ids: Tensor, embeddings: Tensor) -> Te
         hook.remove()
 
 
+@contextmanager
+def deep_prompts(model: nn.Module, slots: Tensor, deep: DeepPrompts) -> Iterator[None]:
+    """Let the text encoder's own forward replace states by deep prompts, for as long as the context lasts.
+
+    Args:
+        model: an open_clip model.
+        slots: (K, L), see `prompt_embeddings`.
+        deep: for each layer, (n, D) or (K, n, D), see `PromptEncoder.forward`.
+
+    Raises:
+        CoopError: a text encoder without residual blocks.
+    """
+    blocks = text_blocks(model) if deep else None
+    own = {layer: blocks[layer] for layer in deep}
+    batch_first = getattr(getattr(model, "text", model).transformer, "batch_first", True) if deep else True
+    try:
+        for layer, vectors in deep.items():
+            blocks[layer] = _WithPrompts(own[layer], slots, vectors, batch_first)
+        yield
+    finally:
+        for layer, block in own.items():
+            blocks[layer] = block
+
+
+class _WithPrompts(nn.Module):
+    """A residual block with deep prompts put in. A hook would be gone when the backward pass recomputes the layer."""
+
+    def __init__(self, block: nn.Module, slots: Tensor, vectors: Tensor, batch_first: bool):
+        super().__init__()
+        self.block, self.slots, self.vectors, self.batch_first = block, slots, vectors, batch_first
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        x = _put_in(x if self.batch_first else x.transpose(0, 1), self.slots, self.vectors)
+        return self.block(x if self.batch_first else x.transpose(0, 1).contiguous(), *args, **kwargs)
+
+
+def text_blocks(model: nn.Module) -> nn.ModuleList:
+    """The residual blocks of an open_clip model's text encoder.
+
+    Raises:
+        CoopError: it has none, so that nothing can be put in front of its layers.
+    """
+    tower = getattr(model, "text", model)
+    blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
+    if not blocks:
+        raise CoopError(
+            f"deep text prompts: the text encoder of this backbone ({type(tower).__name__}) has no residual blocks of "
+            "open_clip (transformer.resblocks) to put them in front of; use a backbone that has them, such as "
+            "backbone=ViT-B/16, or a method with prompts at the input only"
+        )
+    return blocks
+
+
 def token_embedding(model: nn.Module) -> nn.Module:
-    """The embedding of token ids of an open_clip model's text tower."""
+    """The embedding of token ids of an open_clip model's text encoder."""
     text = getattr(model, "text", model)
     return text.token_embedding if hasattr(text, "token_embedding") else text.transformer.get_input_embeddings()
 
 
 class PromptEncoder(nn.Module):
-    """Text features of K prompts as a function of their context vectors.
+    """Text features of K prompts as a function of their context vectors, and of deep prompts where there are any.
 
     It holds no parameter and no buffer: the model's weights are read where they are, in the form they have at each
     call, and the model is kept out of the module tree (whoever owns it registers it once). What does not depend on
@@ -109,14 +179,15 @@ class PromptEncoder(nn.Module):
         class_specific: whether each prompt has its own context vectors.
         checkpoint: recompute each layer's activations in the backward pass instead of keeping them.
         class_chunk: encode so many prompts at a time and recompute each chunk in the backward pass, so that one
-            chunk's activations exist at a time. The gradient is that of all prompts together.
+            chunk's activations exist at a time. G contexts for K classes are G * K prompts. The gradient is that of
+            all prompts together.
 
     Attributes:
-        tokens: K * L, what the plain way computes.
-        tokens_computed: what a step computes here.
+        tokens: K * L, what the plain way computes for each context.
+        tokens_computed: what a step computes here for each context (without deep prompts of a class's own).
 
     Raises:
-        CoopError: a chunk of less than one class, or `checkpoint` for a tower that cannot.
+        CoopError: a chunk of less than one class, or `checkpoint` for a text encoder that cannot.
     """
 
     def __init__(
@@ -124,7 +195,7 @@ class PromptEncoder(nn.Module):
         model: nn.Module,
         ids: Tensor,
         slots: Tensor,
-        class_specific: bool,
+        class_specific: bool = False,
         *,
         checkpoint: bool = False,
         class_chunk: int | None = None,
@@ -135,25 +206,85 @@ class PromptEncoder(nn.Module):
                 f"method.class_chunk={class_chunk}: the number of classes encoded at a time must be at least 1; "
                 "leave it out (null) to encode all classes at once"
             )
-        self.class_specific, self.chunk = class_specific, class_chunk or len(ids)
+        self.class_specific, self.class_chunk = class_specific, class_chunk
+        self.prompts, self.n_ctx = len(ids), int(slots.max()) + 1
         reason = why_plain(model)
         tower = PlainTower if reason else PackedTower
-        self.tower = tower(model, ids.cpu(), slots.cpu(), class_specific, self.chunk, checkpoint)
+        chunk = min(class_chunk or self.prompts, self.prompts)
+        self.tower = tower(model, ids.cpu(), slots.cpu(), class_specific, chunk, checkpoint)
         self.tokens, self.tokens_computed = ids.numel(), self.tower.tokens
         log.info(
-            "Text side: %d of %d tokens computed per step%s.",
+            "Text encoder: %d of %d tokens computed per step%s.",
             self.tokens_computed,
             self.tokens,
-            f"; the tower's own forward is used, because {reason}" if reason else "",
+            f"; the model's own forward is used, because {reason}" if reason else "",
         )
 
-    def forward(self, ctx: Tensor) -> Tensor:
-        """Context (M, D), or (K, M, D) if class-specific, to text features (K, E) in ctx's dtype, not normalised."""
-        chunks = self.tower.chunks()
-        if len(chunks) == 1:
-            return chunks[0](ctx)
-        parts = ctx.split(self.chunk) if self.class_specific else [ctx] * len(chunks)
-        return torch.cat([_recomputed(chunk, part) for chunk, part in zip(chunks, parts, strict=True)])
+    def forward(self, ctx: Tensor, deep: DeepPrompts | None = None, normalize: bool = True) -> Tensor:
+        """Encode all prompts with each context.
+
+        Args:
+            ctx: (*, M, D), or (*, K, M, D) if class-specific. * is nothing for one context, B for a context per
+                image, N for several prompts of each class.
+            deep: for some of the layers 1, 2, .. the vectors (n, D), or (K, n, D) with vectors of each class's own,
+                that replace the states of the first n context positions in front of that layer; n at most M.
+                They are not given a positional embedding. Layer 0 has the context itself.
+            normalize: L2-normalise the features.
+
+        Returns:
+            (*, K, E) text features in ctx's dtype, differentiable in `ctx` and `deep`.
+
+        Raises:
+            CoopError: shapes or layers that do not fit, or deep prompts for a text encoder without residual blocks.
+        """
+        deep = deep or {}
+        self._check(ctx, deep)
+        own = 3 if self.class_specific else 2
+        contexts = ctx.reshape(-1, *ctx.shape[-own:])
+        features = self._encode(contexts, deep)
+        features = F.normalize(features, dim=-1) if normalize else features
+        return features.reshape(*ctx.shape[:-own], *features.shape[1:])
+
+    def _check(self, ctx: Tensor, deep: DeepPrompts) -> None:
+        own = (self.prompts, self.n_ctx) if self.class_specific else (self.n_ctx,)
+        width = ctx.shape[-1]
+        if ctx.shape[-len(own) - 1 : -1] != own:
+            expected = "".join(f"{size}, " for size in own)
+            raise CoopError(f"a context of shape {tuple(ctx.shape)}: these prompts take (..., {expected}{width})")
+        if not deep:
+            return
+        layers = len(text_blocks(self.tower.model))
+        for layer, vectors in deep.items():
+            if not 1 <= layer < layers:
+                raise CoopError(
+                    f"deep text prompts in front of layer {layer}: the text encoder has layers 0 to {layers - 1}, and "
+                    f"layer 0 takes the context itself; choose from 1 to {layers - 1}"
+                )
+            n = vectors.shape[-2]
+            if tuple(vectors.shape) not in ((n, width), (self.prompts, n, width)) or not 1 <= n <= self.n_ctx:
+                raise CoopError(
+                    f"deep text prompts of shape {tuple(vectors.shape)} in front of layer {layer}: expected "
+                    f"(n, {width}) or ({self.prompts}, n, {width}), n from 1 to the {self.n_ctx} context vectors"
+                )
+
+    def _encode(self, contexts: Tensor, deep: DeepPrompts) -> Tensor:
+        """(G, M, D) or (G, K, M, D) to (G, K, E), not normalised, as many prompts at a time as there may be."""
+        chunks = self.tower.chunks(any(vectors.ndim == 3 for vectors in deep.values()))
+        together = max(1, self.class_chunk // self.prompts) if self.class_chunk else len(contexts)
+        groups = contexts.split(together)
+        run = _called if len(chunks) * len(groups) == 1 else _recomputed
+        pieces = {layer: self._pieces(vectors, 0, vectors.ndim == 3) for layer, vectors in deep.items()}
+        deep_of = [{layer: piece[i] for layer, piece in pieces.items()} for i in range(len(chunks))]
+        rows = []
+        for group in groups:
+            parts = self._pieces(group, 1, self.class_specific)
+            rows.append(torch.cat([run(*call) for call in zip(chunks, parts, deep_of, strict=True)], dim=1))
+        return torch.cat(rows)
+
+    def _pieces(self, tensor: Tensor, dim: int, by_class: bool) -> list[Tensor]:
+        """What each chunk of prompts needs of a tensor."""
+        sizes = self.tower.sizes
+        return list(tensor.split(sizes, dim)) if by_class else [tensor] * len(sizes)
 
 
 def _recomputed(function, *args):
@@ -168,28 +299,35 @@ def _called(function, *args):
 
 
 class PlainTower:
-    """Every token, by the tower's own forward."""
+    """Every token, by the model's own forward."""
 
     def __init__(
         self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, chunk: int, checkpoint: bool
     ):
         if checkpoint:
             _checkpoint_layers(model)
-        self.model, self.tokens = model, ids.numel()
+        self.model, self.class_specific, self.tokens = model, class_specific, ids.numel()
         self.prompts = list(zip(ids.split(chunk), slots.split(chunk), strict=True))
+        self.sizes = [len(ids) for ids, _ in self.prompts]
 
-    def chunks(self) -> list[Callable[[Tensor], Tensor]]:
-        """For each chunk of prompts, its features as a function of its context vectors."""
+    def chunks(self, class_specific_deep: bool = False) -> list[Callable[[Tensor, DeepPrompts], Tensor]]:
+        """For each chunk of prompts, its features as a function of contexts and deep prompts."""
         return [partial(self._encode, ids, slots) for ids, slots in self.prompts]
 
-    def _encode(self, ids: Tensor, slots: Tensor, ctx: Tensor) -> Tensor:
-        """(M, D), or (K, M, D) with a context per prompt, to (K, E)."""
-        embeddings = prompt_embeddings(self.model, ids, slots, ctx)
-        return plain_text_features(self.model, ids, embeddings).to(ctx.dtype)
+    def _encode(self, ids: Tensor, slots: Tensor, ctx: Tensor, deep: DeepPrompts) -> Tensor:
+        """(G, M, D), or (G, K, M, D) with a context per prompt, to (G, K, E)."""
+        contexts, prompts = len(ctx), len(ids)
+        ctx = ctx if self.class_specific else ctx[:, None].expand(-1, prompts, -1, -1)
+        ids, slots = ids.repeat(contexts, 1), slots.repeat(contexts, 1)
+        embeddings = prompt_embeddings(self.model, ids, slots, ctx.flatten(0, 1))
+        deep = {layer: v.repeat(contexts, 1, 1) if v.ndim == 3 else v for layer, v in deep.items()}
+        with deep_prompts(self.model, slots, deep):
+            features = plain_text_features(self.model, ids, embeddings)
+        return features.unflatten(0, (contexts, prompts)).to(ctx.dtype)
 
 
 def _checkpoint_layers(model: nn.Module) -> None:
-    """Let the tower's own forward recompute its layers in the backward pass, if it can."""
+    """Let the model's own forward recompute its layers in the backward pass, if it can."""
     transformer = getattr(getattr(model, "text", model), "transformer", None)
     blocks = getattr(transformer, "resblocks", [None])
     if not all(type(block) is ResidualAttentionBlock for block in blocks):
@@ -202,23 +340,25 @@ def _checkpoint_layers(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Constants:
-    """A chunk's plan on the tower's device, with all that does not depend on the context.
+    """A chunk's plan on the model's device, with all that does not depend on the context.
 
     Attributes:
         x: (U, D) input to the first layer of each distinct constant token.
         qkv: (U, 3D) its query, key and value there.
-        index: (T,) which of them each own token is; anything for a learnt token.
+        index: (T,) which of them each computed token is; anything for a learnt token.
         learnt: (2, V) prompt (0 if the context is shared) and slot of each distinct learnt token.
         learnt_position: (V, D) its positional embedding.
-        learnt_places: (W,) which of the own tokens are learnt, and
-        learnt_index: (W,) which of the distinct learnt tokens they are.
+        learnt_places: (W,) which of the computed tokens are learnt, in the order of their slots;
+        learnt_index: (W,) which of the distinct learnt tokens they are;
+        learnt_counts: how many of them have a slot below 0, 1, .. M.
         masks: for each stack, (N, 1, R, P + C + R), see `coop.clip.plan.Layout`.
         lengths: for each stack, N * R.
         queries: (T',) tokens whose state the last layer computes, see `coop.clip.plan.Plan`.
         query_masks: `masks` for these, (N, 1, Q, P + C + R).
-        seen: for each layer, keys and values of the trunk (1, P, D), None if it is one of the stacks; and for each
-            stack those of its constants (N, C, D).
+        seen: for each layer, keys and values of the shared prefix (1, 1, P, D), None if it is one of the stacks; and
+            for each stack those of its cached tokens (N, C, D). This is the prefix KV cache.
         pooled: (K,) which of the queries is each prompt's.
+        source: (T,) where the state of each computed token is in the layout with shared deep prompts.
     """
 
     x: Tensor
@@ -228,89 +368,127 @@ class Constants:
     learnt_position: Tensor
     learnt_places: Tensor
     learnt_index: Tensor
+    learnt_counts: list[int]
     masks: list[Tensor]
     lengths: list[int]
     queries: Tensor
     query_masks: list[Tensor]
     seen: list[tuple[KeysValues | None, list[KeysValues | None]]]
     pooled: Tensor
+    source: Tensor
 
 
 class PackedTower:
-    """Steps 1 to 6 of the module's docstring, for a tower of open_clip's causal blocks."""
+    """Steps 1 to 6 of the module's docstring, for a text encoder of open_clip's causal blocks."""
 
     def __init__(
         self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, chunk: int, checkpoint: bool
     ):
-        self.tower = getattr(model, "text", model)
+        self.model, self.tower = model, getattr(model, "text", model)
         self.blocks = list(self.tower.transformer.resblocks)
         self._layers: list[Layer] = []
         self.class_specific, self.checkpoint = class_specific, checkpoint
-        end = pooled_positions(self.tower, ids)
-        symbols = as_symbols(ids, slots, class_specific)
-        trunk = common_beginning(symbols, end)
-        plans = [build_plan(*prompts, trunk) for prompts in zip(symbols.split(chunk), end.split(chunk), strict=True)]
-        self.prompts = list(zip(ids.split(chunk), slots.split(chunk), plans, strict=True))
-        self.tokens = sum(len(plan.own.prompts) for plan in plans)
-        self._constants: list[Constants] = []
+        self.prompts = list(zip(ids.split(chunk), slots.split(chunk), strict=True))
+        self.sizes = [len(ids) for ids, _ in self.prompts]
+        self._plans: dict[bool, list[Plan]] = {}
+        self.tokens = sum(len(plan.computed.prompts) for plan in self.plans(class_specific))
+        self._constants: dict[bool, list[Constants]] = {}
         self._constants_of = None
 
-    def chunks(self) -> list[Callable[[Tensor], Tensor]]:
-        """For each chunk of prompts, its features as a function of its context vectors."""
-        return [partial(self._encode, constants) for constants in self.constants()]
+    def plans(self, class_specific: bool) -> list[Plan]:
+        """For each chunk its plan, as it is where prompts have learnt vectors in common or each its own."""
+        if class_specific not in self._plans:
+            ids, slots = map(torch.cat, zip(*self.prompts, strict=True))
+            end = pooled_positions(self.tower, ids)
+            symbols = as_symbols(ids, slots, class_specific)
+            prefix = common_beginning(symbols, end)
+            chunks = zip(symbols.split(self.sizes), end.split(self.sizes), strict=True)
+            self._plans[class_specific] = [build_plan(*chunk, prefix) for chunk in chunks]
+        return self._plans[class_specific]
 
-    def _encode(self, c: Constants, ctx: Tensor) -> Tensor:
-        """(M, D), or (K, M, D) with a context per prompt, to (K, E)."""
+    def chunks(self, class_specific_deep: bool = False) -> list[Callable[[Tensor, DeepPrompts], Tensor]]:
+        """For each chunk of prompts, its features as a function of contexts and deep prompts.
+
+        Args:
+            class_specific_deep: whether any of the deep prompts are.
+        """
+        first = self.constants(self.class_specific)
+        behind = self.constants(True) if class_specific_deep else first
+        return [partial(self._encode, *constants) for constants in zip(first, behind, strict=True)]
+
+    def _encode(self, c: Constants, behind: Constants, ctx: Tensor, deep: DeepPrompts) -> Tensor:
+        """(G, M, D), or (G, K, M, D) with a context per prompt, to (G, K, E).
+
+        Args:
+            c: for the layers before any class-specific deep prompts,
+            behind: for the others.
+            ctx: the contexts.
+            deep: the deep prompts.
+        """
         run = _recomputed if self.checkpoint else _called
         x, qkv = self._first_inputs(c, ctx)
-        for i in range(len(self._layers) - 1):
-            x = run(self._layer, i, x, qkv if i == 0 else None, c)
+        for i in range(len(self._layers)):
+            if i in deep:
+                if deep[i].ndim == 3 and c is not behind:
+                    c, x = behind, _rows(x, behind.source)
+                x = _replace(c, x, deep[i])
+            if i < len(self._layers) - 1:
+                x = run(self._layer, i, x, qkv if i == 0 else None, c)
         x = run(self._last_layer, x, c)
         return project(self.tower, self.tower.ln_final(x)).to(ctx.dtype)
 
     def _first_inputs(self, c: Constants, ctx: Tensor) -> tuple[Tensor, Tensor]:
-        """Input (T, D) of the first layer, and its queries, keys and values (T, 3D)."""
+        """Input (G, T, D) of the first layer, and its queries, keys and values (G, T, 3D)."""
         prompt, slot = c.learnt
-        learnt = F.embedding(prompt * ctx.shape[-2] + slot, ctx.reshape(-1, ctx.shape[-1])).to(c.x.dtype)
-        learnt = learnt + c.learnt_position
+        learnt = _rows(ctx.flatten(1, -2), prompt * ctx.shape[-2] + slot).to(c.x.dtype) + c.learnt_position
         learnt_qkv = self._layers[0].queries_keys_values(learnt).to(c.qkv.dtype)
-        x, qkv = c.x.index_select(0, c.index), c.qkv.index_select(0, c.index)
-        x.index_copy_(0, c.learnt_places, F.embedding(c.learnt_index, learnt))
-        qkv.index_copy_(0, c.learnt_places, F.embedding(c.learnt_index, learnt_qkv))
+        index = c.index.expand(len(ctx), -1)
+        x, qkv = F.embedding(index, c.x), F.embedding(index, c.qkv)
+        x.index_copy_(1, c.learnt_places, _rows(learnt, c.learnt_index))
+        qkv.index_copy_(1, c.learnt_places, _rows(learnt_qkv, c.learnt_index))
         return x, qkv
 
     def _layer(self, i: int, x: Tensor, qkv: Tensor | None, c: Constants) -> Tensor:
-        """Layer i on the own tokens (T, D)."""
+        """Layer i on the computed tokens (G, T, D)."""
         layer = self._layers[i]
         q, kv = apart(layer.queries_keys_values(x) if qkv is None else qkv)
         return layer.residual_and_mlp(x, attend(layer.heads, q, kv, c.lengths, c.masks, *c.seen[i]))
 
     def _last_layer(self, x: Tensor, c: Constants) -> Tensor:
-        """The last layer on the own tokens (T, D), as far as the pooled tokens (K, D) need it."""
+        """The last layer on the computed tokens (G, T, D), as far as the pooled tokens (G, K, D) need it."""
         layer = self._layers[-1]
         q, kv = layer.few_queries(x, c.queries)
         attended = attend(layer.heads, q, kv, c.lengths, c.query_masks, *c.seen[-1])
-        return layer.residual_and_mlp(x.index_select(0, c.queries[c.pooled]), attended.index_select(0, c.pooled))
+        return layer.residual_and_mlp(x.index_select(1, c.queries[c.pooled]), attended.index_select(1, c.pooled))
 
-    def constants(self) -> list[Constants]:
-        """Each chunk's constants, for the weights as they are now."""
+    def constants(self, class_specific: bool) -> list[Constants]:
+        """Each chunk's constants, for the weights as they are now. Argument: see `plans`."""
         tower = self.tower
         weights = [tower.token_embedding.weight, tower.positional_embedding, *tower.transformer.parameters()]
         device = weights[0].device
         state = (device, self.blocks[0].get_weight_dtype(), sum(weight._version for weight in weights))
-        if self._constants_of != state:
-            # Not as inference tensors (a validation may come first, and training could not use them), nor under the
-            # caller's autocast: no result may depend on which call happened to be the first.
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        # Not as inference tensors (a validation may come first, and training could not use them), nor under the
+        # caller's autocast: no result may depend on which call happened to be the first.
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            if self._constants_of != state:
                 self._layers = [*map(Layer, self.blocks[:-1]), LastLayer(self.blocks[-1])]
-                self._constants = [self._compute_constants(*prompts) for prompts in self.prompts]
-            self._constants_of = state
-        return self._constants
+                self._constants, self._constants_of = {}, state
+            if class_specific not in self._constants:
+                chunks = zip(self.prompts, self.plans(class_specific), self.plans(self.class_specific), strict=True)
+                self._constants[class_specific] = [
+                    self._compute_constants(*prompts, plan, before, class_specific) for prompts, plan, before in chunks
+                ]
+        return self._constants[class_specific]
 
-    def _compute_constants(self, ids: Tensor, slots: Tensor, plan: Plan) -> Constants:
-        """The constants of one chunk."""
+    def _compute_constants(
+        self, ids: Tensor, slots: Tensor, plan: Plan, before: Plan, class_specific: bool
+    ) -> Constants:
+        """The constants of one chunk, whose states are laid out by the plan `before` until they are needed."""
         device = self.tower.token_embedding.weight.device
-        constants, learnt, index, is_learnt = distinct_tokens(plan.own, ids, slots, self.class_specific)
+        tokens = plan.computed
+        constants, learnt, index, is_learnt = distinct_tokens(tokens, ids, slots, class_specific)
+        slot = slots[tokens.prompts, tokens.positions]
+        places = slot.argsort(stable=True)[int((slot < 0).sum()) :]
         x = self._embed(*constants)
         return Constants(
             x=x,
@@ -318,30 +496,32 @@ class PackedTower:
             index=index.where(~is_learnt, 0).to(device),
             learnt=learnt[:2].to(device),
             learnt_position=self._positional(learnt[2]),
-            learnt_places=is_learnt.nonzero()[:, 0].to(device),
-            learnt_index=index[is_learnt].to(device),
-            masks=[mask[:, None].to(device) for mask in plan.own.masks],
-            lengths=[rows.prompt.numel() for rows in plan.own.stacks],
+            learnt_places=places.to(device),
+            learnt_index=index[places].to(device),
+            learnt_counts=[int(((slot >= 0) & (slot < n)).sum()) for n in range(int(slots.max()) + 2)],
+            masks=[mask[:, None].to(device) for mask in tokens.masks],
+            lengths=[rows.prompt.numel() for rows in tokens.stacks],
             queries=plan.queries.to(device),
             query_masks=[mask[:, None].to(device) for mask in plan.query_masks],
             seen=self._compute_seen(ids, plan),
             pooled=plan.pooled.to(device),
+            source=before.place[tokens.prompts, tokens.positions].to(device),
         )
 
     def _compute_seen(self, ids: Tensor, plan: Plan) -> list[tuple[KeysValues | None, list[KeysValues | None]]]:
-        """`Constants.seen`: what runs through the tower once."""
-        layout = plan.constants
+        """`Constants.seen`: what runs through the text encoder once."""
+        layout = plan.cached
         if not layout.stacks:
-            return [(None, [None] * len(plan.own.stacks))] * len(self.blocks)
-        x = self._embed(ids[layout.prompts, layout.positions], layout.positions)
+            return [(None, [None] * len(plan.computed.stacks))] * len(self.blocks)
+        x = self._embed(ids[layout.prompts, layout.positions], layout.positions)[None]
         masks = [mask[:, None].to(x.device) for mask in layout.masks]
         lengths = [rows.prompt.numel() for rows in layout.stacks]
-        trunk, seen = layout.stacks[0].prompt.numel(), []
+        prefix, seen = layout.stacks[0].prompt.numel(), []
         for layer in self._layers:
             q, kv = apart(layer.queries_keys_values(x))
             k, v = kv.chunk(2, dim=-1)
-            constants = [(k[places], v[places]) for places in plan.constants_seen]
-            seen.append(((k[None, :trunk].clone(), v[None, :trunk].clone()), constants))
+            cached = [(k[0, places], v[0, places]) for places in plan.cached_seen]
+            seen.append(((k[None, :, :prefix].clone(), v[None, :, :prefix].clone()), cached))
             x = layer.residual_and_mlp(x, attend(layer.heads, q, kv, lengths, masks, None, [None] * len(masks)))
         return seen
 
@@ -356,8 +536,25 @@ class PackedTower:
         return table[positions.to(table.device)].to(self.blocks[0].get_weight_dtype())
 
 
+def _rows(tables: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` (T,) of each of G tables (G, V, D): (G, T, D). Backwards, faster than index_select."""
+    first = len(tables[0]) * torch.arange(len(tables), device=index.device)
+    return F.embedding(index + first[:, None], tables.flatten(0, 1))
+
+
+def _replace(c: Constants, x: Tensor, vectors: Tensor) -> Tensor:
+    """States (G, T, D) with deep prompts (n, D) or (K, n, D) in the first n context positions."""
+    n = vectors.shape[-2]
+    count = c.learnt_counts[n]
+    prompt, row = c.learnt[:, c.learnt_index[:count]]
+    if vectors.ndim == 3:
+        row = prompt * n + row
+    put_in = F.embedding(row, vectors.reshape(-1, vectors.shape[-1])).to(x.dtype)
+    return x.index_copy(1, c.learnt_places[:count], put_in.expand(len(x), -1, -1))
+
+
 class Layer:
-    """One residual block's work outside of attention, on flat tokens."""
+    """One residual block's work outside of attention, on tokens (G, T, D)."""
 
     def __init__(self, block: ResidualAttentionBlock):
         self.block, self.heads = block, block.attn.num_heads
@@ -369,11 +566,11 @@ class Layer:
         self.proj = FrozenLinear(block.mlp.c_proj.weight, scale * block.mlp.c_proj.bias)
 
     def queries_keys_values(self, x: Tensor) -> Tensor:
-        """(T, D) to (T, 3D)."""
+        """(G, T, D) to (G, T, 3D)."""
         return self.in_proj(self.block.ln_1(x))
 
     def residual_and_mlp(self, x: Tensor, attended: Tensor) -> Tensor:
-        """The rest of a pre-norm block after attention, (T, D).
+        """The rest of a pre-norm block after attention, (G, T, D).
 
         QuickGELU, x * sigmoid(1.702 x), is silu(1.702 x) / 1.702. In this form it is one pass over the widest tensor,
         of which only one copy is kept for the backward pass; the factors ride along in the products and sums around it.
@@ -395,13 +592,13 @@ class LastLayer(Layer):
         self.q_proj, self.kv_proj = map(FrozenLinear, weights, biases)
 
     def few_queries(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries (T', D) of some of the tokens (T, D), keys and values (T, 2D) of all."""
+        """Queries (G, T', D) of some of the tokens (G, T, D), keys and values (G, T, 2D) of all."""
         x = self.block.ln_1(x)
-        return self.q_proj(x.index_select(0, places)), self.kv_proj(x)
+        return self.q_proj(x.index_select(1, places)), self.kv_proj(x)
 
 
 def apart(qkv: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """Queries (T, D), and keys and values (T, 2D), of (T, 3D)."""
+    """Queries (.., D), and keys and values (.., 2D), of (.., 3D)."""
     return qkv.tensor_split([qkv.shape[dim] // 3], dim)
 
 
@@ -411,43 +608,45 @@ def attend(
     kv: Tensor,
     lengths: list[int],
     masks: list[Tensor],
-    trunk: KeysValues | None,
-    constants: list[KeysValues | None],
+    prefix: KeysValues | None,
+    cached: list[KeysValues | None],
 ) -> Tensor:
-    """Attention of stacked rows to the trunk, to constants and to themselves.
+    """Attention of stacked rows to the shared prefix, to cached tokens and to themselves.
 
     Args:
         heads: their number.
-        q: (T', D) queries, stack after stack, Q to a row.
-        kv: (T, 2D) keys and values, stack after stack, R to a row.
+        q: (G, T', D) queries, stack after stack, Q to a row.
+        kv: (G, T, 2D) keys and values, stack after stack, R to a row.
         lengths: how many of the T tokens are in each stack.
         masks: for each stack, (N, 1, Q, P + C + R) which keys a query sees.
-        trunk: keys and values (1, P, D) of the trunk; None if it is the first stack.
-        constants: for each stack, keys and values (N, C, D); None if there are none.
+        prefix: keys and values (1, 1, P, D) of the shared prefix; None if it is the first stack.
+        cached: for each stack, keys and values (N, C, D); None if there are none.
 
     Returns:
-        (T', D) what the heads found, side by side.
+        (G, T', D) what the heads found, side by side.
     """
     attended = []
-    queries = q.split([mask.shape[0] * mask.shape[2] for mask in masks])
-    for stack_q, stack_kv, mask, seen in zip(queries, kv.split(lengths), masks, constants, strict=True):
-        n, _, asked, _ = mask.shape
-        k, v = stack_kv.unflatten(0, (n, -1)).chunk(2, dim=-1)
-        before = [keys_values for keys_values in (trunk, seen) if keys_values is not None]
-        if trunk is None:
-            trunk = (k, v)  # this is the trunk, for the stacks to come
+    queries = q.split([mask.shape[0] * mask.shape[2] for mask in masks], 1)
+    for stack_q, stack_kv, mask, seen in zip(queries, kv.split(lengths, 1), masks, cached, strict=True):
+        g, (n, _, asked, _) = len(q), mask.shape
+        k, v = stack_kv.unflatten(1, (n, -1)).chunk(2, dim=-1)
+        before = [keys_values for keys_values in (prefix, seen) if keys_values is not None]
+        if prefix is None:
+            prefix = (k, v)  # this is the shared prefix, for the stacks to come
         if not asked:
             continue
-        k = torch.cat([*(keys.to(k.dtype).expand(n, -1, -1) for keys, _ in before), k], dim=1)
-        v = torch.cat([*(values.to(v.dtype).expand(n, -1, -1) for _, values in before), v], dim=1)
-        heads_first = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (stack_q.unflatten(0, (n, asked)), k, v))
+        k = torch.cat([*(keys.to(k.dtype).expand(g, n, -1, -1) for keys, _ in before), k], dim=2)
+        v = torch.cat([*(values.to(v.dtype).expand(g, n, -1, -1) for _, values in before), v], dim=2)
+        q_k_v = (t.flatten(0, 1).unflatten(2, (heads, -1)) for t in (stack_q.unflatten(1, (n, -1)), k, v))
+        heads_first = (t.transpose(1, 2) for t in q_k_v)
+        mask = mask.expand(g, -1, -1, -1, -1).flatten(0, 1)
         out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask)
-        attended.append(out.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(attended)
+        attended.append(out.transpose(1, 2).flatten(2).reshape(g, n * asked, -1))
+    return torch.cat(attended, dim=1)
 
 
 def project(tower: nn.Module, x: Tensor) -> Tensor:
-    """The text projection, (K, D) to (K, E), in whichever form the tower has it."""
+    """The text projection, (.., D) to (.., E), in whichever form the tower has it."""
     if tower.text_projection is None:
         return x
     return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection

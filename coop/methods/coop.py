@@ -9,7 +9,6 @@ from open_clip import SimpleTokenizer
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.interim import PlainEncoder
 from coop.clip.templates import check_template
 from coop.clip.text import prompt_embeddings
 from coop.errors import CoopError
@@ -120,10 +119,10 @@ class PromptLearner(Method):
 
     @cached_property
     def encoder(self) -> nn.Module:
-        """The text side; made at the first use, when it is known whether several processes share the classes."""
+        """The text encoder; made at the first use, when it is known whether several processes share the classes."""
         with torch.inference_mode(False):  # the first use may be Lightning's validation
             ids, slots = self.ids.cpu(), self.slots.cpu()
-            return PlainEncoder(self.clip.model, ids, slots, **self.encoding)
+            return self.clip.prompt_encoder(ids, slots, **self.encoding)
 
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised, differentiable in ctx."""

@@ -209,7 +209,7 @@ def test_coca_is_not_normalised_and_runs_its_own_forward():
     decoder = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 1}
     clip = open_clip.CoCa(32, decoder, text, vision).double().eval().requires_grad_(False)
     encoder = assert_same(clip, NAMES, 4, "end", False, fast=False)
-    assert (encoder(context(NAMES, 4, False)).norm(dim=-1) - 1).abs().min() > 1e-3
+    assert (encoder(context(NAMES, 4, False), normalize=False).norm(dim=-1) - 1).abs().min() > 1e-3
 
 
 def test_hugging_face_tower():
@@ -380,7 +380,15 @@ def test_recomputing_keeps_less(tiny):
     assert kept["chunks"] < kept["all"] / 20
 
 
-SHARDED = [(False, 12), (True, 12), (True, 11), (False, 1)]  # class_specific, number of classes; 11 and 1 leave a rest
+# class_specific, number of classes (11 and 1 leave a rest), contexts, deep prompts (of each class's own: True)
+SHARDED = [
+    (False, 12, (), {}),
+    (True, 12, (), {}),
+    (True, 11, (), {}),
+    (False, 1, (), {}),
+    (False, 11, (2,), {1: False, 2: True}),
+    (True, 11, (2,), {2: True}),
+]
 
 
 @pytest.fixture(scope="module")
@@ -395,17 +403,27 @@ def _encode_in_two(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = []
-    for class_specific, classes in SHARDED:
-        names = NAMES[:classes]
+    for case in SHARDED:
+        names, class_specific, learned = _sharded_case(*case)
         encoder = prompt_encoder(model(), *prompts(names, 4, "end"), class_specific)
         assert isinstance(encoder, ShardedPromptEncoder)
-        ctx = context(names, 4, class_specific)
-        features = encoder(ctx)
+        features = encoder(learned[0], dict(zip(case[3], learned[1:], strict=True)), normalize=False)
         _loss(features, rank).backward()
-        dist.all_reduce(ctx.grad)  # DistributedDataParallel averages
-        results.append((features.detach(), ctx.grad / 2))
+        for tensor in learned:
+            dist.all_reduce(tensor.grad)  # DistributedDataParallel averages
+        results.append((features.detach(), [tensor.grad / 2 for tensor in learned]))
+    assert type(prompt_encoder(model(), *prompts(NAMES, 4, "end"), shard=False)) is PromptEncoder
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+def _sharded_case(class_specific, classes, contexts, deep):
+    """Names, whether contexts are class-specific, and the learned tensors of a case."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = [(*contexts, *([classes] if class_specific else []), 4, 64)]
+    shapes += [(classes, 2, 64) if own else (2, 64) for own in deep.values()]
+    learned = [0.5 * torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return NAMES[:classes], class_specific, [tensor.requires_grad_() for tensor in learned]
 
 
 def _loss(features, rank):
@@ -416,16 +434,16 @@ def _loss(features, rank):
 
 @pytest.mark.parametrize("case", range(len(SHARDED)))
 def test_two_processes_equal_one(two_processes, case):
-    class_specific, classes = SHARDED[case]
-    names = NAMES[:classes]
-    ctx = context(names, 4, class_specific)
-    expected = PromptEncoder(model(), *prompts(names, 4, "end"), class_specific)(ctx)
+    names, class_specific, learned = _sharded_case(*SHARDED[case])
+    encoder = PromptEncoder(model(), *prompts(names, 4, "end"), class_specific)
+    expected = encoder(learned[0], dict(zip(SHARDED[case][3], learned[1:], strict=True)), normalize=False)
     ((_loss(expected, 0) + _loss(expected, 1)) / 2).backward()
-    assert ctx.grad.norm() > 1
     for rank in range(2):
-        features, averaged_gradient = two_processes[rank][case]
+        features, averaged_gradients = two_processes[rank][case]
         assert (features - expected).abs().max() < 1e-12
-        assert (averaged_gradient - ctx.grad).abs().max() < 1e-12 * ctx.grad.norm()
+        for averaged, tensor in zip(averaged_gradients, learned, strict=True):
+            assert tensor.grad.norm() > 1
+            assert (averaged - tensor.grad).abs().max() < 1e-12 * tensor.grad.norm()
 
 
 def test_one_process_does_not_shard(tiny):

@@ -34,10 +34,10 @@ def prompts(names, n_ctx, position):
 
 
 def planned(ids, slots, end, class_specific):
-    """The plan, and the length of the trunk."""
+    """The plan, and the length of the prefix."""
     symbols = as_symbols(ids, slots, class_specific)
-    trunk = common_beginning(symbols, end)
-    return build_plan(symbols, end, trunk), trunk
+    prefix = common_beginning(symbols, end)
+    return build_plan(symbols, end, prefix), prefix
 
 
 def beginnings(ids, slots, class_specific):
@@ -96,10 +96,10 @@ def test_every_token_up_to_the_pooled_one_is_computed_once(monkeypatch, n_ctx, p
     ids, slots, end = prompts(NAMES, n_ctx, position)
     plan, _ = planned(ids, slots, end, class_specific)
     begins = beginnings(ids, slots, class_specific)
-    computed = [(k, p) for rows in plan.own.stacks for row in tokens(rows) for k, p in row]
+    computed = [(k, p) for rows in plan.computed.stacks for row in tokens(rows) for k, p in row]
     states = [tuple(begins[k][: p + 1]) for k, p in computed]
     assert len(set(states)) == len(states)
-    constant = {tuple(begins[k][: p + 1]) for rows in plan.constants.stacks for row in tokens(rows) for k, p in row}
+    constant = {tuple(begins[k][: p + 1]) for rows in plan.cached.stacks for row in tokens(rows) for k, p in row}
     assert not constant & set(states)
     assert constant | set(states) == {tuple(begins[k][: p + 1]) for k in range(len(ids)) for p in range(end[k] + 1)}
     queries = [computed[i] for i in plan.queries]
@@ -111,10 +111,10 @@ def test_every_token_up_to_the_pooled_one_is_computed_once(monkeypatch, n_ctx, p
 def test_names_that_begin_alike_share_a_row_as_long_as_they_fit():
     names = [[10, 11 + i % 60] for i in range(60)] + [[9]]
     ids, slots, end = prompts(names, 4, "end")
-    plan, trunk = planned(ids, slots, end, class_specific=False)
-    assert max(rows.prompt.shape[1] for rows in plan.own.stacks) <= ROW_WIDTH
+    plan, prefix = planned(ids, slots, end, class_specific=False)
+    assert max(rows.prompt.shape[1] for rows in plan.computed.stacks) <= ROW_WIDTH
     per_row = (ROW_WIDTH - 1) // 3  # one word in common, then another, the full stop and [EOS]
-    assert len(plan.own.prompts) == trunk + 60 * 3 + 60 // per_row + 3
+    assert len(plan.computed.prompts) == prefix + 60 * 3 + 60 // per_row + 3
 
 
 def test_owners():
@@ -132,29 +132,31 @@ def test_owners():
 def test_a_learnt_token_and_all_behind_it_are_computed_in_every_step(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES, n_ctx, position)
     plan, _ = planned(ids, slots, end, class_specific)
-    if plan.constants.stacks:
-        for k, p in zip(plan.constants.prompts.tolist(), plan.constants.positions.tolist(), strict=True):
+    if plan.cached.stacks:
+        for k, p in zip(plan.cached.prompts.tolist(), plan.cached.positions.tolist(), strict=True):
             assert (slots[k, : p + 1] < 0).all()
     learnt = int((slots >= 0).any(1).sum())
     assert learnt == len(ids)
     if class_specific:
-        assert (slots[plan.own.prompts, plan.own.positions] >= 0).sum() == len(ids) * n_ctx
+        assert (slots[plan.computed.prompts, plan.computed.positions] >= 0).sum() == len(ids) * n_ctx
 
 
 @variants
 def test_a_token_sees_exactly_the_tokens_before_it(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES, n_ctx, position)
-    plan, trunk = planned(ids, slots, end, class_specific)
+    plan, prefix = planned(ids, slots, end, class_specific)
     begins = beginnings(ids, slots, class_specific)
     constants = []
-    if plan.constants.stacks:
-        constants = list(zip(plan.constants.prompts.tolist(), plan.constants.positions.tolist(), strict=True))
-    trunk_is_own = not plan.constants.stacks
+    if plan.cached.stacks:
+        constants = list(zip(plan.cached.prompts.tolist(), plan.cached.positions.tolist(), strict=True))
+    prefix_is_computed = not plan.cached.stacks
     queries, own, done = plan.queries.tolist(), [], 0
-    for i, (rows, mask, query_mask) in enumerate(zip(plan.own.stacks, plan.own.masks, plan.query_masks, strict=True)):
+    for i, (rows, mask, query_mask) in enumerate(
+        zip(plan.computed.stacks, plan.computed.masks, plan.query_masks, strict=True)
+    ):
         for row, row_tokens in enumerate(tokens(rows)):
-            keys = [(0, p) for p in range(trunk)] if not (trunk_is_own and i == 0) else []
-            keys += [constants[place] for place in plan.constants_seen[i][row]]
+            keys = [(0, p) for p in range(prefix)] if not (prefix_is_computed and i == 0) else []
+            keys += [constants[place] for place in plan.cached_seen[i][row]]
             keys += row_tokens
             assert mask.shape[2] == query_mask.shape[2] == len(keys)
             asked = [queries[done + j] - len(own) for j in range(query_mask.shape[1])]
@@ -170,9 +172,9 @@ def test_a_token_sees_exactly_the_tokens_before_it(n_ctx, position, class_specif
 
 def test_rows_that_need_fewer_constants_are_told_so():
     plan, _ = planned(*prompts([*NAMES, [20]], 4, "front"), class_specific=False)
-    ragged = [keys for keys in plan.own.keys if (keys.prompt == NO_KEY).any()]
+    ragged = [keys for keys in plan.computed.keys if (keys.prompt == NO_KEY).any()]
     assert ragged  # ten prompts in two rows, with names of one and of twenty tokens
-    for keys in plan.own.keys:
+    for keys in plan.computed.keys:
         per_row = [(row >= 0).sum() for row in keys.prompt]
         assert keys.prompt.shape[1] == max(per_row)
 
@@ -181,18 +183,18 @@ def test_rows_that_need_fewer_constants_are_told_so():
 def test_no_padding_and_no_row_longer_than_needed(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES * 5, n_ctx, position)
     plan, _ = planned(ids, slots, end, class_specific)
-    for rows in plan.own.stacks:
+    for rows in plan.computed.stacks:
         assert (rows.prompt >= 0).all()
         assert rows.prompt.shape[1] <= max(ROW_WIDTH, int(end.max()))
-    assert len({rows.prompt.shape for rows in plan.own.stacks}) == len(plan.own.stacks)
+    assert len({rows.prompt.shape for rows in plan.computed.stacks}) == len(plan.computed.stacks)
 
 
 @variants
 def test_distinct_tokens_give_every_token_back(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES, n_ctx, position)
     plan, _ = planned(ids, slots, end, class_specific)
-    constants, learnts, index, is_learnt = distinct_tokens(plan.own, ids, slots, class_specific)
-    for i, (k, p) in enumerate(zip(plan.own.prompts.tolist(), plan.own.positions.tolist(), strict=True)):
+    constants, learnts, index, is_learnt = distinct_tokens(plan.computed, ids, slots, class_specific)
+    for i, (k, p) in enumerate(zip(plan.computed.prompts.tolist(), plan.computed.positions.tolist(), strict=True)):
         if is_learnt[i]:
             assert learnts[:, index[i]].tolist() == [k if class_specific else 0, int(slots[k, p]), p]
         else:
