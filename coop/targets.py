@@ -128,7 +128,7 @@ class AmongClasses(Method):
     def __init__(self, method: Method, classnames: Sequence[str]):
         super().__init__(method.clip, classnames)
         self.method, self.needs_images = method, method.needs_images
-        self.feature_kind, self.text_depends_on_image = method.feature_kind, method.text_depends_on_image
+        self.feature_kind, self.images_at_once = method.feature_kind, method.images_at_once
         learned: dict[str, list[int]] = {}
         for column, name in enumerate(_spaced(method.classnames)):
             learned.setdefault(name, []).append(column)

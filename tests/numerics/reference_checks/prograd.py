@@ -40,11 +40,11 @@ def check(content, variant, folder):
     method.seen = []
     start(variant["learned"], {"ctx": method.ctx})
     assert (method.ctx == 0).all(dim=-1).sum() == variant["learned"]["ctx"].get("zero_rows", 0)
-    tokens = at_start["first_prompt_tokens"]
-    where = content["classnames"].index("water_lilly")
-    ours = torch.where(method.slots[where] < 0, method.ids[where], -1)[: len(tokens)].tolist()
-    m = settings["n_ctx"]
-    assert ours == [tokens[0], *[-1] * m, *tokens[1 + m :]]
+    if settings["class_token_position"] == "end":
+        tokens, m = at_start["first_prompt_tokens"], settings["n_ctx"]
+        where = content.get("classnames", CLASSNAMES).index("water_lilly")
+        ours = torch.where(method.slots[where] < 0, method.ids[where], -1)[: len(tokens)].tolist()
+        assert ours == [tokens[0], *[-1] * m, *tokens[1 + m :]]
 
     features = clip().encode_image(images())
     close(features[:4], at_start["image_features_first4"], 1e-5, what="image features")
