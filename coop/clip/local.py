@@ -67,7 +67,7 @@ def _timm_tokens(visual: TimmModel, images: Tensor) -> Tensor:
         prefix = features[:, : trunk.num_prefix_tokens]
         places = features[:, prefix.shape[1] :]
         alone = places.flatten(0, 1)[:, None]
-        if trunk.global_pool != "token":  # then the pool leaves the prefix out
+        if trunk.global_pool != "token" and not getattr(trunk, "pool_include_prefix", False):  # it is left out there
             alone = torch.cat([prefix.repeat_interleave(places.shape[1], dim=0), alone], dim=1)
     pooled, local = (visual.head(trunk.forward_head(x)) for x in (features, alone))
     return torch.cat([pooled[:, None], local.unflatten(0, (len(images), -1))], dim=1)
