@@ -110,9 +110,23 @@ def for_target(method: Method, node: DictConfig, target: Target) -> Method:
         return method
     if not method.transfers_to_other_classes:
         return AmongClasses(method, classnames)
+    node = with_published(node, target.dataset.name)
     other = build_method(node, method.clip, list(target.splits.classnames)).to(method.clip.device)
     other.load_state_dict(method.state_dict())
     return other
+
+
+def with_published(node: DictConfig, dataset: str) -> DictConfig:
+    """A method's config with the options that are published for another data set, such as its templates.
+
+    What was set by hand stays: only a value that is published for some data set is replaced.
+    """
+    options = OmegaConf.to_container(node, resolve=True)
+    published = options.get("published") or {}
+    for key, value in published.get(dataset, {}).items():
+        if key in options and options[key] in [of.get(key) for of in published.values()]:
+            options[key] = value
+    return OmegaConf.create(options)
 
 
 class AmongClasses(Method):

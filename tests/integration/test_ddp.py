@@ -53,6 +53,7 @@ def equal(one: Path, two: Path, epochs: int = 3) -> None:
         ["method.class_specific=true"],
         ["method=prograd", "method.ctx_init=null"],
         ["method=cocoop", "method.ctx_init=null"],
+        ["method=tcp"],
     ],
     ids=lambda value: value[0],
 )

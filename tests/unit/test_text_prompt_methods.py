@@ -7,13 +7,15 @@ import small_clip as small
 import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
-from coop import CoopError, FrozenCLIP, PromptLearner
+from coop import CoopError, FrozenCLIP, Item, PromptLearner
 from coop.clip.backbone import normalize
 from coop.clip.noise import noise_for
 from coop.clip.transport import sinkhorn
-from coop.config import check, conf_dir
+from coop.config import build_method, check, conf_dir
+from coop.data.fewshot import Splits
 from coop.lit import LitClassifier
 from coop.methods.base import Batch
 from coop.methods.cocoop import CoCoOp
@@ -21,6 +23,7 @@ from coop.methods.plot import PLOT
 from coop.methods.prograd import ProGrad
 from coop.methods.tcp import TCP
 from coop.scoring import predict
+from coop.targets import Target, for_target, with_published
 
 NAMES = ["dog", "sea_horse", "grand piano"]
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
@@ -279,6 +282,23 @@ def test_prompts_of_each_class_are_what_reaches_its_features(small_clip):
     assert (method() - before).abs().max() > 1e-3
     method.loss(batch())[0].backward()
     assert all(p.grad.abs().max() > 0 for p in method.parameters())
+
+
+def test_another_data_set_is_tested_with_its_own_templates(small_clip):
+    cfg = composed("method=tcp", "dataset=imagenet")
+    method = build_method(cfg.method, small_clip, NAMES)
+    with torch.no_grad():
+        method.meta_net[2].bias.add_(0.1 * torch.randn(512))
+    pets = Splits([], [], [Item("x", 0, "Abyssinian")], ["Abyssinian", "pug"])
+    moved = for_target(method, cfg.method, Target("oxford_pets", composed("dataset=oxford_pets").dataset, pets))
+    wanted = TCP(small_clip, ["Abyssinian", "pug"], template="a photo of a {}, a type of pet.",
+                 prompt_template="X X X X {}, a type of pet.")  # fmt: skip
+    wanted.load_state_dict(method.state_dict())
+    assert torch.equal(moved(), wanted())
+    own = composed("method=tcp", "dataset=imagenet", "method.prompt_template='X X X X my {}.'").method
+    assert with_published(own, "oxford_pets").prompt_template == "X X X X my {}."
+    assert with_published(own, "oxford_pets").template == "a photo of a {}, a type of pet."
+    assert with_published(own, "elsewhere") == OmegaConf.create(OmegaConf.to_container(own, resolve=True))
 
 
 # PLOT
