@@ -195,14 +195,18 @@ def measure_memory(quick: bool, repeats: int) -> list[dict]:
 
 
 def memory_of(config: dict) -> int:
-    """Bytes that the largest of two steps needs above model, plan and constants. Linux."""
+    """Bytes that a step of a case needs."""
     case = Case(load_clip(), config["classes"], config["n_ctx"], config["variant"], **config["options"])
+    return step_memory(lambda: None if case.plain else case.features(plain=False), case.step)
+
+
+def step_memory(features, step) -> int:
+    """Bytes that the largest of two steps needs above model, plan and constants, made by `features`. Linux."""
     with torch.no_grad():
-        if not case.plain:
-            case.features(plain=False)
+        features()
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    case.step()
-    case.step()
+    step()
+    step()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 

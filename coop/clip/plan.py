@@ -40,9 +40,8 @@ A worked example: "great white shark", "great grey owl" and "cat" with M = 2 sha
 
 5. The last layer computes keys and values of all 15 tokens, but queries, output and MLP of the three [EOS] alone.
 
-Had each class a context of its own, the shared prefix would be [SOS] alone: cached, with nothing else to cache, and
-each prompt would compute everything behind it: 7 + 7 + 5 = 19 tokens. With the context in front ([SOS] v1 v2 would be
-[SOS] alone again, cached), or in the middle, the same rules hold.
+With a context for each class, or from a layer on that has deep prompts for each class, the shared prefix is [SOS]
+alone, which is cached, and each prompt computes all tokens behind it: 7 + 7 + 5 = 19.
 
 Rows hold whole suffixes, one or several, about `ROW_WIDTH` tokens; rows of equal width are stacked. How many share a
 row matters for speed alone.

@@ -58,6 +58,9 @@ log = logging.getLogger("coop")
 KeysValues = tuple[Tensor, Tensor]
 DeepPrompts = Mapping[int, Tensor]
 
+# At a time: nothing is kept or recomputed then, so that larger batches would only need memory. Contexts are not cut.
+PROMPTS_WITHOUT_GRADIENT = 4096
+
 
 def prompt_embeddings(model: nn.Module, ids: Tensor, slots: Tensor, ctx: Tensor) -> Tensor:
     """The prompts as the paper writes them (Zhou et al., IJCV 2022, eqs. 2 and 3): token embeddings, context put in.
@@ -270,7 +273,8 @@ class PromptEncoder(nn.Module):
     def _encode(self, contexts: Tensor, deep: DeepPrompts) -> Tensor:
         """(G, M, D) or (G, K, M, D) to (G, K, E), not normalised, as many prompts at a time as there may be."""
         chunks = self.tower.chunks(any(vectors.ndim == 3 for vectors in deep.values()))
-        together = max(1, self.class_chunk // self.prompts) if self.class_chunk else len(contexts)
+        limit = self.class_chunk or (None if torch.is_grad_enabled() else PROMPTS_WITHOUT_GRADIENT)
+        together = max(1, limit // self.prompts) if limit else len(contexts)
         groups = contexts.split(together)
         run = _called if len(chunks) * len(groups) == 1 else _recomputed
         pieces = {layer: self._pieces(vectors, 0, vectors.ndim == 3) for layer, vectors in deep.items()}

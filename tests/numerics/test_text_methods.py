@@ -10,11 +10,12 @@ from test_text_exact import NAMES, lower_precision, model, prompts, saved_bytes
 from torch import nn
 
 from coop import FrozenCLIP
-from coop.clip.text import PackedTower, PlainTower, PromptEncoder
+from coop.clip import text
+from coop.clip.text import PackedTower, PlainTower, PromptEncoder, text_blocks
 from coop.errors import CoopError
 
 WIDTH, LAYERS = 64, 3
-OPTIONS = [{}, {"checkpoint": True}, {"class_chunk": 5}, {"class_chunk": 25}, {"checkpoint": True, "class_chunk": 1}]
+OPTIONS = [{}, {"checkpoint": True}, {"class_chunk": 5}, {"class_chunk": 25}, {"checkpoint": True, "class_chunk": 7}]
 SHARED, OWN = False, True
 
 positions = pytest.mark.parametrize("position", ["end", "middle", "front"])
@@ -223,29 +224,34 @@ def test_blocks_not_batch_first():
     assert (PromptEncoder(clip, ids, slots)(ctx, deep) - expected).abs().max() < 1e-12
 
 
-@pytest.fixture(scope="module")
-def hugging_face():
-    transformers = pytest.importorskip("transformers")
-    from open_clip.hf_model import HFTextEncoder
+class ForeignTower(nn.Module):
+    """A text encoder with blocks of its own behind `get_input_embeddings`, as Hugging Face's have."""
 
+    def __init__(self):
+        super().__init__()
+        self.transformer, self.mix = nn.Module(), nn.Linear(WIDTH, 32).double()
+        embedding = nn.Embedding(49408, WIDTH).double()
+        self.transformer.get_input_embeddings = lambda: embedding
+
+    def forward(self, ids):
+        x = self.transformer.get_input_embeddings()(ids)
+        return self.mix(torch.tanh(x.cumsum(1)).mean(1))
+
+
+def test_foreign_towers_take_several_contexts_and_refuse_deep_prompts():
     clip = model(custom=True)
-    config = transformers.BertConfig(
-        vocab_size=49408, hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
-    )
-    clip.text = HFTextEncoder("bert", output_dim=32, config=config, proj_type="linear").double().eval()
-    return clip.requires_grad_(False)
-
-
-def test_hugging_face_towers_take_several_contexts_and_refuse_deep_prompts(hugging_face):
-    encoder = PromptEncoder(hugging_face, *prompts(NAMES, 2, "end"), class_chunk=5)
+    clip.text = ForeignTower()
+    encoder = PromptEncoder(clip.requires_grad_(False), *prompts(NAMES, 2, "end"), class_chunk=5)
     ctx = drawn(3, 2, WIDTH)
-    for context, features in zip(ctx, encoder(ctx), strict=True):
+    together = encoder(ctx)
+    assert (together[0] - together[1]).abs().max() > 1e-3
+    for context, features in zip(ctx, together, strict=True):
         assert (encoder(context) - features).abs().max() < 1e-12
-    message = r"HFTextEncoder.*no residual blocks.*backbone=ViT-B/16"
+    message = r"ForeignTower\) has no residual blocks.*backbone=ViT-B/16"
     with pytest.raises(CoopError, match=message):
         encoder(ctx, deep_prompts(DEEP["shared"]))
     with pytest.raises(CoopError, match=message):
-        FrozenCLIP.text_layers.fget(type("Clip", (), {"model": hugging_face}))
+        text_blocks(clip)
 
 
 @pytest.mark.parametrize(
@@ -302,6 +308,19 @@ def test_a_chunk_bounds_contexts_times_classes(tiny):
     kept = {chunk: saved_bytes(PromptEncoder(tiny, ids, slots, class_chunk=chunk), ctx) for chunk in (None, 24, 4)}
     assert kept[24] < kept[None] / 20
     assert kept[4] < kept[None] / 20
+
+
+def test_without_gradient_few_contexts_are_encoded_at_a_time(tiny, monkeypatch):
+    ids, slots = prompts(NAMES, 4, "end")
+    encoder, ctx = PromptEncoder(tiny, ids, slots), drawn(5, 4, WIDTH)
+    expected = encoder(ctx)
+    monkeypatch.setattr(text, "PROMPTS_WITHOUT_GRADIENT", 2 * len(NAMES) + 1)
+    sizes, (encode,) = [], encoder.tower.chunks()
+    counted = [lambda contexts, deep: sizes.append(len(contexts)) or encode(contexts, deep)]
+    monkeypatch.setattr(encoder.tower, "chunks", lambda *_: counted)
+    with torch.no_grad():
+        assert (encoder(ctx) - expected).abs().max() < 1e-12
+    assert sizes == [2, 2, 1]
 
 
 def test_raw_features_of_texts(tiny):

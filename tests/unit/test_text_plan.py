@@ -90,6 +90,45 @@ def test_common_beginning_takes_in_common_words_but_leaves_each_prompt_its_last_
     assert length([[10, 11]], True) == 1 + 4 + 2 + 1  # one class: its context is common
 
 
+WORDS = {90: "[SOS]", 99: "[EOS]", 80: ".", 10: "great", 11: "white", 12: "shark", 13: "grey", 14: "owl", 15: "cat"}
+
+
+def in_words(ids, slots, rows):
+    """Each row of a stack as a line of tokens."""
+    return [" ".join(f"v{slots[t] + 1}" if slots[t] >= 0 else WORDS[int(ids[t])] for t in row) for row in tokens(rows)]
+
+
+def test_the_worked_example_of_the_docstring():
+    ids, slots, end = prompts([[10, 11, 12], [10, 13, 14], [15]], 2, "end")
+    plan, prefix = planned(ids, slots, end, class_specific=False)
+    assert prefix == 3
+    stacks = [in_words(ids, slots, rows) for rows in plan.computed.stacks]
+    assert stacks == [["[SOS] v1 v2"], ["great white shark . [EOS] grey owl . [EOS] cat . [EOS]"]]
+    assert len(plan.computed.prompts) == 15
+    masks = {2: "111 11100 0000 000", 6: "111 10000 1100 000", 9: "111 00000 0000 100"}
+    for token, mask in masks.items():
+        assert plan.computed.masks[1][0, token].int().tolist() == [int(bit) for bit in mask.replace(" ", "")]
+    assert [plan.queries[place] for place in plan.pooled] == [7, 11, 14]
+    assert plan.place[0, 3] == plan.place[1, 3] == 3
+    assert [int(plan.place[k, 4]) for k in range(3)] == [4, 8, 13]
+
+    plan, prefix = planned(ids, slots, end, class_specific=True)
+    assert (prefix, len(plan.cached.prompts), len(plan.computed.prompts)) == (1, 1, 19)
+
+
+@variants
+def test_every_state_has_its_place(n_ctx, position, class_specific):
+    ids, slots, end = prompts(NAMES, n_ctx, position)
+    plan, _ = planned(ids, slots, end, class_specific)
+    begins = beginnings(ids, slots, class_specific)
+    computed = list(zip(plan.computed.prompts.tolist(), plan.computed.positions.tolist(), strict=True))
+    for k in range(len(ids)):
+        first = int((slots[k] >= 0).int().argmax())
+        for p in range(first, int(end[k]) + 1):
+            other, at = computed[plan.place[k, p]]
+            assert at == p and begins[other][: p + 1] == begins[k][: p + 1]
+
+
 @variants
 def test_every_token_up_to_the_pooled_one_is_computed_once(monkeypatch, n_ctx, position, class_specific):
     monkeypatch.setattr(plan_module, "ROW_WIDTH", 64)  # long prompts that begin alike fit a row
