@@ -1,6 +1,7 @@
 """CoCoOp: a context that a small network moves for each image (Zhou et al., CVPR 2022)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor, nn
@@ -44,10 +45,8 @@ class CoCoOp(PromptLearner):
                  template: str = "a photo of a {}.", **options):  # fmt: skip
         self.check(n_ctx, ctx_init, condition=condition, template=template, **options)
         super().__init__(clip, classnames, n_ctx or (None if ctx_init else 4), ctx_init, **options)
-        hidden = clip.embed_dim // 16
-        self.meta_net = nn.Sequential(
-            nn.Linear(clip.embed_dim, hidden), nn.ReLU(), nn.Linear(hidden, clip.text_width)
-        )  # fmt: skip
+        hidden, linear = clip.embed_dim // 16, partial(nn.Linear, dtype=self.ctx.dtype)
+        self.meta_net = nn.Sequential(linear(clip.embed_dim, hidden), nn.ReLU(), linear(hidden, clip.text_width))
         self.condition, self.teacher = condition, HandCrafted(clip, self.classnames, [template])
         self.text_depends_on_image = condition != "class"
         self.images_at_once = max(1, PROMPTS_AT_ONCE // len(classnames)) if self.text_depends_on_image else 4096

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
+from coop.clip.local import check_local_features
 from coop.clip.transport import sinkhorn
 from coop.errors import CoopError
 from coop.methods.coop import INIT_STD, PromptLearner
@@ -41,6 +42,7 @@ class PLOT(PromptLearner):
                  **options):  # fmt: skip
         transport = {"eps": eps, "max_iter": max_iter, "threshold": threshold}
         self.check(n_prompts, n_ctx, **transport, **options)
+        check_local_features(clip)
         super().__init__(clip, classnames, n_ctx, **options)
         self.ctx = nn.Parameter(INIT_STD * torch.randn(n_prompts, *self.ctx.shape, dtype=self.ctx.dtype))
         self.global_term, self.transport = global_term, transport

@@ -1,6 +1,7 @@
 """TCP: prompts made from each class's own text feature, put inside the text tower (Yao et al., CVPR 2024)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
@@ -49,10 +50,8 @@ class TCP(PromptLearner):
             fits = f"choose from 1 to {layers - 1}" if layers > 1 else "take another backbone"
             raise CoopError(f"method.layer={self.layer}: the text tower of {clip.name} has {layers} layers; {fits}")
         self.teacher = HandCrafted(clip, self.classnames, [template])
-        hidden = clip.embed_dim // 4
-        self.meta_net = nn.Sequential(
-            nn.Linear(clip.embed_dim, hidden), QuickGELU(), nn.Linear(hidden, self.n_ctx * clip.text_width)
-        )
+        hidden, linear = clip.embed_dim // 4, partial(nn.Linear, dtype=self.ctx.dtype)
+        self.meta_net = nn.Sequential(linear(clip.embed_dim, hidden), QuickGELU(), linear(hidden, self.ctx.numel()))
 
     @classmethod
     def check(cls, template="{}", weight=8.0, layer=None, n_ctx=None, ctx_init=None, **options) -> None:

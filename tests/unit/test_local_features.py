@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from coop import CoopError, FrozenCLIP
 from coop.clip.local import image_tokens
+from coop.methods.plot import PLOT
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 
@@ -97,11 +98,19 @@ def test_the_bundled_clip_has_them(tiny_clip):
     assert (tokens[:, 1] - tokens[:, 25]).abs().max() > 0.1
 
 
-def test_a_tower_without_them_is_refused_by_name():
-    class Tower(torch.nn.Module):
-        pass
+def test_a_tower_without_them_is_refused_by_name_before_an_image_is_read():
+    vision = {"image_size": 32, "layers": 1, "width": 64, "head_width": 64, "patch_size": 16}
+    clip = clip_of(**vision, attentional_pool=True, attn_pooler_queries=4, attn_pooler_heads=4)
+    with pytest.raises(
+        CoopError, match=r"backbone custom: its image tower \(VisionTransformer\) has no local features"
+    ):
+        PLOT(clip, ["dog", "cat"])
+    with pytest.raises(CoopError, match="VisionTransformer: this image tower has no local features; OpenAI's ResNets"):
+        image_tokens(clip.model, torch.zeros(1, 3, 32, 32))
 
-    model = torch.nn.Module()
-    model.visual = Tower()
-    with pytest.raises(CoopError, match="Tower: this image tower has no local features"):
-        image_tokens(model, torch.zeros(1, 3, 8, 8))
+
+def test_what_was_learned_serves_when_the_image_tower_has_been_released():
+    clip = clip_of(image_size=32, layers=1, width=64, head_width=64, patch_size=16)
+    tokens = clip.encode_image(torch.randn(2, 3, 32, 32), "tokens")
+    clip.release_image_tower()
+    assert PLOT(clip, ["dog", "cat"]).logits(tokens).shape == (2, 2)

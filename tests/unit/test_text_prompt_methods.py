@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from coop import CoopError, FrozenCLIP, Item, PromptLearner
 from coop.clip.backbone import normalize
 from coop.clip.noise import noise_for
+from coop.clip.text import plain_text_features, prompt_embeddings
 from coop.clip.transport import sinkhorn
 from coop.config import build_method, check, conf_dir
 from coop.data.fewshot import Splits
@@ -213,6 +214,39 @@ def test_each_image_has_prompts_of_its_own(small_clip):
     assert (text_features[0] - text_features[1]).abs().max() > 1e-3
     with pytest.raises(CoopError, match="text features for each image"):
         method.text_features()
+
+
+def test_cocoop_is_exact():
+    """Features and gradients of the plain way, B * K prompts of 77 tokens, in double precision."""
+    clip = FrozenCLIP(small.small_clip().double(), open_clip.SimpleTokenizer())
+    torch.manual_seed(0)
+    method, images = CoCoOp(clip, NAMES, class_chunk=2), features(3).double()
+    contexts = method.ctx + method.meta_net(images)[:, None]
+    plain = torch.stack([
+        normalize(plain_text_features(
+            clip.model, method.ids, prompt_embeddings(clip.model, method.ids, method.slots, context)
+        )) for context in contexts
+    ])  # fmt: skip
+    ours, target = method.text_features(images), torch.randn(plain.shape, dtype=torch.float64)
+    assert (ours - plain).abs().max() < 1e-10
+    pairs = (torch.autograd.grad((x * target).sum(), list(method.parameters())) for x in (ours, plain))
+    for a, b in zip(*pairs, strict=True):
+        assert (a - b).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_towers_of_other_precisions(dtype):
+    """What is learned is float32 at least; so are the logits."""
+    clip = FrozenCLIP(small.small_clip().to(dtype), open_clip.SimpleTokenizer())
+    wanted = torch.promote_types(dtype, torch.float32)
+    for kind, options in ((CoCoOp, {}), (CoCoOp, {"condition": "class"}), (TCP, {"template": "a {}."}), (PLOT, {}),
+                          (ProGrad, {"template": "a {}.", "ctx_init": "a photo of a"})):  # fmt: skip
+        method = kind(clip, NAMES, **options)
+        given = clip.encode_image(torch.randn(3, 3, 32, 32), method.feature_kind)
+        loss, logits = method.loss(Batch(torch.arange(3), given))
+        method.backward(loss)
+        assert logits.dtype == wanted
+        assert all(p.dtype == wanted and p.grad.isfinite().all() for p in method.parameters())
 
 
 def test_condition_class_needs_no_image(small_clip):
