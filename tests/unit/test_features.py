@@ -195,3 +195,16 @@ def test_an_unreadable_image_is_named(small_clip, items, tmp_path, workers):
 def test_a_preprocess_of_ones_own_is_seen(small_clip, items):
     inverted = extractor(small_clip)(items[:2], ImageOps.invert, "x")
     assert (inverted - extractor(small_clip)(items[:2], None, "x")).abs().max() > 1e-3
+
+
+def test_local_features_are_kept_like_the_pooled_ones(small_clip, items, tmp_path, monkeypatch):
+    """Bit for bit, and neither kind is taken for the other."""
+    kinds = ("tokens", "normalized", "raw")
+    kept = {"cached": True, "cache_dir": str(tmp_path)}
+    first = {kind: extractor(small_clip, kind=kind, **kept)(items, None, "x") for kind in kinds}
+    assert first["tokens"].shape == (21, 5, 64)
+    assert torch.allclose(first["tokens"][:, 0], first["normalized"], atol=1e-6)
+    assert torch.allclose(first["tokens"].norm(dim=-1), torch.ones(21, 5), atol=1e-5)
+    forbid_encoding(monkeypatch)
+    for kind in kinds:
+        assert torch.equal(extractor(small_clip, kind=kind, **kept)(items[::-1], None, "x"), first[kind].flip(0))
