@@ -115,14 +115,19 @@ class FrozenCLIP(nn.Module):
         return normalize(features) if kind == "normalized" else at_least_float32(features)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], normalized: bool = True) -> Tensor:
-        """Texts (N) to text_features (N, E), at least float32, on the model's device; L2-normalised unless told not to.
+    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
+        """Texts (N) to text_features (N, E), at least float32; on the model's device.
+
+        Args:
+            texts: the texts.
+            normalize: L2-normalise the features.
 
         Raises:
             CoopError: a text longer than the context length.
         """
-        ids, finish = self.tokenize(texts).to(self.device), normalize if normalized else at_least_float32
-        return torch.cat([finish(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+        ids = self.tokenize(texts).to(self.device)
+        features = torch.cat([at_least_float32(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
+        return F.normalize(features, dim=-1) if normalize else features
 
     def prompt_encoder(self, ids: Tensor, slots: Tensor, class_specific: bool = False, **options) -> nn.Module:
         """An encoder of prompts with learned context vectors: `encoder(ctx, deep=None, normalize=True)` -> (*, K, E).

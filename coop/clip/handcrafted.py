@@ -50,4 +50,4 @@ class HandCrafted(nn.Module):
         return total if len(self.templates) == 1 else normalize(total)
 
     def _encode(self, clip: FrozenCLIP, template: str) -> Tensor:
-        return clip.encode_text([template.replace("{}", name) for name in self.classnames], normalized=False)
+        return clip.encode_text([template.replace("{}", name) for name in self.classnames], normalize=False)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.image import ImageTower
+from coop.clip.image_copy import ImageTower
 from coop.clip.templates import check_template
 from coop.methods.base import Method
 

@@ -326,7 +326,7 @@ def test_without_gradient_few_contexts_are_encoded_at_a_time(tiny, monkeypatch):
 def test_raw_features_of_texts(tiny):
     clip = FrozenCLIP(tiny, open_clip.SimpleTokenizer())
     texts = ["a photo of a dog.", "a cat"]
-    raw = clip.encode_text(texts, normalized=False)
+    raw = clip.encode_text(texts, normalize=False)
     assert (raw - tiny.encode_text(clip.tokenize(texts))).abs().max() < 1e-12
     assert (raw.norm(dim=-1) - 1).abs().min() > 1e-3
     assert torch.equal(clip.encode_text(texts), F.normalize(raw, dim=-1))
@@ -338,5 +338,5 @@ def test_the_encoder_of_a_frozen_clip(tiny):
     encoder = clip.prompt_encoder(*prompts(NAMES, 2, "end"), class_chunk=5)
     assert encoder.class_chunk == 5
     filler = clip.token_embedding(encoder.tower.prompts[0][0][0, 1:3])
-    hand_crafted = clip.encode_text([f"X X {name}." for name in NAMES], normalized=False)
+    hand_crafted = clip.encode_text([f"X X {name}." for name in NAMES], normalize=False)
     assert (encoder(filler, normalize=False) - hand_crafted).abs().max() < 1e-10

@@ -1,0 +1,188 @@
+"""A ViT image tower with prompts at its input and in front of its layers; its weights stay as they are.
+
+The place of prompts in the sequence does not matter to a tower without a mask; here they stand behind the patches:
+
+    [class, patches, P^0]  norm  layer 0  [class, patches, P^1]  layer 1 ... layer J-1  [class, patches, ...] ... layer L-1
+
+Prompts of depth J are replaced in front of each layer l < J; from there on what became of the last ones travels along.
+So of the layers in front of a replacement, a prompt's keys and values are needed and nothing else, and of the last
+layer only what is pooled. No more is computed.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
+from torch import Tensor, nn
+
+from coop.clip.backbone import FrozenCLIP, at_least_float32
+from coop.clip.blocks import Deltas, read_block, run
+from coop.errors import CoopError
+
+
+class ImageTower:
+    """The image tower of a frozen CLIP, for methods that put prompts into it or change its weights by deltas.
+
+    Args:
+        clip: the frozen CLIP; its tower is used, not copied.
+
+    Raises:
+        CoopError: its image tower is no ViT.
+    """
+
+    def __init__(self, clip: FrozenCLIP):
+        self._clip = clip
+        visual = clip.model.visual
+        if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
+            self._tower: _OpenClip | _Timm = _OpenClip(visual)
+        elif isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer | Eva):
+            self._tower = _Timm(visual)
+        else:
+            kind = type(getattr(visual, "trunk", visual)).__name__
+            raise CoopError(
+                f"backbone {clip.name}: its image tower ({kind}) has no layers that prompts could stand in front of; "
+                "ViTs have: backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
+            )
+
+    @property
+    def layers(self) -> int:
+        """L, the number of layers."""
+        return len(self._tower.blocks)
+
+    @property
+    def width(self) -> int:
+        """V, the width of the tower's states."""
+        return self._tower.width
+
+    def check_depth(self, key: str, depth: int) -> None:
+        """Raises CoopError, naming `key`, for prompts in front of layers that there are not."""
+        if not 0 <= depth <= self.layers:
+            raise CoopError(f"{key}={depth}: the image tower of {self._clip.name} has {self.layers} layers")
+
+    def __call__(
+        self,
+        images: Tensor,
+        prompts: Sequence[Tensor] = (),
+        deltas: Sequence[Deltas] | None = None,
+        checkpoint: bool = False,
+        normalize: bool = True,
+    ) -> Tensor:
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), with gradient in prompts and deltas.
+
+        Args:
+            images: on the device.
+            prompts: J tensors (n, V), in front of layers 0 .. J - 1.
+            deltas: of each layer's projections.
+            checkpoint: compute activations again in the backward pass, layer by layer, to save memory.
+            normalize: L2-normalise.
+        """
+        tower, depth, last = self._tower, len(prompts), self.layers - 1
+        x = tower.embed(images)
+        count = x.shape[1]
+        if depth:
+            x = _join(x, prompts[0])
+        x = tower.enter(x)
+        for layer in range(self.layers):
+            if 0 < layer < depth:
+                x = _join(x[:, :count], prompts[layer])
+            rows = tower.pooled_rows(count) if layer == last else count if layer + 1 < depth else x.shape[1]
+            x = tower.block(layer, x, rows, deltas[layer] if deltas else None, checkpoint)
+        features = tower.leave(x)
+        features = at_least_float32(features)
+        return F.normalize(features, dim=-1) if normalize else features
+
+
+def _join(x: Tensor, prompts: Tensor) -> Tensor:
+    return torch.cat([x, prompts.to(x.dtype).expand(len(x), *prompts.shape)], dim=1)
+
+
+class _OpenClip:
+    """The parts of open_clip's own ViT."""
+
+    def __init__(self, visual: VisionTransformer):
+        self.visual, self.blocks = visual, visual.transformer.resblocks
+
+    @property
+    def width(self) -> int:
+        return self.visual.positional_embedding.shape[1]
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 1 + G, V), in front of the norm that prompts go through too."""
+        visual = self.visual
+        x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        return torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.visual.ln_pre(x)
+
+    def pooled_rows(self, count: int) -> int:
+        return 1 if self.visual.pool_type == "tok" else count
+
+    def block(self, layer: int, x: Tensor, rows: int, deltas: Deltas | None, checkpoint: bool) -> Tensor:
+        block = read_block(self.blocks[layer])
+        if block is None:
+            raise CoopError(f"{type(self.blocks[layer]).__name__}: this kind of layer takes no prompts")
+        return run(block, x, checkpoint, rows=rows, deltas=deltas)
+
+    def leave(self, x: Tensor) -> Tensor:
+        pooled, _ = self.visual._pool(x)
+        return pooled if self.visual.proj is None else pooled @ self.visual.proj
+
+
+class _Timm:
+    """The parts of timm's ViTs (SigLIP's among them) and of EVA."""
+
+    def __init__(self, visual: TimmModel):
+        self.visual, self.trunk, self.blocks = visual, visual.trunk, visual.trunk.blocks
+        self.rope: Tensor | None = None
+
+    @property
+    def width(self) -> int:
+        return self.trunk.embed_dim
+
+    @cached_property
+    def readable(self) -> bool:
+        return all(read_block(block) is not None for block in self.blocks)
+
+    def embed(self, images: Tensor) -> Tensor:
+        x = self.trunk.patch_embed(images.to(next(self.trunk.patch_embed.parameters()).dtype))
+        x = self.trunk._pos_embed(x)
+        x, self.rope = x if isinstance(x, tuple) else (x, None)
+        self.count = x.shape[1]
+        return x
+
+    def enter(self, x: Tensor) -> Tensor:
+        return self.trunk.norm_pre(x)
+
+    def pooled_rows(self, count: int) -> int:
+        return 1 if self.trunk.global_pool == "token" and self.trunk.attn_pool is None else count
+
+    def block(self, layer: int, x: Tensor, rows: int, deltas: Deltas | None, checkpoint: bool) -> Tensor:
+        if self.readable:
+            return run(read_block(self.blocks[layer]), x, checkpoint, rows=rows, deltas=deltas)
+        if deltas:
+            raise CoopError(f"{type(self.blocks[layer]).__name__}: this kind of layer takes no changes of its weights")
+        options = {} if self.rope is None else {"rope": self._rope_of(layer, x.shape[1])}
+        return run(self.blocks[layer], x, checkpoint, **options)[:, :rows]
+
+    def _rope_of(self, layer: int, length: int) -> Tensor:
+        """The rotations of a layer; prompts have no place, and are not turned."""
+        rope = self.rope[layer] if getattr(self.trunk, "rope_mixed", False) else self.rope
+        sin, cos = rope.chunk(2, dim=-1)
+        more = (*rope.shape[:-2], length - self.count, sin.shape[-1])
+        return torch.cat([torch.cat([sin, sin.new_zeros(more)], -2), torch.cat([cos, cos.new_ones(more)], -2)], -1)
+
+    def leave(self, x: Tensor) -> Tensor:
+        # The pool never sees the prompts.
+        return self.visual.head(self.trunk.forward_head(self.trunk.norm(x[:, : self.count])))
+
+
+def new_prompts(count: int, depth: int, width: int, dtype: torch.dtype = torch.float32) -> nn.ParameterList:
+    """J parameters (n, width), drawn from N(0, 0.02^2), as all methods start them."""
+    return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width, dtype=dtype)) for _ in range(depth))

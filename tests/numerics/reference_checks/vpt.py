@@ -1,0 +1,15 @@
+"""VPT."""
+
+from reference_checks.common import CLASSNAMES, clip
+from reference_checks.towers import check_tower_method, image_names
+
+from coop.methods.vpt import VPT
+
+
+def check(content, variant, folder):
+    settings = variant["settings"]
+    method = VPT(
+        clip(), CLASSNAMES, template="a photo of a {}.",
+        n_ctx_vision=settings["n_ctx_vision"], depth_vision=settings["depth_vision"],
+    )  # fmt: skip
+    check_tower_method(method, image_names(method), content, variant, folder)
