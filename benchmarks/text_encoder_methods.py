@@ -97,6 +97,7 @@ def measure_speed(rows: list[str], classes: int, repeats: int) -> list[dict]:
             seconds[row][1].append(contexts * step.step(step.plain))
             step.step()
             seconds[row][0].append(step.step())
+            print(f"{row}: {seconds[row][0][-1]:.3f} s, plain {seconds[row][1][-1]:.1f} s", flush=True)
     for row, (ours, plain) in seconds.items():
         step = steps[row]
         results.append(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import coop
 from coop.clip.backbone import normalize
+from coop.clip.local import image_tokens
 from coop.commandline import parse, run
 from coop.errors import CoopError
 from coop.files import write_atomically
@@ -53,6 +54,11 @@ def main(words: list[str]) -> int:
     if options.onnx:
         require_onnx()
     method = load_trained(run_dir, accelerator="cpu", config_dir=options.config_dir).method
+    if method.text_depends_on_image:
+        raise CoopError(
+            f"method={type(method).__name__}: has text features of its own for each image, so that no class weights "
+            "and no ONNX model without the text encoder can stand for it; python -m coop.predict applies it"
+        )
     by_class_weights = type(method).logits is Method.logits and not method.needs_images
     if not (by_class_weights or options.onnx):
         raise CoopError(
@@ -101,9 +107,12 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.method.needs_images:
             return self.method.logits(self.method.encode_image(images))
+        if self.method.feature_kind == "tokens":
+            return self.method.logits(normalize(image_tokens(self.method.clip.model, images)))
         features = self.visual(images)
         # CoCa's towers give their tokens as well.
-        return self.method.logits(normalize(features[0] if isinstance(features, tuple) else features))
+        features = features[0] if isinstance(features, tuple) else features
+        return self.method.logits(features if self.method.feature_kind == "raw" else normalize(features))
 
 
 def require_onnx() -> None:

@@ -63,7 +63,9 @@ def main(words: list[str]) -> int:
 
 
 def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_words: bool = False) -> dict[str, Any]:
-    """The words nearest to each context vector of a method that has context vectors `ctx`, (M, D) or (K, M, D).
+    """The words nearest to each context vector of a method that has context vectors `ctx`.
+
+    They are (M, D); (K, M, D) if class-specific; (N, M, D) where each class has N prompts.
 
     Tokens whose embedding is zero (never trained, as in the bundled backbone) are left out.
 
@@ -75,7 +77,8 @@ def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_
 
     Returns:
         What words.json holds: "metric", and under "vectors", for each, its number from 1, the class it belongs to
-        (None for a unified context) and its words with their distances.
+        (None for a unified context), the prompt it belongs to where there are several ("prompt", from 1), and its
+        words with their distances.
 
     Raises:
         CoopError: a method without context vectors, or options that there are not.
@@ -88,18 +91,19 @@ def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_
     if top < 1:
         raise CoopError(f"top={top}: must be at least 1")
     ids, texts = _known_words(method.clip, only_words)
-    classnames = method.classnames if ctx.ndim == 3 else [None]
+    if ctx.ndim == 2:
+        owners: list[dict[str, Any]] = [{"classname": None}]
+    elif method.class_specific:
+        owners = [{"classname": name} for name in method.classnames]
+    else:
+        owners = [{"classname": None, "prompt": n + 1} for n in range(len(ctx))]
     found = _nearest(ctx.detach().flatten(0, -2), method.clip.token_embedding.weight[ids.to(ctx.device)], top, metric)
-    vectors = [(name, m + 1) for name in classnames for m in range(ctx.shape[-2])]
+    vectors = [{"vector": m + 1, **owner} for owner in owners for m in range(ctx.shape[-2])]
     return {
         "metric": metric,
         "vectors": [
-            {
-                "vector": number,
-                "classname": name,
-                "words": [{"word": texts[index], "distance": distance} for index, distance in words],
-            }
-            for (name, number), words in zip(vectors, found, strict=True)
+            vector | {"words": [{"word": texts[index], "distance": distance} for index, distance in words]}
+            for vector, words in zip(vectors, found, strict=True)
         ],
     }
 
@@ -131,16 +135,18 @@ def _nearest(vectors: Tensor, words: Tensor, top: int, metric: str) -> list[list
 def show(contents: dict[str, Any], out: Path, run_dir: Path) -> None:
     """The words as a table, and where they and the picture of the context's way lie."""
     vectors: Sequence[dict[str, Any]] = contents["vectors"]
-    classes = list(dict.fromkeys(vector["classname"] for vector in vectors))
+    owner = "prompt" if "prompt" in vectors[0] else "classname"
+    classes = list(dict.fromkeys(vector[owner] for vector in vectors))
     specific = classes != [None]
-    table = Table(*(["class"] if specific else []), "vector", f"nearest words ({contents['metric']})")
-    for vector in (v for v in vectors if v["classname"] in classes[:CLASSES_SHOWN]):
+    title = [owner.removesuffix("name")] if specific else []
+    table = Table(*title, "vector", f"nearest words ({contents['metric']})")
+    for vector in (v for v in vectors if v[owner] in classes[:CLASSES_SHOWN]):
         words = ",  ".join(f"{word['word']} {word['distance']:.3f}" for word in vector["words"])
-        table.add_row(*([vector["classname"]] if specific else []), f"v{vector['vector']}", words)
+        table.add_row(*([str(vector[owner])] if specific else []), f"v{vector['vector']}", words)
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(table)
     if len(classes) > CLASSES_SHOWN:
-        console.print(f"the first {CLASSES_SHOWN} of {len(classes)} classes; all of them: {out}")
+        console.print(f"the first {CLASSES_SHOWN} of {len(classes)}; all of them: {out}")
     console.print(f"words    {out}", soft_wrap=True)
     if (picture := (run_dir / HISTORY).with_suffix(".png")).exists():
         console.print(f"movement {picture}", soft_wrap=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -69,7 +70,8 @@ class LitClassifier(pl.LightningModule):
         self.method.on_epoch_end(self.trainer.current_epoch, self.epochs)
 
     def validation_step(self, batch: Mapping[str, Tensor], _: int) -> None:
-        self.val_acc(self.method.logits(self.image_features(batch)), batch["label"])
+        parts = self.image_features(batch).split(self.method.images_at_once)
+        self.val_acc(torch.cat([self.method.logits(part) for part in parts]), batch["label"])
         self.log("val/acc", self.val_acc, on_step=False, on_epoch=True)
 
     def configure_optimizers(self):

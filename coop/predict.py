@@ -197,7 +197,8 @@ def _classes(method: Method, images: Tensor, top: int) -> list[list[dict[str, An
 
 def _most_probable(method: Method, images: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Probabilities and labels (B, top), the most probable first."""
-    probabilities = method.logits(method.encode_image(images).float()).float().softmax(dim=1)
+    parts = method.encode_image(images).float().split(method.images_at_once)
+    probabilities = torch.cat([method.logits(part).float().softmax(dim=1) for part in parts])
     return probabilities.topk(min(top, probabilities.shape[1]), dim=1)
 
 

@@ -13,9 +13,6 @@ from coop.data.fewshot import Splits
 from coop.errors import CoopError
 from coop.methods.base import Method
 
-BATCH_SIZE = 4096
-# Where each image has prompts of its own, so many images times all classes go through the text encoder at once.
-BATCH_SIZE_WITH_TEXT = 32
 CALIBRATION_BINS = 15
 
 
@@ -61,7 +58,7 @@ def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None
     method.eval()
     device, labels, confidence = method.clip.device, [], []
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for features in image_features.split(BATCH_SIZE_WITH_TEXT if method.text_depends_on_image else BATCH_SIZE):
+        for features in image_features.split(method.images_at_once):
             logits = method.logits(features.to(device)).float()
             labels.append(logits.argmax(dim=1))
             confidence.append(logits.softmax(dim=1).amax(dim=1))

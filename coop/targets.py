@@ -110,10 +110,24 @@ def for_target(method: Method, node: DictConfig, target: Target) -> Method:
         return method
     if not method.transfers_to_other_classes:
         return AmongClasses(method, classnames)
+    node = with_published(node, target.dataset.name)
     other = build_method(node, method.clip, list(target.splits.classnames)).to(method.clip.device)
     other.load_state_dict(method.state_dict())
     other.same_classes = False
     return other
+
+
+def with_published(node: DictConfig, dataset: str) -> DictConfig:
+    """A method's config with the options that are published for another data set, such as its templates.
+
+    What was set by hand stays: only a value that is published for some data set is replaced.
+    """
+    options = OmegaConf.to_container(node, resolve=True)
+    published = options.get("published") or {}
+    for key, value in published.get(dataset, {}).items():
+        if key in options and options[key] in [of.get(key) for of in published.values()]:
+            options[key] = value
+    return OmegaConf.create(options)
 
 
 class AmongClasses(Method):
@@ -129,7 +143,7 @@ class AmongClasses(Method):
     def __init__(self, method: Method, classnames: Sequence[str]):
         super().__init__(method.clip, classnames)
         self.method, self.needs_images = method, method.needs_images
-        self.feature_kind, self.text_depends_on_image = method.feature_kind, method.text_depends_on_image
+        self.feature_kind, self.images_at_once = method.feature_kind, method.images_at_once
         learned: dict[str, list[int]] = {}
         for column, name in enumerate(_spaced(method.classnames)):
             learned.setdefault(name, []).append(column)

@@ -47,11 +47,12 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (fan_in**-0.5 * noise).astype(np.float32)
 
 
-def small_vit_clip() -> torch.nn.Module:
+def small_vit_clip(text_layers: int = TEXT["layers"]) -> torch.nn.Module:
     """The model, as an open_clip `CLIP`, float32, in eval mode."""
     import open_clip
 
-    model = open_clip.CLIP(**MODEL_CFG).float().eval()
+    config = MODEL_CFG | {"text_cfg": TEXT | {"layers": text_layers}}
+    model = open_clip.CLIP(**config).float().eval()
     state = {
         k: torch.from_numpy(np.ascontiguousarray(weight(k, tuple(v.shape)))).reshape(v.shape)
         for k, v in model.state_dict().items()

@@ -1,5 +1,8 @@
 """Local image features: what the image tower knows of each place, in the space of its pooled feature."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
@@ -7,6 +10,20 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from coop.errors import CoopError
+
+if TYPE_CHECKING:
+    from coop.clip.backbone import FrozenCLIP
+
+THAT_HAVE_THEM = "OpenAI's ResNets, ViTs without attention pool and timm's towers have them"
+
+
+def check_local_features(clip: "FrozenCLIP") -> None:
+    """Raises CoopError, naming the backbone, unless its image tower has local features or was released already."""
+    if clip.model.visual is not None and _tokens_of(clip.model.visual) is None:
+        raise CoopError(
+            f"backbone {clip.name}: its image tower ({type(clip.model.visual).__name__}) has no local features, which "
+            f"this method needs; {THAT_HAVE_THEM}"
+        )
 
 
 def image_tokens(model: nn.Module, images: Tensor) -> Tensor:
@@ -18,16 +35,20 @@ def image_tokens(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         CoopError: another image tower.
     """
-    visual = model.visual
+    tokens_of = _tokens_of(model.visual)
+    if tokens_of is None:
+        raise CoopError(f"{type(model.visual).__name__}: this image tower has no local features; {THAT_HAVE_THEM}")
+    return tokens_of(model.visual, images)
+
+
+def _tokens_of(visual: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | None:
     if isinstance(visual, ModifiedResNet):
-        return _resnet_tokens(visual, images)
+        return _resnet_tokens
     if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
-        return _vit_tokens(visual, images)
+        return _vit_tokens
     if isinstance(visual, TimmModel) and "pool" not in visual.head._modules:
-        return _timm_tokens(visual, images)
-    raise CoopError(
-        f"{type(visual).__name__}: this image tower has no local features; ResNets, ViTs and timm's towers have them"
-    )
+        return _timm_tokens
+    return None
 
 
 def _resnet_tokens(visual: ModifiedResNet, images: Tensor) -> Tensor:
@@ -67,7 +88,7 @@ def _timm_tokens(visual: TimmModel, images: Tensor) -> Tensor:
         prefix = features[:, : trunk.num_prefix_tokens]
         places = features[:, prefix.shape[1] :]
         alone = places.flatten(0, 1)[:, None]
-        if trunk.global_pool != "token":  # then the pool leaves the prefix out
+        if trunk.global_pool != "token" and not getattr(trunk, "pool_include_prefix", False):  # it is left out there
             alone = torch.cat([prefix.repeat_interleave(places.shape[1], dim=0), alone], dim=1)
     pooled, local = (visual.head(trunk.forward_head(x)) for x in (features, alone))
     return torch.cat([pooled[:, None], local.unflatten(0, (len(images), -1))], dim=1)

@@ -9,6 +9,8 @@ the sum of all losses through its own prompts; averaging over processes, as Dist
 gradient of the mean loss through all prompts: what one process with the whole batch would have.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,6 +37,19 @@ def prompt_encoder(
     distributed = shard and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     encoder = ShardedPromptEncoder if distributed else PromptEncoder
     return encoder(model, ids, slots, class_specific, **options)
+
+
+def mean_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor's mean over the processes of a distributed run, for gradients taken with `torch.autograd.grad`.
+
+    DistributedDataParallel averages those of `backward()` alone. All processes must call it.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return list(tensors)
+    means = [tensor / dist.get_world_size() for tensor in tensors]
+    for mean in means:
+        dist.all_reduce(mean)
+    return means
 
 
 class ShardedPromptEncoder(nn.Module):

@@ -92,8 +92,8 @@ class FeatureExtractor:
             return (self.clip.embed_dim,)
         size = self.clip.preprocess_cfg.size
         height, width = (size, size) if isinstance(size, int) else size
-        blank = torch.zeros(1, 3, height, width, device=self.clip.device)
-        return tuple(self.clip.encode_image(blank, self.kind).shape[1:])
+        blank = torch.zeros(1, 3, height, width, device=self.device)
+        return tuple(self.clip.to(self.device).encode_image(blank, self.kind).shape[1:])
 
     def _look_up(
         self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None, features: Tensor

@@ -70,6 +70,8 @@ class Method(nn.Module):
     feature_kind: FeatureKind = "normalized"
     #: Whether `text_features` are (B, K, E), one set for each image.
     text_depends_on_image = False
+    #: How many images `logits` is given at a time, at most, when nothing is trained; bounds the memory.
+    images_at_once = 4096
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)

@@ -1,8 +1,8 @@
 """CoOp's PromptLearner: M context vectors, learned, around the class name (CoOp, section 3.2)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from open_clip import SimpleTokenizer
@@ -43,6 +43,9 @@ class PromptLearner(Method):
     Raises:
         CoopError: impossible options, or a prompt that does not fit into the context length.
     """
+
+    #: What a subclass fixes of the options, and their only values.
+    fixed: Mapping[str, Any] = {}
 
     def __init__(
         self,
@@ -85,9 +88,14 @@ class PromptLearner(Method):
         class_token_position: str = "end",
         class_chunk: int | None = None,
         prompt_template: str | None = None,
-        **_,
+        **others,
     ) -> None:
         """Raises CoopError for options that no backbone could serve."""
+        given = {"ctx_init": ctx_init, "class_token_position": class_token_position, **others}
+        for key in cls.fixed.keys() & given.keys():
+            if given[key] != cls.fixed[key]:
+                only = {None: "null", False: "false"}.get(cls.fixed[key], cls.fixed[key])
+                raise CoopError(f"method.{key}={given[key]}: {cls.__name__} has only {key}={only}")
         if n_ctx is not None and not 1 <= n_ctx <= MOST_N_CTX:
             raise CoopError(
                 f"method.n_ctx={n_ctx}: the number of context vectors must be at least 1 and fit into the text "

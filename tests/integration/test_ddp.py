@@ -47,7 +47,14 @@ def equal(one: Path, two: Path, epochs: int = 3) -> None:
 
 @pytest.mark.parametrize(
     "overrides",
-    [["augmentation=online"], ["augmentation=views:2", "features=cached"], ["method.class_specific=true"]],
+    [
+        ["augmentation=online"],
+        ["augmentation=views:2", "features=cached"],
+        ["method.class_specific=true"],
+        ["method=prograd", "method.ctx_init=null"],
+        ["method=cocoop", "method.ctx_init=null"],
+        ["method=tcp"],
+    ],
     ids=lambda value: value[0],
 )
 def test_two_processes_equal_one(run, small, tmp_path, overrides):

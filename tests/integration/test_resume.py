@@ -17,6 +17,8 @@ KINDS = {
     "online": ["augmentation=online"],
     "online with workers": ["augmentation=online", "num_workers=2"],
     "image encoder with workers": ["method=image_encoder", "augmentation=online", "num_workers=2"],
+    "gradient surgery": ["method=prograd"],
+    "a text tower per image": ["method=cocoop"],
     "views with workers": ["method=image_encoder", "augmentation=views:2", "num_workers=2"],
 }
 

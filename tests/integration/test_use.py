@@ -27,9 +27,11 @@ from coop.trained import load_trained
 def by_method(run, small, work) -> dict[str, Path]:
     """A finished run of methods of different kinds."""
     folders = {}
-    for method in ("linear_probe", "tip_adapter", "clip_adapter"):
+    options = {"linear_probe": [], "tip_adapter": [], "clip_adapter": [], "cocoop": ["method.condition=noise"],
+               "plot": ["method.max_iter=4"]}  # fmt: skip
+    for method, given in options.items():
         folders[method] = work / f"finished_{method}"
-        done = run("train", *small, f"method={method}", f"hydra.run.dir={folders[method]}")
+        done = run("train", *small, f"method={method}", *given, f"hydra.run.dir={folders[method]}")
         assert done.code == 0, done.err
     return folders
 
@@ -38,8 +40,10 @@ def images_of(photographs: Path) -> list[Path]:
     return sorted((photographs / "test").rglob("*.jpg"))
 
 
-def test_predict_equals_evaluation(run, finished, photographs):
+@pytest.mark.parametrize("kind", ["coop", "cocoop", "plot"])
+def test_predict_equals_evaluation(run, finished, by_method, photographs, kind):
     """Top-1 over the test folder is the run's test accuracy."""
+    finished = finished if kind == "coop" else by_method[kind]
     done = run("predict", f"run={finished}", str(photographs / "test"), "json=true", "top=2", "accelerator=cpu")
     assert done.code == 0, done.err
     predictions = json.loads(done.out)
@@ -137,7 +141,14 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "kind", ["coop", "tip_adapter", pytest.param("linear_probe", marks=SLOW), pytest.param("clip_adapter", marks=SLOW)]
+    "kind",
+    [
+        "coop",
+        "tip_adapter",
+        pytest.param("plot", marks=SLOW),
+        pytest.param("linear_probe", marks=SLOW),
+        pytest.param("clip_adapter", marks=SLOW),
+    ],
 )
 def test_onnx_predicts_as_we_do(run, finished, by_method, photographs, tmp_path, kind):
     runtime = pytest.importorskip("onnxruntime")
@@ -157,10 +168,25 @@ def test_onnx_predicts_as_we_do(run, finished, by_method, photographs, tmp_path,
     assert about["classnames"] == method.classnames
 
 
-def test_what_has_no_class_weights_says_so(run, by_method):
-    done = run("export", f"run={by_method['linear_probe']}")
+@pytest.mark.parametrize("method", ["linear_probe", "plot"])
+def test_what_has_no_class_weights_says_so(run, by_method, method):
+    done = run("export", f"run={by_method[method]}")
     assert done.code == 1
     assert "does not classify by class weights" in done.err and "onnx=true" in done.err
+
+
+@pytest.mark.parametrize("onnx", ["true", "false"])
+def test_text_features_of_each_image_are_not_exported(run, by_method, onnx, tmp_path):
+    done = run("export", f"run={by_method['cocoop']}", f"out={tmp_path}", f"onnx={onnx}")
+    assert done.code == 1
+    assert "CoCoOp: has text features of its own for each image" in done.error
+    assert "python -m coop.predict" in done.error
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_near_the_vectors_of_several_prompts(by_method):
+    words = json.loads((by_method["plot"] / "words.json").read_text())["vectors"]
+    assert [(v["prompt"], v["vector"]) for v in words] == [(n, m) for n in (1, 2, 3, 4) for m in range(1, 17)]
 
 
 def test_interpret_writes_what_it_shows(run, finished, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 import coop
 
+METHODS = ("logit_bias", "fading_kgcoop")
 README = Path(__file__).parents[2] / "experiments" / "your_method" / "README.md"
 
 
@@ -16,26 +17,32 @@ def folder(run) -> Path:
     """A folder of one's own with the files of the README."""
     folder = run.folder / "my_project"
     files = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", README.read_text(), re.DOTALL))
-    assert set(files) == {"logit_bias.py", "conf/method/logit_bias.yaml"}
+    assert files.keys() == {file for name in METHODS for file in (f"{name}.py", f"conf/method/{name}.yaml")}
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
-    lines = files["logit_bias.py"].splitlines() + files["conf/method/logit_bias.yaml"].splitlines()
-    assert len([line for line in lines if line.strip()]) < 40
+    for name in METHODS:
+        lines = files[f"{name}.py"].splitlines() + files[f"conf/method/{name}.yaml"].splitlines()
+        assert len([line for line in lines if line.strip()]) < 40
     return folder
 
 
 def test_the_readme_runs(run, folder):
-    (block,) = re.findall(r"<!-- run -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)
-    commands = [line.split() for line in block.strip().splitlines()]
-    assert [words[0] for words in commands] == ["python", "python"]
+    blocks = re.findall(r"<!-- run -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)
+    commands = [line.split() for block in blocks for line in block.strip().splitlines()]
+    assert [words[0] for words in commands] == ["python"] * 3
     for words in commands:
         done = run.interpreter("-c", IN_FOLDER, str(folder), *words[1:])
         assert done.code == 0, done.err
-    trained, shifted = (json.loads((folder / name / "results.json").read_text()) for name in ("run", "shifted"))
+    trained, shifted, base = (
+        json.loads((folder / name / "results.json").read_text()) for name in ("run", "shifted", "base")
+    )
     assert (trained["method"], trained["trainable_params"], trained["epochs"]) == ("logit_bias", 25, 100)
     assert trained["test/acc"] > trained["zero_shot/acc"]
     assert list(shifted["targets"]) == ["mini_sketch"]
+    assert (base["method"], base["trainable_params"], base["epochs"]) == ("fading_kgcoop", 4 * 256, 30)
+    assert base["test/acc"] > base["zero_shot/acc"]
+    assert base["targets"]["mini:new"]["num_classes"] == 12
 
     image = next((Path(coop.__file__).parent / "assets" / "mini" / "images").rglob("*.jpg"))
     done = run.interpreter(

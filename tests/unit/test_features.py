@@ -212,3 +212,16 @@ def test_tf32_is_in_the_key_of_what_a_gpu_computes(small_clip):
     assert len(set(entries["cpu"])) == 1
     assert len(set(entries["cuda"])) == 4
     assert len({*entries["cpu"], *entries["cuda"]}) == 5
+
+
+def test_local_features_are_kept_like_the_pooled_ones(small_clip, items, tmp_path, monkeypatch):
+    """Bit for bit, and neither kind is taken for the other."""
+    kinds = ("tokens", "normalized", "raw")
+    kept = {"cached": True, "cache_dir": str(tmp_path)}
+    first = {kind: extractor(small_clip, kind=kind, **kept)(items, None, "x") for kind in kinds}
+    assert first["tokens"].shape == (21, 5, 64)
+    assert torch.allclose(first["tokens"][:, 0], first["normalized"], atol=1e-6)
+    assert torch.allclose(first["tokens"].norm(dim=-1), torch.ones(21, 5), atol=1e-5)
+    forbid_encoding(monkeypatch)
+    for kind in kinds:
+        assert torch.equal(extractor(small_clip, kind=kind, **kept)(items[::-1], None, "x"), first[kind].flip(0))

@@ -104,6 +104,13 @@ def shots(seed: int, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.nn.functional.normalize(features, dim=1)[None], labels
 
 
+def as_seen(method: Method, features: torch.Tensor) -> torch.Tensor:
+    """Features (N, E) as the method's `feature_kind` says; local ones are those of other images."""
+    if method.feature_kind != "tokens":
+        return features
+    return torch.stack([features, *(features.roll(n, dims=0) for n in (1, 2, 3))], dim=1)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_saved_and_loaded_again(small_clip, name, tmp_path):
     """A method built anew, which never saw the training images, gives the same logits from the file alone."""
@@ -120,7 +127,7 @@ def test_saved_and_loaded_again(small_clip, name, tmp_path):
     again = build_method(cfg.method, small_clip, NAMES)
     prompt = load_prompt(tmp_path / "prompt.safetensors")
     load_into(again, prompt, tmp_path)
-    features = shots(3, 5)[0][0]
+    features = as_seen(method, shots(3, 5)[0][0])
     assert torch.equal(again.eval().logits(features), method.eval().logits(features))
     assert again.trainable_params == method.trainable_params
     assert prompt.state.keys() == method.state_dict().keys()
@@ -129,7 +136,8 @@ def test_saved_and_loaded_again(small_clip, name, tmp_path):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_file_of_another_method_does_not_fit(small_clip, name, tmp_path):
-    cfg = composed("method=coop" if name != "coop" else "method=text_linear")
+    # What ProGrad learns is CoOp's context.
+    cfg = composed("method=coop" if name not in ("coop", "prograd") else "method=text_linear")
     save_prompt(tmp_path / "prompt.safetensors", build_method(cfg.method, small_clip, NAMES), cfg, NAMES)
     other = build_method(composed(*chosen(name)).method, small_clip, NAMES)
     with pytest.raises(CoopError, match="does not fit this method"):
@@ -143,10 +151,11 @@ def test_the_frozen_clip_is_left_alone(small_clip, name):
     method.prepare({"train": shots(1, 4), "val": shots(2, 3)}.__getitem__)
     features, labels = shots(4, 2)
     if method.trained_in_steps:
+        features = as_seen(method, features[0])
         if method.needs_images:
-            features = method.encode_image(torch.randn(6, 3, 32, 32))[None]
+            features = method.encode_image(torch.randn(6, 3, 32, 32))
         teacher = small_clip.encode_image(torch.randn(6, 3, 32, 32)) if method.needs_teacher else None
-        loss, logits = method.loss(Batch(labels, features[0], teacher_features=teacher))
+        loss, logits = method.loss(Batch(labels, features, teacher_features=teacher))
         assert logits.shape == (6, 3)
         loss.backward()
         torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.1).step()

@@ -16,6 +16,9 @@ E, K = 64, 25
 # Patches, class token, five positions, two norms, two layers (attention, MLP, two norms), projection.
 LAYER = (4 * 64 * 64 + 4 * 64) + (2 * 64 * 256 + 256 + 64) + 2 * 128
 TOWER = 3 * 16 * 16 * 64 + 64 + 5 * 64 + 2 * 128 + 2 * LAYER + 64 * 64
+D = 128
+META = E * (E // 16) + E // 16 + (E // 16) * D + D
+META_TCP = E * (E // 4) + E // 4 + (E // 4) * 4 * D + 4 * D
 # Steps that a random CLIP's accuracy feels.
 LARGE = ["epochs=2", "optimizer.lr=0.5"]
 
@@ -63,6 +66,15 @@ RUNS = {
         {"epochs": 0, "chosen": ["alpha", "beta"]},
     ),
     "tip_adapter_f": ([], {"trainable_params": 50 * E, "epochs": 20, "batch_size": 256, "chosen": ["alpha", "beta"]}),
+    "kgcoop": (LARGE, {"trainable_params": 4 * D, "epochs": 2, "batch_size": 128, "n_ctx": 4}),
+    "prograd": (LARGE, {"trainable_params": 16 * D, "epochs": 2, "n_ctx": 16}),
+    "cocoop": ([*LARGE, "optimizer.lr=0.02"], {"trainable_params": 4 * D + META, "epochs": 2, "batch_size": 1}),
+    "cocoop_class": (
+        ["method=cocoop", "method.condition=class", *LARGE, "batch_size=10"],
+        {"trainable_params": 4 * D + META, "epochs": 2},
+    ),
+    "tcp": (["epochs=2"], {"trainable_params": 4 * D + META_TCP, "epochs": 2, "n_ctx": 4}),
+    "plot": (["epochs=2"], {"trainable_params": 4 * 16 * D, "epochs": 2, "batch_size": 128}),
     "image_encoder": (LARGE, {"trainable_params": TOWER, "epochs": 2}),
     "image_encoder_views": (["method=image_encoder", "augmentation=views:2", *LARGE], {"epochs": 2}),
     "image_encoder_online": (["method=image_encoder", "augmentation=online", *LARGE], {"epochs": 2}),
@@ -105,7 +117,7 @@ def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tm
     assert "its classes are not those that this run learned on" in done.error
 
 
-@pytest.mark.parametrize("name", ["clip_adapter", "text_linear", "image_encoder"])
+@pytest.mark.parametrize("name", ["clip_adapter", "text_linear", "image_encoder", "cocoop", "tcp", "plot"])
 def test_what_is_the_same_for_all_classes_is_moved_to_others(run, small, name, tmp_path):
     options = [*small, "dataset.classes=base", "epochs=1"]
     assert run("train", *options, *chosen(name), f"hydra.run.dir={tmp_path / 'run'}").code == 0

@@ -262,7 +262,7 @@ def test_scores_of_many_batches_are_those_of_one(small_clip, monkeypatch):
     predictions, labels = [index % 3 for index in range(50)], torch.arange(50) % 4
     method, features = oracle(small_clip, predictions, 4)
     whole = score(predict(method, features), labels, 4)
-    monkeypatch.setattr("coop.scoring.BATCH_SIZE", 7)
+    monkeypatch.setattr(method, "images_at_once", 7)
     assert score(predict(method, features), labels, 4) == pytest.approx(whole, abs=1e-6)
     assert whole["acc"] == pytest.approx(
         sum(p == t for p, t in zip(predictions, labels.tolist(), strict=True)) / 50, abs=1e-6

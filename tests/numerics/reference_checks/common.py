@@ -23,9 +23,13 @@ SGD = {"name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4, "warmu
 
 
 @functools.cache
-def clip() -> FrozenCLIP:
-    """Built once; a method that changed it would be seen by all that come after."""
-    return FrozenCLIP(small.small_vit_clip(), open_clip.SimpleTokenizer(), name="small_vit")
+def clip(text_layers: int = small.TEXT["layers"]) -> FrozenCLIP:
+    """Built once; a method that changed it would be seen by all that come after.
+
+    Args:
+        text_layers: depth of the text tower, by the same rule of weights.
+    """
+    return FrozenCLIP(small.small_vit_clip(text_layers), open_clip.SimpleTokenizer(), name="small_vit")
 
 
 def images(count: int = 24) -> Tensor:

@@ -1,0 +1,77 @@
+"""TCP: prompts made from each class's own text feature, put inside the text tower (Yao et al., CVPR 2024)."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch.nn.functional as F
+from open_clip.transformer import QuickGELU
+from torch import Tensor, nn
+
+from coop.clip.backbone import FrozenCLIP
+from coop.clip.handcrafted import HandCrafted
+from coop.clip.templates import check_template
+from coop.errors import CoopError
+from coop.methods.base import Batch
+from coop.methods.coop import PromptLearner
+
+
+class TCP(PromptLearner):
+    """CoOp's prompt; before one layer, the states at its M places give way to vectors made of the class's text feature.
+
+    The loss adds weight * (1 - mean over all classes of cos(text_features, hand-crafted ones)).
+
+    Attributes:
+        ctx: (M, D).
+        meta_net: Linear, QuickGELU, Linear: E -> E // 4 -> M * D, from the hand-crafted prompt's feature.
+
+    Args:
+        clip: the frozen CLIP.
+        classnames: K class names.
+        template: the hand-crafted prompt, with `{}` where the class name goes.
+        weight: of the distance from it.
+        layer: the layer before which states are replaced, from 1; two thirds of the tower's depth if not given, which
+            is the authors' layer 8 in a tower of 12.
+        n_ctx: M; 4 if neither it nor `ctx_init` is given.
+        ctx_init: words to start from, as CoOp's.
+        options: CoOp's others.
+    """
+
+    fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}
+
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, weight: float = 8.0,
+                 layer: int | None = None, n_ctx: int | None = None, ctx_init: str | None = None,
+                 **options):  # fmt: skip
+        self.check(template, weight, layer, n_ctx, ctx_init, **options)
+        super().__init__(clip, classnames, n_ctx or (None if ctx_init else 4), ctx_init, **options)
+        layers = clip.text_layers
+        self.layer, self.weight = layer or max(1, 2 * layers // 3), weight
+        if self.layer >= layers:
+            fits = f"choose from 1 to {layers - 1}" if layers > 1 else "take another backbone"
+            raise CoopError(f"method.layer={self.layer}: the text tower of {clip.name} has {layers} layers; {fits}")
+        self.teacher = HandCrafted(clip, self.classnames, [template])
+        hidden, linear = clip.embed_dim // 4, partial(nn.Linear, dtype=self.ctx.dtype)
+        self.meta_net = nn.Sequential(linear(clip.embed_dim, hidden), QuickGELU(), linear(hidden, self.ctx.numel()))
+
+    @classmethod
+    def check(cls, template="{}", weight=8.0, layer=None, n_ctx=None, ctx_init=None, **options) -> None:
+        """Raises CoopError for options that no backbone could serve."""
+        check_template("method.template", template)
+        if weight < 0:
+            raise CoopError(f"method.weight={weight}: must not be negative")
+        if layer is not None and layer < 1:
+            raise CoopError(f"method.layer={layer}: the layer before which states are replaced, 1 at least")
+        super().check(n_ctx, ctx_init, **options)
+
+    def class_prompts(self) -> Tensor:
+        """What the states of each class's context give way to, (K, M, D)."""
+        return self.meta_net(self.teacher().to(self.ctx.dtype)).unflatten(1, self.ctx.shape)
+
+    def forward(self) -> Tensor:
+        return self.encoder(self.ctx, {self.layer: self.class_prompts()})
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        text_features = self.text_features()
+        logits = self.logits_of(batch.image_features, text_features)
+        distance = 1 - F.cosine_similarity(text_features, self.teacher(), dim=1, eps=1e-7).mean()
+        return F.cross_entropy(logits, batch.labels) + self.weight * distance, logits
