@@ -54,10 +54,6 @@ class LinearProbe(Method):
         if C is not None and C <= 0:
             raise CoopError(f"method.C={C}: must be positive, or null to choose it on validation images")
 
-    @property
-    def trainable_params(self) -> int:
-        return self.weight.numel() + self.bias.numel()
-
     def prepare(self, labelled: Labelled) -> None:
         train, val = _samples(labelled("train")), _samples(labelled("val"))
         if self.C is not None:
