@@ -8,6 +8,7 @@ from typing import Any
 
 import hydra
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from coop.errors import CoopError
@@ -133,3 +134,38 @@ def _check_number(key: str, value: Any, above_zero: bool) -> None:
     if not is_number or not (value > 0 if above_zero else value >= 0) or not value < math.inf:
         wanted = "a positive number" if above_zero else "a number that is not negative"
         raise CoopError(f"optimizer.{key}={value}: must be {wanted}")
+
+
+class StackedAdamW:
+    """AdamW on S models at once, each with a learning rate and a weight decay of its own.
+
+    Args:
+        tensors: of all models, (S, ...), changed in place.
+        weight_decay: (S).
+        betas: decay of the means of gradients and of their squares.
+        eps: added to the root of the latter.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        weight_decay: Tensor,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        self.tensors, self.weight_decay, self.betas, self.eps, self.steps = tensors, weight_decay, betas, eps, 0
+        self.means = [(torch.zeros_like(x), torch.zeros_like(x)) for x in tensors]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], lr: Tensor) -> None:
+        """One step along gradients of the tensors' shapes, at learning rates (S)."""
+        self.steps += 1
+        first, second = self.betas
+        of_mean, of_root = 1 - first**self.steps, math.sqrt(1 - second**self.steps)
+        for x, gradient, (mean, square) in zip(self.tensors, gradients, self.means, strict=True):
+            shape = (-1, *[1] * (x.ndim - 1))
+            rate, decay = lr.view(shape), self.weight_decay.view(shape)
+            mean.lerp_(gradient, 1 - first)
+            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            change = mean / square.sqrt().add_(self.eps * of_root)
+            x.mul_(1 - rate * decay).sub_(change.mul_(rate * (of_root / of_mean)))

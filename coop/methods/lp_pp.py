@@ -14,7 +14,6 @@ from coop.methods.base import Labelled, Method
 
 class LPpp(Method):
     """logits = f W^T + b + alpha * f T^T, alpha (K), without a temperature, by full-batch descent in `prepare`.
-
     The iteration that is best on the validation images stays, the latest of equal ones; without any, the last.
 
     Args:
@@ -28,14 +27,9 @@ class LPpp(Method):
     fitted = ("weight", "bias", "alpha")
 
     def __init__(
-        self,
-        clip: FrozenCLIP,
-        classnames: Sequence[str],
-        *,
-        templates: list,
-        iterations: int = 300,
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list, iterations: int = 300,
         summed: bool = True,
-    ):
+    ):  # fmt: skip
         self.check(templates, iterations)
         super().__init__(clip, classnames)
         self.iterations, self.summed = iterations, summed
@@ -73,9 +67,8 @@ class LPpp(Method):
         t, n = self.text_features().to(f), len(f)
         similarity, of_class = f @ t.T, nn.functional.one_hot(labels, len(t)).to(f)
         rate, rate_alpha = 4 * n / torch.linalg.eigvalsh(f.T @ f)[-1], n / (4 * (similarity**2).sum(dim=0).max())
-        alpha = 250 * ((similarity * of_class).sum(dim=0) / of_class.sum(dim=0)).nanmean()
+        alpha, velocity = 250 * ((similarity * of_class).sum(dim=0) / of_class.sum(dim=0)).nanmean(), (0.0, 0.0, 0.0)
         self.weight, self.bias, self.alpha = of_class.T @ f, self.bias.to(f), alpha.repeat(len(t))
-        velocity = [0.0, 0.0, 0.0]
         for iteration in range(1, self.iterations + 1):
             logits = self.logits(f)
             residual = (logits.softmax(dim=1) - of_class) / n

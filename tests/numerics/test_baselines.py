@@ -211,7 +211,7 @@ def unit(*values: float) -> list[float]:
 
 def test_tip_adapter_on_three_points(clip):
     """Keys (1, 0), (0, 1), (-1, 0) of the classes 0, 1, 1; alpha = 2, beta = 3; third class without a key."""
-    tip = TipAdapter(clip, NAMES, template=TEMPLATE, alpha=2.0, beta=3.0)
+    tip = TipAdapter(clip, NAMES, templates=[TEMPLATE], alpha=2.0, beta=3.0)
     keys = torch.tensor([unit(1.0), unit(0.0, 1.0), unit(-1.0)])
     tip.prepare(labelled((keys, torch.tensor([0, 1, 1])), NOTHING))
     points = torch.tensor([unit(1.0), unit(0.0, -1.0), unit(0.6, 0.8)])
@@ -230,7 +230,7 @@ def test_tip_adapter_on_three_points(clip):
 
 def test_tip_adapter_searches_alpha_and_beta_on_validation_data(clip):
     train, val = blobs([4, 4, 4], noise=0.4, seed=1), blobs([15, 15, 15], noise=0.4, seed=2)
-    tip = TipAdapter(clip, NAMES, template=TEMPLATE, alpha_max=5.0, beta_max=12.0)
+    tip = TipAdapter(clip, NAMES, templates=[TEMPLATE], alpha_max=5.0, beta_max=12.0)
     tip.prepare(labelled(train, val))
     tip.select(labelled(train, val))
     zero_shot = ZeroShot(clip, NAMES, template=TEMPLATE).logits(val[0])
@@ -249,7 +249,7 @@ def test_tip_adapter_searches_alpha_and_beta_on_validation_data(clip):
 
 def test_tip_adapter_averages_views(clip):
     views = torch.stack([blobs([2, 2, 2], seed=seed)[0] for seed in (1, 2, 3)])
-    tip = TipAdapter(clip, NAMES, template=TEMPLATE)
+    tip = TipAdapter(clip, NAMES, templates=[TEMPLATE])
     tip.prepare(labelled((views, torch.tensor([0, 0, 1, 1, 2, 2])), NOTHING))
     mean = (views[0] + views[1] + views[2]) / 3
     assert torch.allclose(tip.keys, mean / mean.norm(dim=1, keepdim=True), atol=1e-6)

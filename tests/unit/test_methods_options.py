@@ -163,7 +163,7 @@ def test_prepare_and_select_default_to_nothing(small_clip):
 
 @pytest.mark.parametrize("search", [True, False])
 def test_tip_adapter_search_can_be_switched_off(small_clip, search):
-    tip = TipAdapter(small_clip, NAMES, template="a {}.", alpha=2.5, beta=1.5, search=search)
+    tip = TipAdapter(small_clip, NAMES, templates=["a {}."], alpha=2.5, beta=1.5, search=search)
     labelled = {"train": shots(1, 4), "val": shots(2, 8)}.__getitem__
     tip.prepare(labelled)
     tip.select(labelled)
