@@ -99,7 +99,8 @@ class ImageClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.method.needs_images:
             return self.method.logits(self.method.encode_image(images))
-        return self.method.logits(normalize(self.visual(images)))
+        features = self.visual(images)
+        return self.method.logits(features if self.method.feature_kind == "raw" else normalize(features))
 
 
 def require_onnx() -> None:

@@ -97,8 +97,8 @@ class Grid:
         optimizer = StackedAdamW(models, torch.tensor(decay, dtype=x.dtype, device=x.device))
         for batch, rate in zip(rows.to(x.device), rates, strict=True):
             with torch.enable_grad():
-                logits, labels = scores(x[batch], *models).transpose(1, 2), y[batch, None].expand(-1, len(lr))
-                losses = F.cross_entropy(logits, labels, reduction="none").mean(dim=0)
+                logits, labels = scores(x[batch], *models).flatten(0, 1), y[batch].repeat_interleave(len(lr))
+                losses = F.cross_entropy(logits, labels, reduction="none").view(-1, len(lr)).mean(dim=0)
                 gradients = torch.autograd.grad(losses.sum(), models)
             optimizer.step(gradients, rate)
             yield losses.detach(), [model.detach() for model in models]

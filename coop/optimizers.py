@@ -154,7 +154,7 @@ class StackedAdamW:
         eps: float = 1e-8,
     ):
         self.tensors, self.weight_decay, self.betas, self.eps, self.steps = tensors, weight_decay, betas, eps, 0
-        self.means = [(torch.zeros_like(x), torch.zeros_like(x)) for x in tensors]
+        self.states = [tuple(torch.zeros_like(x) for _ in range(3)) for x in tensors]
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], lr: Tensor) -> None:
@@ -162,10 +162,11 @@ class StackedAdamW:
         self.steps += 1
         first, second = self.betas
         of_mean, of_root = 1 - first**self.steps, math.sqrt(1 - second**self.steps)
-        for x, gradient, (mean, square) in zip(self.tensors, gradients, self.means, strict=True):
+        for x, gradient, (mean, square, change) in zip(self.tensors, gradients, self.states, strict=True):
             shape = (-1, *[1] * (x.ndim - 1))
             rate, decay = lr.view(shape), self.weight_decay.view(shape)
             mean.lerp_(gradient, 1 - first)
             square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
-            change = mean / square.sqrt().add_(self.eps * of_root)
-            x.mul_(1 - rate * decay).sub_(change.mul_(rate * (of_root / of_mean)))
+            torch.sqrt(square, out=change).add_(self.eps * of_root)
+            torch.div(mean, change, out=change)
+            x.mul_(1 - rate * decay).addcmul_(change, rate, value=-of_root / of_mean)
