@@ -106,7 +106,7 @@ class Grid:
     def best(
         self, start: Sequence[Tensor], scores: Scores, samples: Samples, rows: Mapping[int, Tensor], val: Samples
     ) -> tuple[list[Tensor], dict[str, float]]:
-        """The first best setting at its first best step; without validation images the first at its last.
+        """The first best setting at its first best step; without validation images the only one at its last.
 
         Args:
             start: see `descend`.
@@ -117,7 +117,12 @@ class Grid:
 
         Returns:
             The tensors of the best model, and what was chosen.
+
+        Raises:
+            CoopError: several settings, and no validation images.
         """
+        if not len(val[1]):
+            self.check_single("no validation images")
         tried = [self._best_steps(self.descend(start, scores, samples, each), scores, val) for each in rows.values()]
         most = torch.stack([correct for correct, _, _ in tried], dim=1)
         pair, size = divmod(int(most.flatten().argmax()), len(tried))

@@ -20,31 +20,28 @@ class CrossModal(Method):
     Args:
         templates: prompts with `{}` where the class name goes: the texts of each class.
         lr, weight_decay, batch_size: lists to choose from on the validation images; one each where there are none.
-        iterations: of each setting.
         head: linear, or after an adapter, x <- 0.2 ReLU(ReLU(x D^T) U^T) + 0.8 x.
-        init: W starts as the zero-shot weights, or at random.
-        wiseft: end halfway between the zero-shot weights and W.
-        modality: batches are half images, half texts; uni_modal: images alone.
+        init, wiseft: W starts as the zero-shot weights, or at random; ends halfway between them and what was learned.
+        texts: batches are half images, half texts; false: images alone.
     """
 
     transfers_to_other_classes = False
 
     def __init__(
         self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list, lr: list, weight_decay: list,
-        batch_size: list, iterations: int = 12800, head: Literal["linear", "adapter"] = "linear",
-        init: Literal["zero_shot", "random"] = "zero_shot", wiseft: bool = False, scale: float = 100.0,
-        modality: Literal["cross_modal", "uni_modal"] = "cross_modal",
+        batch_size: list, iterations: int = 12800, head: Literal["linear", "adapter"] = "linear", wiseft: bool = False,
+        init: Literal["zero_shot", "random"] = "zero_shot", texts: bool = True, scale: float = 100.0,
     ):  # fmt: skip
         self.check(templates, lr, weight_decay, batch_size, iterations)
         super().__init__(clip, classnames)
         self.grid, self.scale = Grid(lr, weight_decay, batch_size, iterations), scale
-        self.init, self.wiseft, self.uni_modal = init, wiseft, modality == "uni_modal"
+        self.init, self.wiseft, self.texts = init, wiseft, texts
         self.prompts = HandCrafted(clip, self.classnames, templates)
-        width, hidden = clip.embed_dim, clip.embed_dim // 4
-        layers = {"weight": (width, len(classnames)), "down": (width, hidden), "up": (hidden, width)}
-        self.fitted = tuple(layers) if head == "adapter" else ("weight",)
-        for name in self.fitted:
-            self.register_buffer(name, nn.Linear(*layers[name], bias=False).weight.data)
+        k, e, d = len(classnames), clip.embed_dim, clip.embed_dim // 4
+        shapes = {"weight": (e, k), "down": (e, d), "up": (d, e)} if head == "adapter" else {"weight": (e, k)}
+        for name, shape in shapes.items():
+            self.register_buffer(name, nn.Linear(*shape, bias=False).weight.data)
+        self.fitted = tuple(shapes)
 
     @classmethod
     def check(cls, templates: list, lr: list, weight_decay: list, batch_size: list, iterations: int = 1, **_) -> None:
@@ -59,25 +56,17 @@ class CrossModal(Method):
 
     def prepare(self, labelled: Labelled) -> None:
         f, y, val_f, val_y = (x.to(self.clip.device) for part in ("train", "val") for x in labelled(part))
-        if not len(val_y):
-            self.grid.check_single("method=cross_modal without validation images")
-        x, y, zero_shot = self.samples(f, y)
+        texts = self.prompts.each().transpose(0, 1)  # (K, T, E)
+        of_texts = torch.arange(len(texts), device=y.device).repeat_interleave(texts.shape[1])
+        x, y = torch.cat([f.flatten(0, 1), normalize(texts.flatten(0, 1))]), torch.cat([y.repeat(len(f)), of_texts])
+        zero_shot, kinds = normalize(texts.mean(dim=1)), [len(x) - len(of_texts), len(of_texts)]
         if self.init == "zero_shot":
             self.weight = zero_shot
-        images, start = f.shape[:2].numel(), [getattr(self, name) for name in self.fitted]
-        rows = self.grid.batches(images, *[] if self.uni_modal else [len(x) - images])
+        start, rows = [getattr(self, name) for name in self.fitted], self.grid.batches(*kinds[: 1 + self.texts])
         best, self.chosen = self.grid.best(start, self.scores, (x, y), rows, (val_f.flatten(0, 1), val_y))
         for name, tensor in zip(self.fitted, best, strict=True):
             setattr(self, name, tensor)
-        if self.wiseft:
-            self.weight = (self.weight + zero_shot) / 2
-
-    def samples(self, f: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features and labels of image_features (V, N, E) and labels (N), then of texts; the zero-shot weights."""
-        texts = self.prompts.each().transpose(0, 1)  # (K, T, E)
-        x = torch.cat([f.flatten(0, 1), normalize(texts.flatten(0, 1))])
-        y = torch.cat([y.repeat(len(f)), torch.arange(len(texts), device=y.device).repeat_interleave(texts.shape[1])])
-        return x, y, normalize(texts.mean(dim=1))
+        self.weight = zero_shot.lerp(self.weight, 0.5 if self.wiseft else 1.0)
 
     def scores(self, x: Tensor, weight: Tensor, down: Tensor | None = None, up: Tensor | None = None) -> Tensor:
         """Logits (B, S, K) of x (B, E) and S heads."""

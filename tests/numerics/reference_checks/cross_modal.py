@@ -32,24 +32,33 @@ def batches(settings: dict, images: int, texts: int) -> torch.Tensor:
     return torch.cat(parts, dim=1)
 
 
+class Recording(Grid):
+    """Keeps the samples that a method would train on, and leaves it at its start."""
+
+    def best(self, start, scores, samples, rows, val):
+        self.samples = samples
+        return start, {}
+
+
 def check(content, variant, folder):
     settings, at_start, training = variant["settings"], variant["start"], variant["training"]
     if settings["image_layers_trained"]:
         pytest.skip("partial fine-tuning: this version trains no layer of the image tower")
     iterations, warmup = settings["iterations"], settings["warmup_iterations"]
     method = CrossModal(
-        clip(), CLASSNAMES, templates=settings["templates"], head=settings["head"], modality=settings["modality"],
+        clip(), CLASSNAMES, templates=settings["templates"], head=settings["head"],
+        texts=settings["modality"] == "cross_modal",
         init="zero_shot" if settings["init"] == "zeroshot" else "random", lr=[settings["lr"]], iterations=iterations,
         weight_decay=[settings["weight_decay"]], batch_size=[8], scale=math.exp(settings["logit_scale"]),
     )  # fmt: skip
     interval = int(re.search(r"iterations 0,(\d+)", settings["validation"])[1])
-    method.grid = Grid([settings["lr"]], [settings["weight_decay"]], [8], iterations, warmup, interval)
+    method.grid = Recording([settings["lr"]], [settings["weight_decay"]], [8], iterations, warmup, interval)
     names = NAMES[settings["head"]]
 
     f, val = clip().encode_image(images()), clip().encode_image(small.drawn("val", (24, 3, 48, 48), 1.0))
-    x, y, zero_shot = method.samples(f[None], labels())
-    if settings["init"] == "zeroshot":
-        method.weight = zero_shot
+    method.prepare({"train": (f[None], labels()), "val": (val[None], labels())}.__getitem__)
+    x, y = method.grid.samples
+    zero_shot = normalize(method.prompts.each().mean(dim=0))
     start(variant["learned"], {theirs: getattr(method, ours) for theirs, ours in names.items()})
     texts = method.prompts.each().transpose(0, 1).flatten(0, 1)
     close(texts.norm(dim=1), at_start["text_features"]["norms"], rtol=1e-5, what="norms of texts")
@@ -74,7 +83,7 @@ def check(content, variant, folder):
         close_tensor(model[0], training["final"][theirs], 3e-6, 5e-6, theirs)
     close(method.scores(f, *models)[:4, 0], training["final_logits_first4"], 5e-5, what="final logits")
 
-    best, chosen = method.grid.best(at_first, method.scores, (x, y), {8: rows}, (val, labels()))
+    best, chosen = Grid.best(method.grid, at_first, method.scores, (x, y), {8: rows}, (val, labels()))
     assert chosen["iteration"] == training["chosen_iteration"]
     for name, tensor in zip(names.values(), best, strict=True):
         setattr(method, name, tensor)
