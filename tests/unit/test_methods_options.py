@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from methods import quick
 
 from coop import CoopError
 from coop.config import build_method, check, conf_dir, resolve_epochs
@@ -118,7 +119,7 @@ def shots(seed: int, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("name", METHODS)
 def test_saved_and_loaded_again(small_clip, name, tmp_path):
     """A method built anew, which never saw the training images, gives the same logits from the file alone."""
-    cfg = composed(f"method={name}")
+    cfg = composed(*quick(name))
     labelled = {"train": shots(1, 4), "val": shots(2, 3)}.__getitem__
     method = build_method(cfg.method, small_clip, NAMES)
     method.prepare(labelled)
@@ -150,7 +151,7 @@ def test_a_file_of_another_method_does_not_fit(small_clip, name, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_frozen_clip_is_left_alone(small_clip, name):
     before = {key: value.clone() for key, value in small_clip.model.state_dict().items()}
-    method = build_method(composed(f"method={name}").method, small_clip, NAMES).train()
+    method = build_method(composed(*quick(name)).method, small_clip, NAMES).train()
     method.prepare({"train": shots(1, 4), "val": shots(2, 3)}.__getitem__)
     features, labels = shots(4, 2)
     if method.trained_in_steps:

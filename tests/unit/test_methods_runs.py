@@ -62,6 +62,21 @@ RUNS = {
         {"epochs": 0, "chosen": ["alpha", "beta"]},
     ),
     "tip_adapter_f": ([], {"trainable_params": 50 * E, "epochs": 20, "batch_size": 256, "chosen": ["alpha", "beta"]}),
+    "linear_probe_raw": (["method=linear_probe", "method.normalized=false"], {"epochs": 0, "chosen": ["C"]}),
+    "clap": (["epochs=2", "augmentation=views:2"], {"trainable_params": K * E, "epochs": 2, "batch_size": 256}),
+    "lp_pp": ([], {"trainable_params": K * E + 2 * K, "epochs": 0, "chosen": ["iteration"]}),
+    "cross_modal": (
+        ["method.iterations=150"],
+        {"trainable_params": K * E, "epochs": 0, "chosen": ["batch_size", "iteration", "lr", "weight_decay"]},
+    ),
+    "cross_modal_adapter": (
+        ["method.iterations=150", "method.lr=[0.001]", "method.weight_decay=[0.01]", "validation=none"],
+        {"trainable_params": K * E + E * E // 2, "epochs": 0, "validation": "none", "val/acc": None},
+    ),
+    "tip_adapter_without_validation": (
+        ["method=tip_adapter", "validation=none"],
+        {"trainable_params": 0, "validation": "none", "val/acc": None, "chosen": []},
+    ),
     "image_encoder": (LARGE, {"trainable_params": TOWER, "epochs": 2}),
     "image_encoder_views": (["method=image_encoder", "augmentation=views:2", *LARGE], {"epochs": 2}),
     "image_encoder_online": (["method=image_encoder", "augmentation=online", *LARGE], {"epochs": 2}),
@@ -93,7 +108,7 @@ def test_train_then_evaluate(run, small, name, tmp_path):
         assert entry[key] == pytest.approx(results[key], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias"])
+@pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias", "lp_pp"])
 def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tmp_path):
     options = ["method.class_specific=true", "epochs=1"] if name == "text_bias" else []
     options += ["dataset.classes=base", f"method={name}", f"hydra.run.dir={tmp_path / 'run'}"]
