@@ -139,7 +139,7 @@ class Method(nn.Module):
     def prepare(self, labelled: Labelled) -> None:
         """Called once before the first step, before a checkpoint is taken up: closed forms, caches.
 
-        Features are on the CPU; what is made of them belongs where the method's parameters are.
+        Features are on the CPU, the CLIP and the method on the device of the run, where what is made of them belongs.
         """
 
     def select(self, labelled: Labelled) -> None:
