@@ -14,6 +14,7 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from coop.clip.templates import clip_templates
 from coop.clip.weights import PRECISIONS, check_source
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
@@ -139,6 +140,7 @@ ConfigStore.instance().store("train_schema", TrainConfig)
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
 OmegaConf.register_new_resolver("coop.times", lambda *factors: math.prod(factors), replace=True)
 OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
+OmegaConf.register_new_resolver("coop.templates", lambda n, *more: [*clip_templates(n), *more], replace=True)
 
 
 def conf_dir() -> Path:

@@ -37,6 +37,7 @@ class LitClassifier(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Let the method see the labelled features before anything is trained, where a data module gives them."""
         if self.trainer.datamodule is not None:
+            self.to(self.trainer.strategy.root_device)  # Lightning would do it a moment later; some methods train here
             self.method.prepare(self.trainer.datamodule.labelled)
 
     def image_features(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -2,12 +2,14 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Any
 
 import hydra
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from coop.errors import CoopError
@@ -129,3 +131,39 @@ def _check_schedule(schedule: Any) -> None:
         raise CoopError(
             f"optimizer.schedule={schedule}: allowed are {', '.join(SCHEDULES)}, or a node with _target_: CLASS"
         )
+
+
+class StackedAdamW:
+    """AdamW on S models at once, each with a learning rate and a weight decay of its own.
+
+    Args:
+        tensors: of all models, (S, ...), changed in place.
+        weight_decay: (S).
+        betas: decay of the means of gradients and of their squares.
+        eps: added to the root of the latter.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        weight_decay: Tensor,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ):
+        self.tensors, self.weight_decay, self.betas, self.eps, self.steps = tensors, weight_decay, betas, eps, 0
+        self.states = [tuple(torch.zeros_like(x) for _ in range(3)) for x in tensors]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], lr: Tensor) -> None:
+        """One step along gradients of the tensors' shapes, at learning rates (S)."""
+        self.steps += 1
+        first, second = self.betas
+        of_mean, of_root = 1 - first**self.steps, math.sqrt(1 - second**self.steps)
+        for x, gradient, (mean, square, change) in zip(self.tensors, gradients, self.states, strict=True):
+            shape = (-1, *[1] * (x.ndim - 1))
+            rate, decay = lr.view(shape), self.weight_decay.view(shape)
+            mean.lerp_(gradient, 1 - first)
+            square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+            torch.sqrt(square, out=change).add_(self.eps * of_root)
+            torch.div(mean, change, out=change)
+            x.mul_(1 - rate * decay).addcmul_(change, rate, value=-of_root / of_mean)

@@ -35,6 +35,13 @@ def learning_rate(
     return eta_min + (base_lr - eta_min) * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max_epochs)) / 2
 
 
+def linear_warmup(steps: int, base_lr: float, warmup_steps: int, first_lr: float = 1e-5) -> list[float]:
+    """Learning rates of all steps: `first_lr`, a rise to `base_lr`, then a cosine over as many steps as the run has."""
+    rates = [base_lr * t / warmup_steps for t in range(warmup_steps)]
+    rates += [base_lr * (1 + math.cos(math.pi * t / steps)) / 2 for t in range(steps - warmup_steps)]
+    return ([first_lr, *rates[1:]] if warmup_steps else rates)[:steps]
+
+
 def epochs_by_shots(shots: int, rule: Mapping[int, int] = PAPER_EPOCHS) -> int:
     """The number of epochs for so many shots: by default 50 for 1 shot, 100 for 2 and 4, 200 for more."""
     return next((rule[most] for most in sorted(rule) if 0 < shots <= most), rule[max(rule)])

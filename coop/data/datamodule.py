@@ -29,7 +29,8 @@ class FewShotData(pl.LightningDataModule):
         with_images: batches bring images, for a method that needs them.
         with_teacher: batches of fixed views bring the frozen CLIP's features of them, too.
         view_sampling: with views:V, "per_image" (an epoch sees one view of each image) or "pooled" (an epoch is a
-            random sample of the V * N views, as many as there are images; CLAP, Silva-Rodriguez et al., CVPR 2024).
+            random sample of the V * N views, as many as there are images, but at least one full batch; CLAP,
+            Silva-Rodriguez et al., CVPR 2024).
         validation: whether anything may be chosen on the validation images.
         targets: further data sets to test on, by name.
     """
@@ -118,7 +119,7 @@ class FewShotData(pl.LightningDataModule):
         drop_last = len(self.train_set) >= self.batch_size
         options = {"num_replicas": world, "rank": rank, "seed": self.seed, "drop_last": drop_last}
         if self.view_sampling == "pooled":
-            sampler: EpochSampler = PooledViews(self.train_set, self.views, **options)
+            sampler: EpochSampler = PooledViews(self.train_set, self.views, self.batch_size, **options)
         else:
             sampler = EpochSampler(self.train_set, **options)
         # Workers read ahead before Lightning tells the sampler which epoch a resumed run is in.
@@ -154,22 +155,27 @@ class EpochSampler(DistributedSampler):
 
 
 class PooledViews(EpochSampler):
-    """Yields (epoch, index, view): a random sample of all views of all images, as many as there are images.
+    """Yields (epoch, index, view): a random sample of all views of all images.
+
+    As many as there are images, but a full batch if there are views enough (so with the authors of CLAP).
 
     Args:
         dataset: N images.
         views: V.
+        batch_size: over all devices together.
     """
 
-    def __init__(self, dataset: Dataset, views: int, **options):
+    def __init__(self, dataset: Dataset, views: int, batch_size: int, **options):
         super().__init__(dataset, **options)
-        self.views = views
+        self.views, self.count = views, min(views * len(dataset), max(len(dataset), batch_size))
+        self.num_samples = -(-self.count // self.num_replicas)
+        self.total_size = self.num_samples * self.num_replicas
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         count = len(self.dataset)
-        order = torch.randperm(self.views * count, generator=generator)[:count]
-        order = order.repeat(-(-self.total_size // count))[: self.total_size][self.rank :: self.num_replicas]
+        order = torch.randperm(self.views * count, generator=generator)[: self.count]
+        order = order.repeat(-(-self.total_size // self.count))[: self.total_size][self.rank :: self.num_replicas]
         return ((self.epoch, row % count, row // count) for row in order.tolist())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from coop.clip.backbone import FeatureKind, FrozenCLIP
+from coop.clip.backbone import FeatureKind, FrozenCLIP, normalize
 from coop.data import shares
 from coop.data.cache import FeatureCache, ShardWriter, default_cache_dir
 from coop.data.fewshot import Item
@@ -83,7 +83,13 @@ class FeatureExtractor:
         owner = np.zeros(len(items), int)  # what is in the cache comes from the first process
         owner[missing] = np.arange(len(missing)) % world
         shares.exchange(features, owner, self.device)
-        return features.view(-1, *shape)
+        features = features.view(-1, *shape)
+        return normalize(features) if self.kind != self.encoded_kind else features
+
+    @property
+    def encoded_kind(self) -> FeatureKind:
+        """What is encoded and kept: normalised features are made of raw ones, so that the same serve both kinds."""
+        return "raw" if self.kind == "normalized" and self.encode is None else self.kind
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,7 +121,7 @@ class FeatureExtractor:
     def entry(self, preprocess: Preprocess | None, view: int | None) -> FeatureCache:
         """Where features of such a view are kept."""
         key = (self.clip.fingerprint(), preprocess and _source(preprocess), view, str(self.autocast), self.device.type)
-        key += () if self.kind == "normalized" else (self.kind,)
+        key += (self.encoded_kind,)
         root = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
         return FeatureCache(root, *key, *_tf32(self.device))
 
@@ -124,7 +130,7 @@ class FeatureExtractor:
         self, images: Dataset, rows: np.ndarray, features: Tensor, label: str, writer: ShardWriter | None
     ) -> None:
         """Encode some of the images into their rows of the features (N, E), which the writer keeps as they come."""
-        device, encode, done = self.device, self.encode or partial(self.clip.encode_image, kind=self.kind), 0
+        device, encode, done = self.device, self.encode or partial(self.clip.encode_image, kind=self.encoded_kind), 0
         batch_size = CPU_BATCH if device.type == "cpu" else GPU_BATCH
         loader = DataLoader(
             Subset(images, rows),

@@ -60,12 +60,17 @@ class Method(nn.Module):
 
     #: Whether the trained state has a meaning for other classes than those it was trained with.
     transfers_to_other_classes = True
+    #: Names of buffers that `prepare` fits to the training images.
+    fitted: tuple[str, ...] = ()
     #: Names of parameters and buffers whose length is known with the training data alone; loading takes a file's.
     sized_by_training: tuple[str, ...] = ()
     #: Whether `encode_image` is its own, and trained: then every step brings images, never features alone.
     needs_images = False
     #: Whether each step also brings the frozen CLIP's features of the same views.
     needs_teacher = False
+    #: Whether it has a rule for every choice where there are no validation images; one that has `prepare` or `select`
+    #: must say so, or is refused with `validation=none`.
+    works_without_validation = False
     #: What of the frozen image tower the method works on (`FrozenCLIP.encode_image`).
     feature_kind: FeatureKind = "normalized"
     #: Whether `text_features` are (B, K, E), one set for each image.
@@ -105,7 +110,8 @@ class Method(nn.Module):
     @property
     def trainable_params(self) -> int:
         """How many numbers are fitted to the training images; final after `select`."""
-        return sum(parameter.numel() for parameter in self.parameters() if parameter.requires_grad)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return sum(tensor.numel() for tensor in [*trained, *(getattr(self, name) for name in self.fitted)])
 
     @classmethod
     def check_without_validation(cls, **options) -> None:
@@ -114,10 +120,11 @@ class Method(nn.Module):
         Raises:
             CoopError: names the option to fix.
         """
-        if cls.select is not Method.select:
+        overrides = cls.select is not Method.select or cls.prepare is not Method.prepare
+        if overrides and not cls.works_without_validation:
             raise CoopError(
-                f"validation=none: {cls.__name__} chooses on validation images (it has select()) and does not say "
-                "what it does without; define check_without_validation()"
+                f"validation=none: {cls.__name__} may choose on validation images (it has prepare() or select()) and "
+                "does not say that it works without them; give the class works_without_validation = True"
             )
 
     def parameter_groups(self, optimizer: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -138,7 +145,7 @@ class Method(nn.Module):
     def prepare(self, labelled: Labelled) -> None:
         """Called once before the first step, before a checkpoint is taken up: closed forms, caches.
 
-        Features are on the CPU; what is made of them belongs where the method's parameters are.
+        Features are on the CPU, the CLIP and the method on the device of the run, where what is made of them belongs.
         """
 
     def select(self, labelled: Labelled) -> None:
@@ -184,14 +191,21 @@ class Method(nn.Module):
         text_features = self.text_features(image_features) if self.text_depends_on_image else self.text_features()
         return self.logits_of(image_features, text_features)
 
-    def logits_of(self, image_features: Tensor, text_features: Tensor) -> Tensor:
-        """Logits (B, K) of image_features (B, E) and text_features (K, E) or (B, K, E), both L2-normalised."""
+    def logits_of(self, image_features: Tensor, text_features: Tensor, scale: float | None = None) -> Tensor:
+        """Logits (B, K) of image_features (B, E) and text_features (K, E) or (B, K, E), both L2-normalised.
+
+        Args:
+            image_features: of B images.
+            text_features: of K classes.
+            scale: of their products; None for the CLIP's own.
+        """
         # Half precision has too few digits to rank classes by.
         with torch.autocast(image_features.device.type, enabled=False):
             text_features = text_features.to(image_features.dtype)
+            factor = self.clip.logit_scale.exp() if scale is None else scale
             if text_features.ndim == 3:
-                return self.clip.logit_scale.exp() * torch.einsum("be,bke->bk", image_features, text_features)
-            return self.clip.logit_scale.exp() * image_features @ text_features.T
+                return factor * torch.einsum("be,bke->bk", image_features, text_features)
+            return factor * image_features @ text_features.T
 
     def loss(self, batch: Batch, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What training minimises: by default the cross-entropy.

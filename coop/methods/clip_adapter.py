@@ -36,6 +36,7 @@ class ClipAdapter(Method):
     """
 
     transfers_to_other_classes = True
+    works_without_validation = True  # the ratio is the authors'
     sized_by_training = ("down", "up", "ratios")
 
     def __init__(

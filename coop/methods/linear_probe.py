@@ -22,7 +22,7 @@ MAX_ITER = 1000
 
 
 class LinearProbe(Method):
-    """scikit-learn's logistic regression (L-BFGS, at most 1000 iterations) on L2-normalised image features.
+    """scikit-learn's logistic regression (L-BFGS, at most 1000 iterations) on image features.
 
     C, the inverse strength of the L2 penalty, is the one with the best accuracy on the validation images: the best of
     1e6, 1e4, .. 1e-6, then 8 steps of bisection of the exponent within one decade to either side. Ties go to the
@@ -33,30 +33,30 @@ class LinearProbe(Method):
         clip: the frozen CLIP.
         classnames: K class names.
         C: a value to take instead of the search.
+        normalized: L2-normalise the features; CoOp's released code fits them as the tower gives them, where a penalty
+            of the same strength means something else.
 
     Raises:
         CoopError: in `prepare`, with nothing to choose C on, or fewer than two classes.
     """
 
     transfers_to_other_classes = False
+    works_without_validation = True  # C is chosen on training images that are held out
+    fitted = ("weight", "bias")
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, C: float | None = None):
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, C: float | None = None, normalized: bool = True):
         self.check(C)
         super().__init__(clip, classnames)
-        self.C = C
+        self.C, self.feature_kind = C, "normalized" if normalized else "raw"
         classes = len(classnames)
         self.register_buffer("weight", torch.zeros(classes, clip.embed_dim))
         self.register_buffer("bias", torch.zeros(classes))
 
     @classmethod
-    def check(cls, C: float | None = None) -> None:
+    def check(cls, C: float | None = None, **_) -> None:
         """Raises CoopError for a C that is not positive."""
         if C is not None and C <= 0:
             raise CoopError(f"method.C={C}: must be positive, or null to choose it on validation images")
-
-    @property
-    def trainable_params(self) -> int:
-        return self.weight.numel() + self.bias.numel()
 
     def prepare(self, labelled: Labelled) -> None:
         train, val = _samples(labelled("train")), _samples(labelled("val"))

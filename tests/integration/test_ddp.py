@@ -68,6 +68,18 @@ def test_two_processes_equal_one(run, small, tmp_path, overrides):
     assert other.out == "", "one process speaks"
 
 
+@pytest.mark.parametrize(
+    "method", [["method=clap", "method.adaptive=true", "augmentation=views:2"], ["method=tip_adapter_f"]]
+)
+def test_two_processes_equal_one_in_feature_space(run, small, tmp_path, method):
+    overrides = [*small, *method, "epochs=3", f"cache_dir={tmp_path / 'cache'}"]
+    one = run("train", *overrides, f"hydra.run.dir={tmp_path / 'one'}")
+    assert one.code == 0, one.err
+    main, other = in_two_processes(run, *overrides, f"hydra.run.dir={tmp_path / 'two'}")
+    assert (main.code, other.code) == (0, 0), main.err + other.err
+    equal(tmp_path / "one", tmp_path / "two")
+
+
 def test_started_by_lightning(run, small, finished, tmp_path):
     """As a user does: Lightning starts the second process by the command line of the first."""
     done = run.interpreter("-m", "coop.train", *small, *TWO, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import results_of
+from methods import quick
 from safetensors.torch import load_file
-from small_methods import chosen
 from test_ddp import equal, in_two_processes
 
 from coop.config import conf_dir
@@ -27,7 +27,7 @@ def check(path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_on_the_device_alone(run, small, tmp_path, method):
     tf32 = method == "coop"
-    on_device = [*small, *SMALL, "trainer.accelerator=pretend", f"trainer.tf32={tf32}", *chosen(method)]
+    on_device = [*small, *SMALL, "trainer.accelerator=pretend", f"trainer.tf32={tf32}", *quick(method)]
     on_device += [f"hydra.run.dir={tmp_path / 'run'}"]
     done = run("train", *on_device, COOP_TEST_PRETEND=str(tmp_path / "train.json"))
     assert done.code == 0, done.err

@@ -14,6 +14,7 @@ EPOCHS = "epochs=40"
 # What a step sees comes from memory, from the main process, or from workers that read ahead.
 KINDS = {
     "features": [],
+    "what a method keeps": ["method=clap", "method.adaptive=true", "augmentation=views:3"],
     "online": ["augmentation=online"],
     "online with workers": ["augmentation=online", "num_workers=2"],
     "image encoder with workers": ["method=image_encoder", "augmentation=online", "num_workers=2"],

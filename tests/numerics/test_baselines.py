@@ -11,6 +11,8 @@ from sklearn.linear_model import LogisticRegression
 
 from coop import CoopError, FrozenCLIP
 from coop.lit import build_optimizer
+from coop.methods.base import Batch
+from coop.methods.clap import CLAP
 from coop.methods.clip_adapter import RATIOS, ClipAdapter
 from coop.methods.image_encoder import ImageEncoder
 from coop.methods.linear_probe import LinearProbe
@@ -211,7 +213,7 @@ def unit(*values: float) -> list[float]:
 
 def test_tip_adapter_on_three_points(clip):
     """Keys (1, 0), (0, 1), (-1, 0) of the classes 0, 1, 1; alpha = 2, beta = 3; third class without a key."""
-    tip = TipAdapter(clip, NAMES, template=TEMPLATE, alpha=2.0, beta=3.0)
+    tip = TipAdapter(clip, NAMES, templates=[TEMPLATE], alpha=2.0, beta=3.0)
     keys = torch.tensor([unit(1.0), unit(0.0, 1.0), unit(-1.0)])
     tip.prepare(labelled((keys, torch.tensor([0, 1, 1])), NOTHING))
     points = torch.tensor([unit(1.0), unit(0.0, -1.0), unit(0.6, 0.8)])
@@ -230,7 +232,7 @@ def test_tip_adapter_on_three_points(clip):
 
 def test_tip_adapter_searches_alpha_and_beta_on_validation_data(clip):
     train, val = blobs([4, 4, 4], noise=0.4, seed=1), blobs([15, 15, 15], noise=0.4, seed=2)
-    tip = TipAdapter(clip, NAMES, template=TEMPLATE, alpha_max=5.0, beta_max=12.0)
+    tip = TipAdapter(clip, NAMES, templates=[TEMPLATE], alpha_max=5.0, beta_max=12.0)
     tip.prepare(labelled(train, val))
     tip.select(labelled(train, val))
     zero_shot = ZeroShot(clip, NAMES, template=TEMPLATE).logits(val[0])
@@ -249,7 +251,7 @@ def test_tip_adapter_searches_alpha_and_beta_on_validation_data(clip):
 
 def test_tip_adapter_averages_views(clip):
     views = torch.stack([blobs([2, 2, 2], seed=seed)[0] for seed in (1, 2, 3)])
-    tip = TipAdapter(clip, NAMES, template=TEMPLATE)
+    tip = TipAdapter(clip, NAMES, templates=[TEMPLATE])
     tip.prepare(labelled((views, torch.tensor([0, 0, 1, 1, 2, 2])), NOTHING))
     mean = (views[0] + views[1] + views[2]) / 3
     assert torch.allclose(tip.keys, mean / mean.norm(dim=1, keepdim=True), atol=1e-6)
@@ -259,7 +261,8 @@ def assert_gradient(method, batch, labels):
     """Autograd's gradient of the loss against central differences, along random directions of all parameters."""
 
     def loss():
-        return method.loss(method.encode_image(batch) if batch.dim() == 4 else batch, labels)[0]
+        features = method.encode_image(batch) if batch.dim() == 4 else batch
+        return method.loss(Batch(labels, features))[0]
 
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     gradients = torch.autograd.grad(loss(), parameters, allow_unused=True, materialize_grads=True)
@@ -284,7 +287,10 @@ FINE_TUNED = {
     "text_bias_per_class": (TextBias, {"class_specific": True}, 3 * 24),
     "clip_adapter": (ClipAdapter, {"ratio": 0.2}, 2 * 24 * 6),
     "clip_adapter_searched": (ClipAdapter, {}, len(RATIOS) * 2 * 24 * 6),
-    "tip_adapter_f": (TipAdapter, {"train_keys": True}, 9 * 24),
+    "tip_adapter_f": (TipAdapter, {"train_keys": True, "templates": [TEMPLATE]}, 9 * 24),
+    "clap": (CLAP, {"templates": [TEMPLATE, "a {}."]}, 3 * 24),
+    "clap_cosine": (CLAP, {"templates": [TEMPLATE], "constraint": "cosine"}, 3 * 24),
+    "clap_random": (CLAP, {"templates": [TEMPLATE], "init": "random"}, 3 * 24),
 }
 
 
@@ -292,7 +298,8 @@ FINE_TUNED = {
 def fine_tuned(request, exact_clip):
     kind, options, params = FINE_TUNED[request.param]
     torch.manual_seed(3)
-    method = kind(exact_clip, NAMES, template=TEMPLATE, **options).double()
+    options = options if "templates" in options else options | {"template": TEMPLATE}
+    method = kind(exact_clip, NAMES, **options).double()
     train = blobs([3, 3, 3], seed=4)
     method.prepare(labelled(train, NOTHING))
     assert method.trainable_params == params

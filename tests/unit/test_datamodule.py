@@ -220,6 +220,23 @@ def test_every_process_validates_on_every_image_once(make, rank):
     assert torch.equal(batch["image_features"], features[0])
 
 
+@pytest.mark.parametrize(
+    ("train", "views", "sizes"), [(3, 4, [4]), (3, 1, [3]), (4, 3, [4]), (6, 5, [4]), (9, 2, [4, 4])]
+)
+def test_pooled_views_fill_a_batch(make, train, views, sizes):
+    """As many steps as the images have batches, each of a full batch if there are views enough (CLAP's authors)."""
+    data = make(train, f"views:{views}" if views > 1 else "none")
+    data.view_sampling = "pooled"
+    seen = set()
+    for epoch in range(30):
+        batches = epoch_of(data, epoch)
+        assert [len(batch["label"]) for batch in batches] == sizes
+        drawn = [tuple(row) for batch in batches for row in batch["image_features"].tolist()]
+        assert len(set(drawn)) == len(drawn), "no view twice"
+        seen |= set(drawn)
+    assert len(seen) == train * views, "all are drawn in the end"
+
+
 def test_no_validation_images(make):
     data = make(val=0)
     assert data.val_dataloader() == []

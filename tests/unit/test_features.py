@@ -83,6 +83,16 @@ def test_cold_and_warm_are_bit_identical(small_clip, items, tmp_path, monkeypatc
     assert torch.equal(extractor(small_clip, **options)(items[3:9], None, "x"), plain[3:9])
 
 
+@pytest.mark.parametrize("kinds", [("raw", "normalized"), ("normalized", "raw")])
+def test_raw_and_normalised_features_are_made_of_one_entry(small_clip, items, tmp_path, monkeypatch, kinds):
+    first, second = (extractor(small_clip, cached=True, cache_dir=str(tmp_path), kind=kind) for kind in kinds)
+    made = {kinds[0]: first(items, None, "x")}
+    forbid_encoding(monkeypatch)
+    made[kinds[1]] = second(items, None, "x")
+    assert (made["raw"].norm(dim=1) - 1).abs().min() > 0.1
+    assert torch.equal(torch.nn.functional.normalize(made["raw"], dim=1), made["normalized"])
+
+
 def test_only_what_is_missing_is_encoded(small_clip, items, tmp_path, monkeypatch):
     options = {"cached": True, "cache_dir": str(tmp_path)}
     extractor(small_clip, **options)(items[::2], None, "x")

@@ -5,7 +5,7 @@ import pytest
 import small_clip as small
 import torch
 from hydra import compose, initialize_config_dir
-from small_methods import chosen
+from methods import quick
 
 from coop import FrozenCLIP, PromptLearner
 from coop.config import build_method, conf_dir
@@ -73,7 +73,7 @@ def test_logits_are_those_of_full_precision_under_autocast():
 def built(method: str):
     """A method as a run builds and prepares it, the same each time."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        node = compose("train", overrides=chosen(method)).method
+        node = compose("train", overrides=quick(method)).method
     torch.manual_seed(0)
     method = build_method(node, clip(), NAMES)
     x = torch.nn.functional.normalize(torch.randn(6, method.clip.embed_dim), dim=-1)

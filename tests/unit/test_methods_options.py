@@ -3,7 +3,7 @@
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from small_methods import chosen
+from methods import quick
 
 from coop import CoopError
 from coop.config import build_method, check, conf_dir, resolve_epochs
@@ -53,6 +53,21 @@ def composed(*overrides: str):
         (["method=text_linear", "method.template=x"], "method.template=x"),
         (["method=text_bias", "method.template=x"], "method.template=x"),
         (["method=image_encoder", "method.template=x"], "method.template=x"),
+        (["method=tip_adapter", "method.scale=0"], "method.scale=0: must be positive"),
+        (["method=tip_adapter", "method.templates=[]"], "method.templates=[]: the list is empty"),
+        (["method=clap", "method.constraint=l1"], "method.constraint=l1: allowed are l2, cosine, none"),
+        (["method=clap", "method.multipliers=balance"], "allowed are zero_shot, balanced, corrected, constant"),
+        (
+            ["method=clap", "method.constraint=none", "method.adaptive=true"],
+            "method.adaptive=true: method.constraint=none",
+        ),
+        (["method=clap", "augmentation=none"], "view_sampling=pooled with augmentation=none"),
+        (["method=lp_pp", "method.iterations=0"], "method.iterations=0: must be at least 1"),
+        (["method=lp_pp", "method.templates=[a]"], "method.templates=a: needs one {}"),
+        (["method=cross_modal", "method.head=partial"], "method.head=partial: allowed are linear, adapter"),
+        (["method=cross_modal", "method.lr=[]"], "method.lr=[]: must be a list of numbers"),
+        (["method=cross_modal", "method.lr=0.1"], "method.lr=0.1: must be list"),
+        (["method=cross_modal", "validation=none", "method.lr=[0.1]"], "nothing to choose among method.weight_decay="),
         (["optimizer.name=lion"], "optimizer.name=lion: allowed are sgd, adam, adamw"),
         (["optimizer.eps=0"], "optimizer.eps=0"),
     ],
@@ -114,7 +129,7 @@ def as_seen(method: Method, features: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", METHODS)
 def test_saved_and_loaded_again(small_clip, name, tmp_path):
     """A method built anew, which never saw the training images, gives the same logits from the file alone."""
-    cfg = composed(*chosen(name))
+    cfg = composed(*quick(name))
     labelled = {"train": shots(1, 4), "val": shots(2, 3)}.__getitem__
     method = build_method(cfg.method, small_clip, NAMES)
     method.prepare(labelled)
@@ -139,7 +154,7 @@ def test_a_file_of_another_method_does_not_fit(small_clip, name, tmp_path):
     # What ProGrad learns is CoOp's context.
     cfg = composed("method=coop" if name not in ("coop", "prograd") else "method=text_linear")
     save_prompt(tmp_path / "prompt.safetensors", build_method(cfg.method, small_clip, NAMES), cfg, NAMES)
-    other = build_method(composed(*chosen(name)).method, small_clip, NAMES)
+    other = build_method(composed(*quick(name)).method, small_clip, NAMES)
     with pytest.raises(CoopError, match="does not fit this method"):
         load_into(other, load_prompt(tmp_path / "prompt.safetensors"), tmp_path)
 
@@ -147,7 +162,7 @@ def test_a_file_of_another_method_does_not_fit(small_clip, name, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_the_frozen_clip_is_left_alone(small_clip, name):
     before = {key: value.clone() for key, value in small_clip.model.state_dict().items()}
-    method = build_method(composed(*chosen(name)).method, small_clip, NAMES).train()
+    method = build_method(composed(*quick(name)).method, small_clip, NAMES).train()
     method.prepare({"train": shots(1, 4), "val": shots(2, 3)}.__getitem__)
     features, labels = shots(4, 2)
     if method.trained_in_steps:
@@ -177,7 +192,7 @@ def test_prepare_and_select_default_to_nothing(small_clip):
 
 @pytest.mark.parametrize("search", [True, False])
 def test_tip_adapter_search_can_be_switched_off(small_clip, search):
-    tip = TipAdapter(small_clip, NAMES, template="a {}.", alpha=2.5, beta=1.5, search=search)
+    tip = TipAdapter(small_clip, NAMES, templates=["a {}."], alpha=2.5, beta=1.5, search=search)
     labelled = {"train": shots(1, 4), "val": shots(2, 8)}.__getitem__
     tip.prepare(labelled)
     tip.select(labelled)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from clip_folder import write_clip_folder
 from commands import Commands
+from methods import quick
 from safetensors.torch import load_file
-from small_methods import chosen
 
 import coop
 
@@ -75,6 +75,21 @@ RUNS = {
     ),
     "tcp": (["epochs=2"], {"trainable_params": 4 * D + META_TCP, "epochs": 2, "n_ctx": 4}),
     "plot": (["epochs=2"], {"trainable_params": 4 * 16 * D, "epochs": 2, "batch_size": 128}),
+    "linear_probe_raw": (["method=linear_probe", "method.normalized=false"], {"epochs": 0, "chosen": ["C"]}),
+    "clap": (["epochs=2", "augmentation=views:2"], {"trainable_params": K * E, "epochs": 2, "batch_size": 256}),
+    "lp_pp": ([], {"trainable_params": K * E + 2 * K, "epochs": 0, "chosen": ["iteration"]}),
+    "cross_modal": (
+        ["method.iterations=150"],
+        {"trainable_params": K * E, "epochs": 0, "chosen": ["batch_size", "iteration", "lr", "weight_decay"]},
+    ),
+    "cross_modal_adapter": (
+        ["method.iterations=150", "method.lr=[0.001]", "method.weight_decay=[0.01]", "validation=none"],
+        {"trainable_params": K * E + E * E // 2, "epochs": 0, "validation": "none", "val/acc": None},
+    ),
+    "tip_adapter_without_validation": (
+        ["method=tip_adapter", "validation=none"],
+        {"trainable_params": 0, "validation": "none", "val/acc": None, "chosen": []},
+    ),
     "image_encoder": (LARGE, {"trainable_params": TOWER, "epochs": 2}),
     "image_encoder_views": (["method=image_encoder", "augmentation=views:2", *LARGE], {"epochs": 2}),
     "image_encoder_online": (["method=image_encoder", "augmentation=online", *LARGE], {"epochs": 2}),
@@ -85,7 +100,7 @@ RUNS = {
 def test_train_then_evaluate(run, small, name, tmp_path):
     overrides, expected = RUNS[name]
     method = next((part.partition("=")[2] for part in overrides if part.startswith("method=")), name)
-    done = run("train", *small, *chosen(method), *overrides, f"hydra.run.dir={tmp_path / 'run'}")
+    done = run("train", *small, *quick(method), *overrides, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.code == 0, done.err
     results = results_of(tmp_path / "run")
     assert (results["method"], results["n_train"], results["n_val"], results["n_test"]) == (method, 50, 50, 500)
@@ -106,10 +121,10 @@ def test_train_then_evaluate(run, small, name, tmp_path):
         assert entry[key] == pytest.approx(results[key], abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias"])
+@pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias", "lp_pp"])
 def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tmp_path):
     options = ["method.class_specific=true", "epochs=1"] if name == "text_bias" else []
-    options += ["dataset.classes=base", *chosen(name), f"hydra.run.dir={tmp_path / 'run'}"]
+    options += ["dataset.classes=base", *quick(name), f"hydra.run.dir={tmp_path / 'run'}"]
     assert run("train", *small, *options).code == 0
     done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=new", "num_workers=0",
                f"hydra.run.dir={tmp_path / 'new'}")  # fmt: skip
@@ -120,7 +135,7 @@ def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tm
 @pytest.mark.parametrize("name", ["clip_adapter", "text_linear", "image_encoder", "cocoop", "tcp", "plot"])
 def test_what_is_the_same_for_all_classes_is_moved_to_others(run, small, name, tmp_path):
     options = [*small, "dataset.classes=base", "epochs=1"]
-    assert run("train", *options, *chosen(name), f"hydra.run.dir={tmp_path / 'run'}").code == 0
+    assert run("train", *options, *quick(name), f"hydra.run.dir={tmp_path / 'run'}").code == 0
     done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=new", "num_workers=0",
                f"hydra.run.dir={tmp_path / 'new'}")  # fmt: skip
     assert done.code == 0, done.err
@@ -151,7 +166,7 @@ def test_without_validation_images(run, small, tmp_path):
         ("tip_adapter", "alpha and beta stay at 1.17 and 1", []),
         ("clip_adapter", "no validation images to choose the ratio on; it is 0.2", ["ratio"]),
     ):
-        done = run("train", *options, *chosen(method), f"hydra.run.dir={tmp_path / method}")
+        done = run("train", *options, *quick(method), f"hydra.run.dir={tmp_path / method}")
         assert done.code == 0, done.err
         assert said in done.err
         assert sorted(results_of(tmp_path / method)["chosen"]) == expected

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from coop import learning_rate
+from coop.schedule import linear_warmup
 
 
 def chained(epochs: int, base_lr: float, warmup_epochs: int, warmup_lr: float) -> list[float]:
@@ -37,3 +38,14 @@ def test_values_that_can_be_worked_out_by_hand():
 
 def test_never_reaches_zero_within_a_run():
     assert all(learning_rate(epochs - 1, epochs) > 0 for epochs in range(1, 300))
+
+
+def test_a_linear_warm_up_by_hand():
+    """Lin et al., CVPR 2023: 1e-5 at first whatever the rate, a rise, a cosine over as many steps as the run has."""
+    assert linear_warmup(8, 0.4, 4) == pytest.approx([1e-5, 0.1, 0.2, 0.3, 0.4, *_half_cosine(0.4, 8)])
+    assert linear_warmup(3, 0.4, 0) == pytest.approx([0.4, 0.3, 0.1])
+    assert linear_warmup(2, 0.4, 50) == pytest.approx([1e-5, 0.008])
+
+
+def _half_cosine(rate: float, steps: int) -> list[float]:
+    return [rate * (1 + math.cos(math.pi * t / steps)) / 2 for t in (1, 2, 3)]
