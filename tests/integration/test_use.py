@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from methods import quick
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, safe_open
 
@@ -20,9 +21,9 @@ from coop.trained import load_trained
 def by_method(run, small, work) -> dict[str, Path]:
     """A finished run of methods of different kinds."""
     folders = {}
-    for method in ("linear_probe", "tip_adapter", "clip_adapter"):
+    for method in ("linear_probe", "tip_adapter", "clip_adapter", "lp_pp", "cross_modal_adapter"):
         folders[method] = work / f"finished_{method}"
-        done = run("train", *small, f"method={method}", f"hydra.run.dir={folders[method]}")
+        done = run("train", *small, *quick(method), f"hydra.run.dir={folders[method]}")
         assert done.code == 0, done.err
     return folders
 
@@ -102,8 +103,12 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "kind", ["coop", "tip_adapter", pytest.param("linear_probe", marks=SLOW), pytest.param("clip_adapter", marks=SLOW)]
-)
+    "kind",
+    [
+        "coop", "tip_adapter",
+        *(pytest.param(name, marks=SLOW) for name in ("linear_probe", "clip_adapter", "lp_pp", "cross_modal_adapter")),
+    ],
+)  # fmt: skip
 def test_onnx_predicts_as_we_do(run, finished, by_method, photographs, tmp_path, kind):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
