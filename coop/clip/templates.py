@@ -23,7 +23,7 @@ def clip_templates(number: int) -> list[str]:
 def check_templates(key: str, templates: list) -> None:
     """Raises CoopError, naming `key`, for an empty list or a template that `check_template` refuses."""
     if not templates:
-        raise CoopError(f"{key}=[]: the list is empty; give templates such as 'a photo of a {{}}.'")
+        raise CoopError(f"{key}=[]: must not be empty; give templates such as 'a photo of a {{}}.'")
     for template in templates:
         check_template(key, template)
 

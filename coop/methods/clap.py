@@ -32,7 +32,7 @@ class CLAP(Method):
     works_without_validation = True  # nothing is chosen
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list,
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str],
         init: Literal["zero_shot", "random"] = "zero_shot", constraint: Literal["l2", "cosine", "none"] = "l2",
         multipliers: Literal["zero_shot", "balanced", "corrected", "constant"] = "zero_shot", adaptive: bool = False,
     ):  # fmt: skip
@@ -45,7 +45,7 @@ class CLAP(Method):
         self.register_buffer("penalty", torch.zeros(len(classnames)))
 
     @classmethod
-    def check(cls, templates: list, constraint: str = "l2", adaptive: bool = False, **_) -> None:
+    def check(cls, templates: list[str], constraint: str = "l2", adaptive: bool = False, **_) -> None:
         """Raises CoopError for templates without a place for the class name, or multipliers of no constraint."""
         check_templates("method.templates", templates)
         if adaptive and constraint == "none":

@@ -33,9 +33,9 @@ class CLIPLoRA(Method):
         checkpoint: recompute activations in the backward pass, to save memory.
     """
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list,
-                 encoder: Literal["both", "text", "vision"] = "both", layers: str | list = "all",
-                 params: list = ("q", "k", "v"), rank: int = 2, alpha: float = 1.0, dropout: float = 0.25,
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str],
+                 encoder: Literal["both", "text", "vision"] = "both", layers: str | list[int] = "all",
+                 params: list[str] = ("q", "k", "v"), rank: int = 2, alpha: float = 1.0, dropout: float = 0.25,
                  scale: float = 100.0, checkpoint: bool = False):  # fmt: skip
         self.check(templates, layers, params, rank, dropout)
         super().__init__(clip, classnames)
@@ -54,8 +54,8 @@ class CLIPLoRA(Method):
         self.register_buffer("ids", without_padding(ids), persistent=False)
 
     @classmethod
-    def check(cls, templates: list, layers: str | list = "all", params: list = ("q", "k", "v"), rank: int = 2,
-              dropout: float = 0.25, **_) -> None:  # fmt: skip
+    def check(cls, templates: list[str], layers: str | list[int] = "all", params: list[str] = ("q", "k", "v"),
+              rank: int = 2, dropout: float = 0.25, **_) -> None:  # fmt: skip
         """Raises CoopError for ranks, layers or projections that no tower has."""
         check_templates("method.templates", templates)
         if rank < 1:
@@ -63,7 +63,7 @@ class CLIPLoRA(Method):
         if isinstance(layers, str) and layers not in LAYER_NAMES:
             raise CoopError(f"method.layers={layers}: allowed are {', '.join(LAYER_NAMES)}, or a list of numbers")
         if not params or set(params) - set(PROJECTIONS):
-            raise CoopError(f"method.params={list(params)}: give some of {', '.join(PROJECTIONS)}")
+            raise CoopError(f"method.params={list(params)}: must not be empty; give some of {', '.join(PROJECTIONS)}")
         if not 0 <= dropout < 1:
             raise CoopError(f"method.dropout={dropout}: must be from 0 to below 1")
 

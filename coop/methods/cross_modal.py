@@ -28,8 +28,9 @@ class CrossModal(Method):
     transfers_to_other_classes = False
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list, lr: list, weight_decay: list,
-        batch_size: list, iterations: int = 12800, head: Literal["linear", "adapter"] = "linear", wiseft: bool = False,
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], lr: list[float],
+        weight_decay: list[float], batch_size: list[int], iterations: int = 12800,
+        head: Literal["linear", "adapter"] = "linear", wiseft: bool = False,
         init: Literal["zero_shot", "random"] = "zero_shot", texts: bool = True, scale: float = 100.0,
     ):  # fmt: skip
         self.check(templates, lr, weight_decay, batch_size, iterations)
@@ -44,13 +45,14 @@ class CrossModal(Method):
         self.fitted = tuple(shapes)
 
     @classmethod
-    def check(cls, templates: list, lr: list, weight_decay: list, batch_size: list, iterations: int = 1, **_) -> None:
+    def check(cls, templates: list[str], lr: list[float], weight_decay: list[float], batch_size: list[int],
+              iterations: int = 1, **_) -> None:  # fmt: skip
         """Raises CoopError for templates without a place for the class name, or an impossible grid."""
         check_templates("method.templates", templates)
         Grid(lr, weight_decay, batch_size, iterations).check()
 
     @classmethod
-    def check_without_validation(cls, lr: list, weight_decay: list, batch_size: list, **_) -> None:
+    def check_without_validation(cls, lr: list[float], weight_decay: list[float], batch_size: list[int], **_) -> None:
         """Raises CoopError where there is something to choose."""
         Grid(lr, weight_decay, batch_size, 1).check_single("validation=none")
 

@@ -27,7 +27,7 @@ class LPpp(Method):
     fitted = ("weight", "bias", "alpha")
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list, iterations: int = 300,
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], iterations: int = 300,
         summed: bool = True,
     ):  # fmt: skip
         self.check(templates, iterations)
@@ -39,7 +39,7 @@ class LPpp(Method):
             self.register_buffer(name, start.data)
 
     @classmethod
-    def check(cls, templates: list, iterations: int = 300, **_) -> None:
+    def check(cls, templates: list[str], iterations: int = 300, **_) -> None:
         """Raises CoopError for templates without a place for the class name, or no iterations."""
         check_templates("method.templates", templates)
         if iterations < 1:

@@ -30,7 +30,7 @@ class TaskRes(Method):
 
     transfers_to_other_classes = False
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list, alpha: float = 0.5):
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], alpha: float = 0.5):
         self.check(templates, alpha)
         super().__init__(clip, classnames)
         self.alpha = alpha
@@ -38,7 +38,7 @@ class TaskRes(Method):
         self.residual = nn.Parameter(torch.zeros(len(classnames), clip.embed_dim))
 
     @classmethod
-    def check(cls, templates: list, alpha: float = 0.5) -> None:
+    def check(cls, templates: list[str], alpha: float = 0.5) -> None:
         """Raises CoopError for templates without a place for the class name, or an alpha of zero or less."""
         check_templates("method.templates", templates)
         if alpha <= 0:

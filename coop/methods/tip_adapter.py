@@ -43,7 +43,7 @@ class TipAdapter(Method):
     feature_kind = "raw"
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list, train_keys: bool = False,
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], train_keys: bool = False,
         alpha: float = 1.17, beta: float = 1.0, search: bool = True, alpha_max: float = 3.0, beta_max: float = 7.0,
         scale: float | None = None,
     ):  # fmt: skip
@@ -58,8 +58,8 @@ class TipAdapter(Method):
 
     @classmethod
     def check(
-        cls, templates: list, alpha: float = 1.17, beta: float = 1.0, alpha_max: float = 3.0, beta_max: float = 7.0,
-        scale: float | None = None, **_,
+        cls, templates: list[str], alpha: float = 1.17, beta: float = 1.0, alpha_max: float = 3.0,
+        beta_max: float = 7.0, scale: float | None = None, **_,
     ) -> None:  # fmt: skip
         """Raises CoopError for numbers that are not positive or leave nothing to search."""
         check_templates("method.templates", templates)

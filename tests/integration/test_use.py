@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 from clip_folder import write_clip_folder
+from methods import quick
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, safe_open
 
@@ -27,11 +28,11 @@ from coop.trained import load_trained
 def by_method(run, small, work) -> dict[str, Path]:
     """A finished run of methods of different kinds."""
     folders = {}
-    options = {"linear_probe": [], "tip_adapter": [], "clip_adapter": [], "cocoop": ["method.condition=noise"],
-               "plot": ["method.max_iter=4"]}  # fmt: skip
-    for method, given in options.items():
+    options = {"cocoop": ["method.condition=noise"], "plot": ["method.max_iter=4"]}
+    names = ("linear_probe", "tip_adapter", "clip_adapter", "lp_pp", "cross_modal_adapter", "cocoop", "plot")
+    for method in names:
         folders[method] = work / f"finished_{method}"
-        done = run("train", *small, f"method={method}", *given, f"hydra.run.dir={folders[method]}")
+        done = run("train", *small, *quick(method), *options.get(method, []), f"hydra.run.dir={folders[method]}")
         assert done.code == 0, done.err
     return folders
 
@@ -148,6 +149,8 @@ SLOW = pytest.mark.slow
         pytest.param("plot", marks=SLOW),
         pytest.param("linear_probe", marks=SLOW),
         pytest.param("clip_adapter", marks=SLOW),
+        pytest.param("lp_pp", marks=SLOW),
+        pytest.param("cross_modal_adapter", marks=SLOW),
     ],
 )
 def test_onnx_predicts_as_we_do(run, finished, by_method, photographs, tmp_path, kind):

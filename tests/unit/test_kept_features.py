@@ -85,8 +85,9 @@ def all_of(built, autocast: bool, inference: bool) -> list[torch.Tensor]:
     """Logits, and text features where there are some."""
     method, x = built
     with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        results = [method.logits(x)]
-        if type(method).forward is not Method.forward:
+        seen = torch.stack([x, x.roll(1, dims=0), x.roll(2, dims=0)], dim=1) if method.feature_kind == "tokens" else x
+        results = [method.logits(seen)]
+        if type(method).forward is not Method.forward and not method.text_depends_on_image:
             results.append(method.text_features())
     return results
 

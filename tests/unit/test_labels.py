@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import small_clip as small
 import torch
 from hydra import compose, initialize_config_dir
+from methods import quick
 from omegaconf import open_dict
 
 from coop import CoopError, FrozenCLIP
@@ -27,7 +28,7 @@ SHORT = {"iterations": 20, "lr": [1e-3], "weight_decay": [0.01], "batch_size": [
 
 def composed(name: str, *overrides: str):
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=[f"method={name}", *overrides])
+        cfg = compose("train", overrides=[*quick(name), *overrides])
     with open_dict(cfg):
         cfg.method.update({key: value for key, value in SHORT.items() if key in cfg.method})
     return cfg
@@ -141,7 +142,7 @@ def test_a_method_that_does_not_say_what_it_does_without_is_refused(method):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_of_the_project_says_it(name):
     node = composed(name).method
-    options = {key: value for key, value in node.items() if key not in METHOD_KEYS | {"_target_"}}
+    options = {key: value for key, value in node.items() if key not in {*METHOD_KEYS, "_target_"}}
     locate("method", node).check_without_validation(**options)
 
 

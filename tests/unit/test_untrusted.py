@@ -428,7 +428,7 @@ def test_an_evaluation_goes_where_it_overwrites_nothing_else(tmp_path):
 def manifest(path: Path, **changes) -> Path:
     content = {
         "format": "coop-manifest-1", "dataset": "mini", "shots": 1, "seed": 1, "classes": "all", "origin": "published",
-        "classnames": ["a"], "train": [["a/1.jpg", 0, "a"]], "val": [], "test": [],
+        "classnames": ["a"], "train": [["a/1.jpg", 0, "a"]], "val": [], "test": [["a/9.jpg", 0, "a"]],
     }  # fmt: skip
     path.write_text(json.dumps(content | changes, indent=changes.pop("indent", None)))
     return path

@@ -23,8 +23,8 @@ from reference_checks.common import (
 
 def options(constraint: str) -> dict:
     """Our options of the authors' string, in which they look for words."""
-    kinds = {"balanced", "corrected", "constant"} & set(re.split(r"[^a-z]+", constraint.lower()))
-    if kinds >= {"corrected", "constant"}:  # a mean of 1 for all
+    kinds = {kind for kind in ("balanced", "corrected", "constant") if kind in constraint}
+    if "balanced" in kinds or len(kinds) == 2:  # the mean of corrected ones is 1
         kinds = {"balanced"}
     which = [name for name in ("l2", "cosine") if name in constraint]
     return {
