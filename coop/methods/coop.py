@@ -92,10 +92,10 @@ class PromptLearner(Method):
     ) -> None:
         """Raises CoopError for options that no backbone could serve."""
         given = {"ctx_init": ctx_init, "class_token_position": class_token_position, **others}
-        for key in cls.fixed.keys() & given.keys():
-            if given[key] != cls.fixed[key]:
-                only = {None: "null", False: "false"}.get(cls.fixed[key], cls.fixed[key])
-                raise CoopError(f"method.{key}={given[key]}: {cls.__name__} has only {key}={only}")
+        for key, only in cls.fixed.items():
+            if given.get(key, only) != only:
+                said = {None: "null", False: "false"}.get(only, only)
+                raise CoopError(f"method.{key}={given[key]}: {cls.__name__} has only {key}={said}")
         if n_ctx is not None and not 1 <= n_ctx <= MOST_N_CTX:
             raise CoopError(
                 f"method.n_ctx={n_ctx}: the number of context vectors must be at least 1 and fit into the text "
