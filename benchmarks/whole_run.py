@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from coop import FrozenCLIP, PromptLearner
-from coop.data.cache import FeatureCache, identify
-from coop.data.splits import PUBLISHED, load_rows
-from coop.lit import LitClassifier
+from coop.data.feature_cache import FeatureCache, identify
+from coop.data.readers.split_file import PUBLISHED, load_rows
+from coop.training.module import LitClassifier
 
 CLASSES, EPOCHS, STEPS, BATCH, TEST_IMAGES, TEST_BATCH = 100, 50, 50, 32, 2465, 100
 OPTIMIZER = {

@@ -13,9 +13,9 @@ stop.while_importing()
 _HOMES = {
     "CoopError": "coop.errors",
     "FrozenCLIP": "coop.clip.backbone",
-    "Item": "coop.data.fewshot",
+    "Item": "coop.data.sampling",
     "PromptLearner": "coop.methods.coop",
-    "few_shot": "coop.data.fewshot",
+    "few_shot": "coop.data.sampling",
     "learning_rate": "coop.schedule",
 }
 __all__ = ["CoopError", "FrozenCLIP", "Item", "PromptLearner", "__version__", "few_shot", "learning_rate"]

@@ -14,7 +14,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from coop.cli.stop import stoppable
-from coop.data.cache import DAMAGED, default_cache_dir, open_shard, read_header
+from coop.data.feature_cache import DAMAGED, default_cache_dir, open_shard, read_header
 from coop.errors import CoopError, exit_code
 
 USAGE = """python -m coop.cache [list | clear WHAT...] [cache_dir=DIR]

@@ -14,11 +14,11 @@ import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from coop.clip.loading import PRECISIONS, check_source
 from coop.clip.templates import clip_templates
-from coop.clip.weights import PRECISIONS, check_source
 from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
-from coop.optimizers import DEFAULTS, check_optimizer
+from coop.optim.optimizers import DEFAULTS, check_optimizer
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
 from coop.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
 
@@ -305,8 +305,8 @@ def read_dataset(node: DictConfig, data_root: str | None):
     Raises:
         CoopError: missing, malformed or unreadable data, classes that share a name, or a function that is no reader.
     """
-    from coop.data.classes import check_names
-    from coop.data.fewshot import Splits
+    from coop.data.readers.classes import check_names
+    from coop.data.sampling import Splits
 
     splits = locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS))
     if not isinstance(splits, Splits):

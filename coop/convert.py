@@ -14,18 +14,18 @@ from rich.console import Console
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from coop.checkpoint import check_archive
+from coop.cli.options import run
+from coop.cli.overrides import as_overrides
 from coop.clip.backbone import FrozenCLIP
-from coop.commandline import run
 from coop.config import build_method, check, conf_dir, read_dataset
-from coop.data.classnames import named_in_config, packaged_names
-from coop.data.fewshot import Splits, selected_labels
+from coop.data.readers.classnames import named_in_config, packaged_names
+from coop.data.sampling import Splits, selected_labels
 from coop.errors import CoopError
-from coop.files import write_atomically, write_json
+from coop.evaluation.outcome import describe_prompt
 from coop.methods.coop import PromptLearner
-from coop.outcome import describe_prompt
-from coop.overrides import as_overrides
-from coop.results import CHECKPOINT, CONFIG, PROMPT, RESULTS, save_prompt
+from coop.runs.checkpoint import check_archive
+from coop.runs.folder import CHECKPOINT, CONFIG, PROMPT, RESULTS, save_prompt
+from coop.system.files import write_atomically, write_json
 
 USAGE = """python -m coop.convert CHECKPOINT out=RUN_DIR dataset=NAME backbone=NAME shots=N seed=N [key=value ...]
 

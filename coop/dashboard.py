@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coop.commandline import parse, run
+from coop.cli.options import parse, run
 from coop.errors import CoopError
 
 USAGE = """python -m coop.dashboard [entity=NAME] [project=coop] [group=NAME] [name=coop]

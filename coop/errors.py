@@ -33,6 +33,6 @@ def exit_code(main: Callable[[list[str]], int], words: list[str]) -> int:
 def _explain(error: Exception) -> str | None:
     if type(error) is CoopError:
         return str(error)
-    from coop.launch import explain  # brings torch, which not every command needs
+    from coop.cli.hydra_app import explain  # brings torch, which not every command needs
 
     return explain(error)

@@ -6,13 +6,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import coop
-from coop.clip.weights import check_source
+from coop.cli.hydra_app import launch
+from coop.clip.loading import check_source
 from coop.config import AUTOCAST, EvaluateConfig, check_dataset, check_schema
 from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
-from coop.files import write_json
-from coop.launch import launch
-from coop.results import (
+from coop.evaluation.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
+from coop.runs.folder import (
     CONFIG,
     PROMPT,
     RESULTS,
@@ -23,9 +23,9 @@ from coop.results import (
     load_prompt,
     read_results,
 )
-from coop.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
-from coop.trained import Trained, load_trained
-from coop.trust import check_offered
+from coop.runs.trained import Trained, load_trained
+from coop.runs.trust import check_offered
+from coop.system.files import write_json
 
 
 def main(cfg: DictConfig) -> None:

@@ -12,13 +12,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import coop
+from coop.cli.options import parse, run
 from coop.clip.backbone import normalize
 from coop.clip.local import image_tokens
-from coop.commandline import parse, run
 from coop.errors import CoopError
-from coop.files import write_atomically
 from coop.methods import Method
-from coop.trained import load_trained
+from coop.runs.trained import load_trained
+from coop.system.files import write_atomically
 
 USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true] [--config-dir DIR]
 

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from coop.cli.options import parse, run
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.vocabulary import vocabulary
-from coop.commandline import parse, run
+from coop.clip.text.vocabulary import vocabulary
 from coop.errors import CoopError
-from coop.files import write_json
-from coop.history import HISTORY
 from coop.methods import Method
-from coop.trained import load_trained
+from coop.runs.trained import load_trained
+from coop.system.files import write_json
+from coop.training.history import HISTORY
 
 USAGE = """python -m coop.interpret run=RUN_DIR [top=5] [metric=euclidean|cosine] [only_words=true] [out=FILE.json]
          [--config-dir DIR]

@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from coop.commandline import parse, run
+from coop.cli.options import parse, run
 from coop.data.images import open_image
-from coop.data.listing import is_ignored, is_image_name, printable
+from coop.data.readers.listing import is_ignored, is_image_name, printable
 from coop.data.transforms import test_transform
 from coop.errors import CoopError
-from coop.files import write_json
+from coop.evaluation.metrics import check_probabilities
 from coop.methods import Method
-from coop.progress import progress
-from coop.scoring import check_probabilities
-from coop.trained import load_trained
+from coop.runs.trained import load_trained
+from coop.system.files import write_json
+from coop.system.progress import progress
 from coop.validation import MOST_CLASSES, between
 
 USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]

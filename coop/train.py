@@ -9,22 +9,19 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from coop.checkpoint import read_checkpoint, restoring
+from coop.cli.hydra_app import launch
 from coop.clip.backbone import FrozenCLIP
 from coop.config import AUTOCAST, budget, build_method, check, read_dataset
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
-from coop.data.fewshot import Splits, sample
 from coop.data.manifest import apply_manifest
+from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
-from coop.files import write_json
-from coop.history import History
-from coop.launch import launch
-from coop.lit import LitClassifier
-from coop.loggers import build_logger, log_results
+from coop.evaluation.outcome import describe, describe_run, test
+from coop.evaluation.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
 from coop.methods import Method
-from coop.outcome import describe, describe_run, test
-from coop.results import (
+from coop.runs.checkpoint import read_checkpoint, restoring
+from coop.runs.folder import (
     CHECKPOINT,
     PROMPT,
     RESULTS,
@@ -36,9 +33,12 @@ from coop.results import (
     recorded,
     save_prompt,
 )
-from coop.sweep import check_search, exclusive, in_sweep
-from coop.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
-from coop.trainer import build_trainer, set_tf32
+from coop.runs.sweep import check_search, exclusive, in_sweep
+from coop.system.files import write_json
+from coop.training.history import History
+from coop.training.loggers import build_logger, log_results
+from coop.training.module import LitClassifier
+from coop.training.trainer import build_trainer, set_tf32
 
 log = logging.getLogger("coop")
 

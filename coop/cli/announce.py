@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from coop.cli import stop
-from coop.sweep import Standing, standing
+from coop.runs.sweep import Standing, standing
 
 
 class Announce(Callback):

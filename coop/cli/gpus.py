@@ -18,7 +18,7 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
-from coop.sweep import record_failure
+from coop.runs.sweep import record_failure
 
 LOG = "log.txt"
 SECONDS_TO_STOP = 30

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from coop.clip.loading import load_model
 from coop.clip.local import image_tokens
-from coop.clip.sharded import prompt_encoder
-from coop.clip.text import text_blocks, token_embedding
-from coop.clip.weights import load_model
+from coop.clip.text.encoder import text_blocks, token_embedding
+from coop.clip.text.sharded import prompt_encoder
 from coop.errors import CoopError
 
 TEXT_BATCH = 256
@@ -136,11 +136,11 @@ class FrozenCLIP(nn.Module):
             ids: (K, L) token ids; any id below [EOS]'s where a context vector goes.
             slots: (K, L) index of the context vector at each position, -1 for a constant token.
             class_specific: whether `ctx` holds a context for each class, (*, K, M, D), instead of one, (*, M, D).
-            **options: `checkpoint`, `class_chunk`, `shard`; see `coop.clip.sharded.prompt_encoder`, and
-                `coop.clip.text.PromptEncoder.forward` for the call.
+            **options: `checkpoint`, `class_chunk`, `shard`; see `coop.clip.text.sharded.prompt_encoder`, and
+                `coop.clip.text.encoder.PromptEncoder.forward` for the call.
 
         Raises:
-            CoopError: see `coop.clip.text.PromptEncoder`.
+            CoopError: see `coop.clip.text.encoder.PromptEncoder`.
         """
         return prompt_encoder(self.model, ids, slots, class_specific, **options)
 

@@ -7,16 +7,16 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from coop.cli.overrides import as_overrides
 from coop.cli.stop import stoppable
 from coop.config import check, conf_dir, read_dataset
-from coop.data.catalogue import PUBLISHED
-from coop.data.check import report, show_reports
-from coop.data.fewshot import Splits, sample
 from coop.data.manifest import write_manifest
-from coop.data.prepare import prepare
-from coop.data.show import write_picture
+from coop.data.sampling import Splits, sample
+from coop.data.tools.catalogue import PUBLISHED
+from coop.data.tools.check import report, show_reports
+from coop.data.tools.prepare import prepare
+from coop.data.tools.show import write_picture
 from coop.errors import CoopError, exit_code
-from coop.overrides import as_overrides
 
 USAGE = """python -m coop.data COMMAND [NAME ...] [key=value ...]
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from coop.data.features import FeatureExtractor, FixedViews
-from coop.data.fewshot import Item, Splits
 from coop.data.images import open_image
+from coop.data.sampling import Item, Splits
 from coop.data.transforms import Transform, parse_augmentation, reproducible, stable_seed, train_transform
 from coop.errors import CoopError
 

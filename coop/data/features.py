@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from coop.clip.backbone import FeatureKind, FrozenCLIP, normalize
-from coop.data import shares
-from coop.data.cache import FeatureCache, ShardWriter, default_cache_dir
-from coop.data.fewshot import Item
+from coop.data import processes as shares
+from coop.data.feature_cache import FeatureCache, ShardWriter, default_cache_dir
 from coop.data.images import Preprocess, open_image
+from coop.data.sampling import Item
 from coop.data.transforms import reproducible, test_transform, train_transform
-from coop.progress import progress
+from coop.system.progress import progress
 
 # Small batches stay in a CPU's caches: several times faster there than batches that suit a GPU.
 CPU_BATCH, GPU_BATCH = 8, 128

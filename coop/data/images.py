@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from coop.data.listing import printable
+from coop.data.readers.listing import printable
 from coop.errors import CoopError
 
 Preprocess = Callable[[Image.Image], Image.Image]

@@ -11,11 +11,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from coop.data.fewshot import Item, Splits
-from coop.data.listing import shorten
-from coop.data.splits import Row
+from coop.data.readers.listing import shorten
+from coop.data.readers.split_file import Row
+from coop.data.sampling import Item, Splits
 from coop.errors import CoopError
-from coop.files import check_utf8, write_atomically
+from coop.system.files import check_utf8, write_atomically
 from coop.validation import NOT_EMPTY, read_json
 
 FORMAT = "coop-manifest-1"

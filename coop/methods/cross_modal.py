@@ -10,8 +10,8 @@ from torch.nn.functional import linear, relu
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_templates
-from coop.grid import Grid
 from coop.methods.base import Labelled, Method
+from coop.optim.grid import Grid
 
 
 class CrossModal(Method):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.sharded import mean_over_processes
 from coop.clip.templates import check_template
+from coop.clip.text.sharded import mean_over_processes
 from coop.errors import CoopError
 from coop.methods.base import Batch
 from coop.methods.coop import PromptLearner, word_context

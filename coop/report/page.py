@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, Template
 
-from coop.files import write_atomically
 from coop.report import tables
 from coop.report.plots import Plot, plots, render
 from coop.report.published import PLACE
 from coop.report.records import keys_of, shown
 from coop.report.study import Study
 from coop.report.tables import Table, escape_markdown, to_latex, to_markdown
+from coop.system.files import write_atomically
 
 # The files of the last report, so that the next one removes what it does not write again.
 WRITTEN = ".report_files"

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from coop.data.fewshot import Item, Splits
 from coop.data.images import open_image
-from coop.data.mini import MINI
-from coop.data.splits import read_split_file
+from coop.data.readers.mini import MINI
+from coop.data.readers.split_file import read_split_file
+from coop.data.sampling import Item, Splits
 
 COUNTS = {"train": 16, "val": 4, "test": 20}
 NUM_CLASSES = 25

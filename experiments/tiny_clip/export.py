@@ -13,7 +13,7 @@ from text_tower import TextTower, Training
 from torch import Tensor, nn
 
 from coop.errors import CoopError
-from coop.files import write_atomically, write_json
+from coop.system.files import write_atomically, write_json
 
 VOCABULARY = 49408
 SCALES = torch.arange(5.0, 100.5, 0.5)

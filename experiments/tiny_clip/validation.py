@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from coop.data.fewshot import Splits
-from coop.data.splits import read_split_file
+from coop.data.readers.split_file import read_split_file
+from coop.data.sampling import Splits
 
 
 def read_validation(data_root: str | None, *, image_folders: list[str], split_file: str) -> Splits:

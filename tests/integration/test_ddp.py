@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coop.launch import launch
+from coop.cli.hydra_app import launch
 
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 

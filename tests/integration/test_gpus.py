@@ -15,7 +15,7 @@ from test_sweep import contents
 
 from coop import CoopError
 from coop.cli import gpus
-from coop.launch import launch
+from coop.cli.hydra_app import launch
 
 SEEDS = "seed=1,2,3,4,5"
 

@@ -12,7 +12,7 @@ import pytest
 from wandb_files import history, media, offline_folders, run_of, summary, table
 
 from coop import CoopError, dashboard
-from coop.loggers import result_tables
+from coop.training.loggers import result_tables
 
 PER_CLASS = {
     "classes": [{"classname": "ewer", "n_test": 20, "acc": 0.95}, {"classname": "ibis", "n_test": 10, "acc": 0.5}],

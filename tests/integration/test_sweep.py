@@ -17,10 +17,10 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from coop import CoopError, train
-from coop.files import MARK
-from coop.launch import launch
-from coop.overrides import as_override
-from coop.trainer import AtomicCheckpointIO
+from coop.cli.hydra_app import launch
+from coop.cli.overrides import as_override
+from coop.system.files import MARK
+from coop.training.trainer import AtomicCheckpointIO
 
 GRID = ["shots=1,2", "seed=1,2", "method.n_ctx=4"]
 CELLS = 4

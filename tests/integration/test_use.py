@@ -21,7 +21,7 @@ from coop.data.transforms import test_transform as make_test_transform
 from coop.errors import CoopError
 from coop.export import USAGE, require_onnx, write_onnx
 from coop.predict import find_images
-from coop.trained import load_trained
+from coop.runs.trained import load_trained
 
 
 @pytest.fixture(scope="module")

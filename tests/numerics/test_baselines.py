@@ -10,7 +10,6 @@ from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGE
 from sklearn.linear_model import LogisticRegression
 
 from coop import CoopError, FrozenCLIP
-from coop.lit import build_optimizer
 from coop.methods.base import Batch
 from coop.methods.clap import CLAP
 from coop.methods.clip_adapter import RATIOS, ClipAdapter
@@ -21,6 +20,7 @@ from coop.methods.text_linear import TextLinear
 from coop.methods.tip_adapter import TipAdapter
 from coop.methods.zero_shot import ZeroShot
 from coop.methods.zero_shot_ensemble import ZeroShotEnsemble
+from coop.training.module import build_optimizer
 
 NAMES = ["dog", "sea_horse", "grand piano"]
 TEMPLATE = "a photo of a {}."

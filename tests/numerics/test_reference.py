@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from coop import PromptLearner, learning_rate
-from coop.lit import LitClassifier
 from coop.methods.zero_shot import ZeroShot
+from coop.training.module import LitClassifier
 
 CASES = [f"M4_{context}_{position}" for context in ("unified", "csc") for position in ("end", "middle", "front")]
 OPTIMIZER = {"lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1, "warmup_lr": 1e-5}

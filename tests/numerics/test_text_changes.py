@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from coop.clip.snapshot import TURNS, Snapshot
-from coop.clip.text import PackedTower, PlainTower, PromptEncoder
+from coop.clip.text.encoder import PackedTower, PlainTower, PromptEncoder
 
 
 class Doubled(nn.Module):

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from open_clip.model import convert_weights_to_lp
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-from coop.clip.sharded import ShardedPromptEncoder, prompt_encoder
-from coop.clip.text import PackedTower, PlainTower, PromptEncoder, plain_text_features, prompt_embeddings
+from coop.clip.text.encoder import PackedTower, PlainTower, PromptEncoder, plain_text_features, prompt_embeddings
+from coop.clip.text.sharded import ShardedPromptEncoder, prompt_encoder
 from coop.errors import CoopError
 
 # Two to six tokens each; names that end in a bracket or digit merge with the "." behind them, or do not; one is twice.

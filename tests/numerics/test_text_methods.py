@@ -10,8 +10,8 @@ from test_text_exact import NAMES, lower_precision, model, prompts, saved_bytes
 from torch import nn
 
 from coop import FrozenCLIP
-from coop.clip import text
-from coop.clip.text import PackedTower, PlainTower, PromptEncoder, text_blocks
+from coop.clip.text.encoder import PackedTower, PlainTower, PromptEncoder, text_blocks
+from coop.clip.text.encoder import encoder as text
 from coop.errors import CoopError
 
 WIDTH, LAYERS = 64, 3

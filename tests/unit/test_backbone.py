@@ -13,7 +13,7 @@ from clip_folder import write_clip_folder
 from torch.utils.data import DataLoader
 
 from coop import CoopError, FrozenCLIP, PromptLearner
-from coop.lit import LitClassifier
+from coop.training.module import LitClassifier
 
 TEXTS = ["a photo of a dog.", "a rather long photo of a grey cat on a mat.", "x"]
 OPTIMIZER = {

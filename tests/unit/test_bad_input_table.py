@@ -25,27 +25,28 @@ from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
 from coop import cache as cache_command
-from coop import dashboard, export, files, interpret, predict
-from coop.clip import weights
-from coop.commandline import parse
+from coop import dashboard, export, interpret, predict
+from coop.cli.hydra_app import explain
+from coop.cli.options import parse
+from coop.cli.overrides import as_override
+from coop.clip import loading as weights
 from coop.config import DATASET_KEYS, METHOD_KEYS, EvaluateConfig, TrainConfig, check, check_schema, conf_dir, locate
 from coop.data import __main__ as data_command
-from coop.data.cache import open_shard, read_header
-from coop.data.classes import check_names
-from coop.data.classnames import imagenet_classnames, read_classnames
-from coop.data.fewshot import Item, Splits, sample
-from coop.data.folder import read_folder
-from coop.data.huggingface import read_huggingface
-from coop.data.imagenet import read_imagenet
+from coop.data.feature_cache import open_shard, read_header
 from coop.data.images import open_image
 from coop.data.manifest import apply_manifest, write_manifest
-from coop.data.splits import load_rows, read_split_file
-from coop.data.sun397 import read_sun397
-from coop.data.table import read_csv
+from coop.data.readers.classes import check_names
+from coop.data.readers.classnames import imagenet_classnames, read_classnames
+from coop.data.readers.folder import read_folder
+from coop.data.readers.huggingface import read_huggingface
+from coop.data.readers.imagenet import read_imagenet
+from coop.data.readers.split_file import load_rows, read_split_file
+from coop.data.readers.sun397 import read_sun397
+from coop.data.readers.table import read_csv
+from coop.data.sampling import Item, Splits, sample
 from coop.errors import CoopError
-from coop.launch import explain
-from coop.overrides import as_override
 from coop.report import __main__ as report
+from coop.system import files
 
 GROUPS = {group: sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) for group in ("dataset", "method")}
 ODD = os.fsdecode(b"caf\xe9")  # Latin-1

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from coop.cache import run
-from coop.data.cache import FeatureCache, default_cache_dir, identify
+from coop.data.feature_cache import FeatureCache, default_cache_dir, identify
 
 CODE = """
 import sys, torch
 from pathlib import Path
-from coop.data.cache import FeatureCache, identify
+from coop.data.feature_cache import FeatureCache, identify
 root, first = Path(sys.argv[1]), int(sys.argv[2])
 cache = FeatureCache(root / "cache", "key")
 paths = [str(root / f"{i}.jpg") for i in range(40)]
@@ -238,7 +238,7 @@ def test_a_named_pipe_does_not_hang(tmp_path, paths, features, caplog):
 
 
 def test_a_shard_larger_than_what_is_read_at_once(tmp_path, paths, features, monkeypatch):
-    monkeypatch.setattr("coop.data.cache.SLICE", 7)
+    monkeypatch.setattr("coop.data.feature_cache.SLICE", 7)
     cached(tmp_path).add(paths, features)
     assert same(cached(tmp_path).lookup([*paths[30:], *paths[:3], paths[31]]), features[[*range(30, 40), 0, 1, 2, 31]], range(14))  # fmt: skip
 

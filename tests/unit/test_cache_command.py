@@ -10,7 +10,7 @@ import torch
 from safetensors.numpy import save_file
 
 from coop.cache import run
-from coop.data.cache import FeatureCache, identify
+from coop.data.feature_cache import FeatureCache, identify
 
 LISTING, UNPACKED = "0123456789abcdef01234567", "fedcba9876543210fedcba98"
 

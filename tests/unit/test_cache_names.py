@@ -6,7 +6,7 @@ from PIL import Image
 
 from coop.cache import run
 from coop.data.features import FeatureExtractor
-from coop.data.fewshot import Item
+from coop.data.sampling import Item
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from coop.cli.hydra_app import explain
 from coop.config import AUTOCAST, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
-from coop.launch import explain
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
 
 
@@ -113,7 +113,7 @@ def group(name: str) -> list[str]:
         # targets of one's own
         ("method._target_=os.system", ["method._target_=os.system", "Method"]),
         ("method._target_=coop.methods.nope.X", ["method._target_=coop.methods.nope.X"]),
-        ("dataset._target_=coop.data.mini.MINI", ["dataset._target_=coop.data.mini.MINI"]),
+        ("dataset._target_=coop.data.readers.mini.MINI", ["dataset._target_=coop.data.readers.mini.MINI"]),
         ("~method", ["method", "method=NAME"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

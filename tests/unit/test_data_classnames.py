@@ -3,7 +3,7 @@
 import pytest
 
 from coop.clip.templates import clip_templates
-from coop.data.classnames import imagenet_classnames, imagenet_wnids, read_classnames
+from coop.data.readers.classnames import imagenet_classnames, imagenet_wnids, read_classnames
 from coop.errors import CoopError
 
 

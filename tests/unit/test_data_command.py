@@ -10,12 +10,12 @@ from PIL import Image
 
 from coop.config import conf_dir, read_dataset
 from coop.data.__main__ import load_config, run
-from coop.data.catalogue import PUBLISHED
 from coop.data.manifest import apply_manifest
-from coop.data.mini import read_mini
-from coop.data.show import spread
-from coop.data.splits import PUBLISHED as SPLIT_FILES
-from coop.data.splits import load_rows
+from coop.data.readers.mini import read_mini
+from coop.data.readers.split_file import PUBLISHED as SPLIT_FILES
+from coop.data.readers.split_file import load_rows
+from coop.data.tools.catalogue import PUBLISHED
+from coop.data.tools.show import spread
 
 
 @pytest.fixture(autouse=True)
@@ -131,7 +131,7 @@ def test_own_config_file(tmp_path):
         for index in range(4):
             (tmp_path / "mine" / name / f"{index}.jpg").touch()
     lines = [
-        "_target_: coop.data.folder.read_folder",
+        "_target_: coop.data.readers.folder.read_folder",
         "name: birds",
         'template: "a photo of a {}, a type of bird."',
         "classes: all",

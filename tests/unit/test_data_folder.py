@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from coop.data.fewshot import Splits
-from coop.data.folder import read_folder, split_sizes
+from coop.data.readers.folder import read_folder, split_sizes
+from coop.data.sampling import Splits
 from coop.errors import CoopError
 
 

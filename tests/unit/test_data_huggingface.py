@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coop.data.huggingface import image_paths, read_huggingface
 from coop.data.images import open_image
+from coop.data.readers.huggingface import image_paths, read_huggingface
 from coop.errors import CoopError
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from coop.data import index
-from coop.data.cache import default_cache_dir
-from coop.data.index import list_class_folders
-from coop.data.listing import Listing, list_folder
+from coop.data.feature_cache import default_cache_dir
+from coop.data.readers import index
+from coop.data.readers.index import list_class_folders
+from coop.data.readers.listing import Listing, list_folder
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 
 from coop.config import read_dataset
 from coop.data.__main__ import load_config
-from coop.data.catalogue import PUBLISHED
-from coop.data.check import count, report
-from coop.data.classnames import imagenet_wnids
-from coop.data.fewshot import Splits
-from coop.data.splits import PUBLISHED as SPLIT_FILES
-from coop.data.splits import load_rows
+from coop.data.readers.classnames import imagenet_wnids
+from coop.data.readers.split_file import PUBLISHED as SPLIT_FILES
+from coop.data.readers.split_file import load_rows
+from coop.data.sampling import Splits
+from coop.data.tools.catalogue import PUBLISHED
+from coop.data.tools.check import count, report
 from coop.errors import CoopError
 
 SPLIT_SETS = {

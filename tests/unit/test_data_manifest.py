@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from coop.data.fewshot import Splits, sample
-from coop.data.folder import read_folder
 from coop.data.manifest import apply_manifest, write_manifest
+from coop.data.readers.folder import read_folder
+from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
 
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from coop.data.images import open_image
-from coop.data.mini import MINI, SHIFTS, read_mini
-from coop.data.splits import PUBLISHED, load_rows
+from coop.data.readers.mini import MINI, SHIFTS, read_mini
+from coop.data.readers.split_file import PUBLISHED, load_rows
 
 
 def test_counts_and_size():
@@ -81,7 +81,7 @@ def test_equals_a_rebuild_from_caltech101(tmp_path, monkeypatch):
         pytest.skip("COOP_TEST_DATA does not name a folder that holds caltech-101/")
     import runpy
 
-    monkeypatch.setattr("coop.data.mini.MINI", tmp_path)
+    monkeypatch.setattr("coop.data.readers.mini.MINI", tmp_path)
     script = Path(__file__).parents[2] / "experiments/mini_dataset/build.py"
     runpy.run_path(str(script))["main"](data_root)
     assert (tmp_path / "split_mini.json").read_bytes() == (MINI / "split_mini.json").read_bytes()

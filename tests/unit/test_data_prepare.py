@@ -11,9 +11,9 @@ import torchvision
 from PIL import Image
 from torchvision.datasets import utils
 
-from coop.data import frames
-from coop.data.catalogue import PUBLISHED
-from coop.data.prepare import prepare, resume_download, resumed_downloads
+from coop.data.tools import frames
+from coop.data.tools.catalogue import PUBLISHED
+from coop.data.tools.prepare import prepare, resume_download, resumed_downloads
 from coop.errors import CoopError
 
 CONTENT = bytes(range(256)) * 4096

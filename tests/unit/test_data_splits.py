@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coop.data.splits import PUBLISHED, load_rows, read_split_file, splits_from_rows
+from coop.data.readers.split_file import PUBLISHED, load_rows, read_split_file, splits_from_rows
 from coop.errors import CoopError
 
 ROWS = {"train": [["x/1.jpg", 0, "ant"], ["x/2.jpg", 1, "bee"]], "val": [], "test": [["x/3.jpg", 1, "bee"]]}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from coop.data.table import read_csv
+from coop.data.readers.table import read_csv
 from coop.errors import CoopError
 
 

@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from coop import CoopError, FrozenCLIP, Item
+from coop.cli.hydra_app import explain
 from coop.data.datamodule import AugmentedImages, EpochSampler, FeatureSet, FewShotData
 from coop.data.features import FeatureExtractor
-from coop.data.fewshot import Splits
+from coop.data.sampling import Splits
 from coop.data.transforms import train_transform
-from coop.launch import explain
 
 NAMES = ["red", "green", "blue"]
 

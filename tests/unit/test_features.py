@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from coop import CoopError, FrozenCLIP, Item
 from coop.data.features import FeatureExtractor
-from coop.data.mini import SHIFTS
+from coop.data.readers.mini import SHIFTS
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from coop.data.fewshot import Item, Splits, few_shot, sample, select_classes, selected_labels
-from coop.data.splits import PUBLISHED, load_rows
+from coop.data.readers.split_file import PUBLISHED, load_rows
+from coop.data.sampling import Item, Splits, few_shot, sample, select_classes, selected_labels
 from coop.errors import CoopError
 
 REFERENCE = Path(__file__).parents[1] / "data" / "fewshot_caltech101.json.gz"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from coop.errors import CoopError
-from coop.files import DAY, MARK, remove_leftovers, write_atomically, write_json
-from coop.sweep import exclusive
+from coop.runs.sweep import exclusive
+from coop.system.files import DAY, MARK, remove_leftovers, write_atomically, write_json
 
 FORK = multiprocessing.get_context("fork")
 

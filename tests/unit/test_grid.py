@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from coop import CoopError
-from coop.grid import Grid
+from coop.optim.grid import Grid
 from coop.schedule import linear_warmup
 
 STEPS = 30

@@ -15,10 +15,10 @@ from coop import CoopError, FrozenCLIP
 from coop.config import METHOD_KEYS, build_method, check, conf_dir, locate, read_dataset
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
-from coop.data.fewshot import Splits
-from coop.lit import LitClassifier
+from coop.data.sampling import Splits
+from coop.evaluation.metrics import features_for, predict
 from coop.methods import Method
-from coop.scoring import features_for, predict
+from coop.training.module import LitClassifier
 
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
 CLASSES, PER_CLASS = 4, {"train": 3, "val": 3, "test": 4}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from coop.clip.linear import FrozenLinear
+from coop.clip.text.onednn import FrozenLinear
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.702])

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from coop import FrozenCLIP, PromptLearner, learning_rate
-from coop.lit import LitClassifier
 from coop.methods.zero_shot import ZeroShot
+from coop.training.module import LitClassifier
 
 OPTIMIZER = {
     "name": "sgd",

@@ -7,14 +7,14 @@ from methods import quick
 
 from coop import CoopError
 from coop.config import build_method, check, conf_dir, resolve_epochs
-from coop.lit import LitClassifier
 from coop.methods.base import Batch, Method
 from coop.methods.clip_adapter import ClipAdapter
 from coop.methods.image_encoder import ImageEncoder
 from coop.methods.tip_adapter import TipAdapter
 from coop.methods.zero_shot import ZeroShot
-from coop.optimizers import build_optimizer
-from coop.results import load_into, load_prompt, save_prompt
+from coop.optim.optimizers import build_optimizer
+from coop.runs.folder import load_into, load_prompt, save_prompt
+from coop.training.module import LitClassifier
 
 NAMES = ["dog", "sea_horse", "grand piano"]
 METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))

@@ -8,8 +8,8 @@ import pytest
 import torch
 import tqdm.std
 
-from coop.progress import progress
-from coop.trainer import RunProgress
+from coop.system.progress import progress
+from coop.training.trainer import RunProgress
 
 
 class Clock:

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from synthetic_runs import write_evaluation, write_run
 
 from coop.config import conf_dir
-from coop.data.catalogue import PUBLISHED
+from coop.data.tools.catalogue import PUBLISHED
 from coop.errors import CoopError
 from coop.report.page import published_csv
 from coop.report.published import expected_file, read_published

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
-import coop.results
-import coop.sweep
+import coop.runs.folder
+import coop.runs.sweep
 from coop.errors import CoopError
 from coop.report.published import expected_file, read_published
 from coop.report.records import CONFIG, ERROR, RESULTS, keys_of, read_runs, zero_shot_beside
@@ -116,7 +116,7 @@ def test_unfinished_runs_are_named_and_other_tools_files_are_not(tmp_path):
 
 
 def test_names_of_files_are_those_that_runs_write():
-    assert (RESULTS, CONFIG, ERROR) == (coop.results.RESULTS, coop.results.CONFIG, coop.sweep.ERROR)
+    assert (RESULTS, CONFIG, ERROR) == (coop.runs.folder.RESULTS, coop.runs.folder.CONFIG, coop.runs.sweep.ERROR)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 
 from coop import CoopError, FrozenCLIP, PromptLearner
 from coop.config import conf_dir
-from coop.files import write_atomically, write_json
+from coop.evaluation.metrics import predict, score
 from coop.methods.zero_shot import ZeroShot
-from coop.results import (
+from coop.runs.folder import (
     PROMPT,
     RESULTS,
     check_backbone,
@@ -28,7 +28,7 @@ from coop.results import (
     read_results,
     save_prompt,
 )
-from coop.scoring import predict, score
+from coop.system.files import write_atomically, write_json
 
 NAMES = ["dog", "grey_cat", "Ärger"]
 

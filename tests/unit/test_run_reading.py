@@ -7,13 +7,13 @@ import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from coop import PromptLearner, pictures
-from coop.clip.vocabulary import vocabulary
+from coop.clip.text.vocabulary import vocabulary
 from coop.errors import CoopError
-from coop.history import History, moved
+from coop.evaluation.metrics import Predictions, calibration_bins, confused_pairs, per_class, score
+from coop.evaluation.plots import draw_history, draw_per_class
 from coop.interpret import nearest_words
 from coop.methods.linear_probe import LinearProbe
-from coop.pictures import draw_history, draw_per_class
-from coop.scoring import Predictions, calibration_bins, confused_pairs, per_class, score
+from coop.training.history import History, moved
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-import coop.clip.plan as plan_module
-from coop.clip.plan import (
+import coop.clip.text.packing as plan_module
+from coop.clip.text.packing import (
     NO_KEY,
     ROW_WIDTH,
     as_symbols,

@@ -13,18 +13,18 @@ from torch.utils.data import DataLoader
 from coop import CoopError, FrozenCLIP, Item, PromptLearner
 from coop.clip.backbone import normalize
 from coop.clip.noise import noise_for
-from coop.clip.text import plain_text_features, prompt_embeddings
+from coop.clip.text.encoder import plain_text_features, prompt_embeddings
 from coop.clip.transport import sinkhorn
 from coop.config import build_method, check, conf_dir
-from coop.data.fewshot import Splits
-from coop.lit import LitClassifier
+from coop.data.sampling import Splits
+from coop.evaluation.metrics import predict
+from coop.evaluation.targets import Target, for_target, with_published
 from coop.methods.base import Batch
 from coop.methods.cocoop import CoCoOp
 from coop.methods.plot import PLOT
 from coop.methods.prograd import ProGrad
 from coop.methods.tcp import TCP
-from coop.scoring import predict
-from coop.targets import Target, for_target, with_published
+from coop.training.module import LitClassifier
 
 NAMES = ["dog", "sea_horse", "grand piano"]
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}

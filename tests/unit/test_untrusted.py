@@ -16,11 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from coop import CoopError, FrozenCLIP, PromptLearner
-from coop.checkpoint import RUN, check_fit, read_checkpoint
 from coop.config import check, check_dataset, conf_dir, read_dataset
 from coop.data.manifest import manifest_sha256
-from coop.files import write_json
-from coop.results import (
+from coop.runs.checkpoint import RUN, check_fit, read_checkpoint
+from coop.runs.folder import (
     CONFIG,
     PROMPT,
     RESULTS,
@@ -36,8 +35,9 @@ from coop.results import (
     recorded,
     save_prompt,
 )
-from coop.trained import load_trained
-from coop.trust import offered
+from coop.runs.trained import load_trained
+from coop.runs.trust import offered
+from coop.system.files import write_json
 
 NAMES = ["dog", "grey_cat", "Ärger"]
 RESULT = {
@@ -160,7 +160,7 @@ def test_a_reader_is_a_function_of_a_data_root(target):
 
 
 def test_a_reader_returns_splits(monkeypatch):
-    monkeypatch.setattr("coop.data.mini.read_mini", lambda data_root, *, shift: "surprise")
+    monkeypatch.setattr("coop.data.readers.mini.read_mini", lambda data_root, *, shift: "surprise")
     with pytest.raises(CoopError, match="returned str, expected"):
         read_dataset(composed().dataset, None)
 
@@ -616,7 +616,7 @@ def test_an_old_datasets_library_is_refused(tmp_path, monkeypatch):
     """Before version 4 it ran scripts that lie beside the data."""
     from types import SimpleNamespace
 
-    from coop.data.huggingface import read_huggingface
+    from coop.data.readers.huggingface import read_huggingface
 
     old = SimpleNamespace(__version__="2.14.0", load_dataset=lambda *_: pytest.fail("it was loaded"))
     monkeypatch.setitem(sys.modules, "datasets", old)
@@ -628,7 +628,7 @@ def test_an_old_datasets_library_is_refused(tmp_path, monkeypatch):
 def test_a_csv_file_is_text(tmp_path):
     """Formulas, interpolations and paths to anywhere are names; what is no image is not opened as one."""
     from coop.data.images import open_image
-    from coop.data.table import read_csv
+    from coop.data.readers.table import read_csv
 
     rows = [("/etc/passwd", "=cmd|'/C calc'!A0"), ("../../../../etc/passwd", "${oc.env:HOME}")]
     lines = [f"{path},{label},{part}" for path, label in rows for part in ("train", "test")]
@@ -647,7 +647,7 @@ def test_a_cache_of_features_of_others_is_tensors_only(tmp_path):
     """Anything but whole tensors of the right width is set aside; none of it is unpickled."""
     import numpy as np
 
-    from coop.data.cache import FeatureCache
+    from coop.data.feature_cache import FeatureCache
 
     cache = FeatureCache(tmp_path, "key")
     identities = np.array([b"0123456789abcdef"], dtype="S16")
@@ -683,7 +683,7 @@ def test_a_cache_of_features_of_others_is_tensors_only(tmp_path):
     ],
 )
 def test_a_bare_word_or_null_names_the_fix(monkeypatch, word, message):
-    from coop.launch import explain
+    from coop.cli.hydra_app import explain
 
     monkeypatch.setattr(sys, "argv", ["train.py", word])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(Exception) as caught:
@@ -693,7 +693,7 @@ def test_a_bare_word_or_null_names_the_fix(monkeypatch, word, message):
 
 def test_a_link_in_a_folder_of_others_leads_nowhere(tmp_path):
     """Neither a lock nor a config is written through a symbolic link that came with the folder."""
-    from coop.sweep import exclusive
+    from coop.runs.sweep import exclusive
 
     mine, folder = tmp_path / "mine.txt", tmp_path / "run"
     mine.write_text("precious")

@@ -12,7 +12,7 @@ from clip_folder import CONFIG, PREPROCESS, write_clip_folder
 from safetensors.torch import save_file
 
 from coop import CoopError, FrozenCLIP
-from coop.clip import weights
+from coop.clip import loading as weights
 
 TEXTS = ["a photo of a dog.", "a cat"]
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from coop import FrozenCLIP
-from coop.lit import LitClassifier
 from coop.methods import Method
+from coop.training.module import LitClassifier
 
 CLASSNAMES = small.CLASSNAMES
 #: Dassl's protocol, unless a file says otherwise.

@@ -8,8 +8,8 @@ import small_vit_clip as small
 import torch
 
 from coop.clip.backbone import normalize
-from coop.grid import Grid
 from coop.methods.cross_modal import CrossModal
+from coop.optim.grid import Grid
 from coop.schedule import linear_warmup
 from reference_checks.common import CLASSNAMES, clip, close, close_gradient, close_tensor, images, labels, start
 

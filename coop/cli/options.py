@@ -1,0 +1,73 @@
+"""Commands that do not start under Hydra: their words and options, and what a user reads when something is wrong."""
+
+import logging
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
+
+from omegaconf import MISSING
+
+from coop.cli.stop import stoppable
+from coop.errors import CoopError, exit_code
+from coop.system.files import check_utf8
+from coop.system.memory import keep_freed_memory
+from coop.validation import read_text
+
+
+def parse(words: list[str], options: type) -> tuple[list[str], Any]:
+    """Words, and key=value options held against a schema.
+
+    A word is an option if what stands before its "=" is one of the schema's keys, or if it looks like an option that
+    there is not; a path may have "=" in it, as the folders of sweeps do.
+
+    Args:
+        words: the command line.
+        options: a dataclass.
+
+    Returns:
+        The other words, and an object of that dataclass.
+
+    Raises:
+        CoopError: an unknown option, a value of the wrong type or out of bounds, or a required one that is missing.
+    """
+    annotations = typing.get_type_hints(options, include_extras=True)
+    plain, given = [], {}
+    for word in _config_dir(words, list(annotations)):
+        check_utf8(word)
+        key, is_pair, text = word.partition("=")
+        if is_pair and key in annotations:
+            given[key] = read_text(key, text, annotations[key])
+            continue
+        if word.startswith("-") or (is_pair and key.isidentifier() and not os.path.exists(word)):
+            raise CoopError(f"{word}: there is no such option; options are {', '.join(f'{k}=' for k in annotations)}")
+        plain.append(word)
+    required = (field.name for field in fields(options) if field.default == MISSING and field.name not in given)
+    if missing := next(required, None):
+        raise CoopError(f"{missing}= is missing")
+    return plain, options(**given)
+
+
+def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
+    """Words with Hydra's `--config-dir DIR` as one option, where a command has it."""
+    remaining = iter(words)
+    for word in remaining:
+        name, _, value = word.partition("=")
+        if name == "--config-dir" and "config_dir" in keys:
+            yield f"config_dir={value or next(remaining, '')}"
+        else:
+            yield word
+
+
+@stoppable()
+def run(main: Callable[[list[str]], int], usage: str) -> None:
+    """Run a command that loads a model, and exit; without words, or with --help, show its usage."""
+    words = sys.argv[1:]
+    if not words or {"-h", "--help"} & set(words):
+        print(usage)
+        sys.exit(0)
+    keep_freed_memory()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    sys.exit(exit_code(main, words))

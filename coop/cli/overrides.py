@@ -1,0 +1,91 @@
+"""Words of the command line as Hydra's grammar takes them: what a person means as text is quoted."""
+
+import os
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from coop.system.files import check_utf8
+
+# What may lie between the elements of a list, and of a mapping.
+BETWEEN = {"[": r"[^,\[\]{}]+", "{": r"[^,:\[\]{}]+"}
+CLOSING = {"[": "]", "{": "}"}
+
+
+def as_overrides(words: Sequence[str]) -> list[str]:
+    """The words of a command line for Hydra.
+
+    Raises:
+        CoopError: a word that is not UTF-8, which no config file can hold.
+    """
+    sweeps = any(word in ("-m", "--multirun") or word.startswith(("+exp=", "hydra.mode=")) for word in words)
+    return [as_override(word, sweeps) for word in words]
+
+
+def as_override(word: str, sweeps: bool = False) -> str:
+    """A word `key=value`, with the value quoted where Hydra would read something else in it than its text.
+
+    Umlauts, quotes, emoji and line breaks are no part of Hydra's grammar; paths and sentences have them. A value that
+    is a path that is there is one value, whatever is in it, and so is a sentence with commas where nothing is swept.
+
+    Args:
+        word: as the shell gives it.
+        sweeps: whether values that commas part are those of a sweep.
+
+    Raises:
+        CoopError: a word that is not UTF-8, which no config file can hold.
+    """
+    check_utf8(word)
+    key, _, value = word.partition("=")
+    if not value or word.startswith("-") or _is_quoted(value):
+        return word
+    if os.path.exists(os.path.expanduser(value)):
+        return word if _text_of(word) == value else f"{key}={quoted(value)}"
+    parsed = _parse(word)
+    if parsed is not None:
+        is_sentence = parsed.is_sweep_override() and not sweeps and " " in value and "." in key
+        return f"{key}={quoted(value)}" if is_sentence else word
+    if value[-1] == CLOSING.get(value[0]):
+        return f"{key}={re.sub(BETWEEN[value[0]], lambda run: _readable(run[0]), value)}"
+    return f"{key}={','.join(map(_readable, value.split(','))) if sweeps else quoted(value)}"
+
+
+def quoted(text: str) -> str:
+    """Text as a quoted value of Hydra's grammar, in which a backslash escapes where it stands before a quote."""
+    parts = text.split("'")
+    escaped = [part + "\\" * (len(part) - len(part.rstrip("\\"))) for part in parts]
+    return "'" + "\\'".join(escaped).replace("${", "\\${") + "'"
+
+
+def _is_quoted(value: str) -> bool:
+    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+
+
+def _parse(word: str) -> Override | None:
+    try:
+        return _parser().parse_override(word)
+    except HydraException:
+        return None
+
+
+def _text_of(word: str) -> str | None:
+    """The text that Hydra reads in a word, if it is one value."""
+    parsed = _parse(word)
+    if parsed is None or parsed.is_sweep_override() or "${" in word:
+        return None
+    return str(parsed.value())
+
+
+@cache
+def _parser() -> OverridesParser:
+    return OverridesParser.create()
+
+
+def _readable(element: str) -> str:
+    """An element of a list, quoted if Hydra cannot read it."""
+    text = element.strip()
+    return element if not text or _parse(f"key={text}") else quoted(text)

@@ -1,0 +1,276 @@
+"""Image features kept on disk, one row per image, so that no frozen tower sees the same image twice.
+
+An entry is a folder named by the content of what makes features: weights, preprocessing, view, precision. Inside lie
+shards, each written whole by one process under a name of its own; readers take all shards there are. So writers never
+wait for each other, a half-written file is never read, and a changed image (path, size or time) is simply not found.
+"""
+
+import hashlib
+import logging
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+
+from coop.errors import CoopError
+from coop.system.files import write_atomically
+
+log = logging.getLogger("coop")
+
+FORMAT = 1
+IDENTITY_BYTES = 16
+NO_FILE = b"\0" * IDENTITY_BYTES
+CHECKSUM = "crc32"  # key in a shard's metadata; shards of earlier versions have none
+DAMAGED = ".damaged"  # the ending of a shard that was set aside
+SLICE = 16384  # rows read at once: a shard may be as large as all features of ImageNet
+# A kill loses at most so many images, and at most so many seconds of work.
+SHARD_ROWS, SHARD_SECONDS = 4096, 30
+
+_warned: set[Path] = set()
+
+
+def default_cache_dir() -> Path:
+    """Where features are kept unless the config says otherwise: $COOP_CACHE, else ~/.cache/coop."""
+    return Path(os.environ.get("COOP_CACHE", "~/.cache/coop")).expanduser()
+
+
+class FeatureCache:
+    """The rows of one entry.
+
+    Args:
+        root: the cache's folder.
+        key: everything but the image itself that features depend on; compared by its text form.
+    """
+
+    def __init__(self, root: Path, *key: object):
+        name = hashlib.sha256(repr((FORMAT, torch.__version__, *key)).encode()).hexdigest()[:32]
+        self.folder = root / "features" / name
+
+    def lookup(self, identities: np.ndarray, features: Tensor) -> np.ndarray:
+        """Which images are in the cache.
+
+        A shard that is damaged is set aside with a warning, and its images count as not found.
+
+        Args:
+            identities: (N), of the images (`identify`).
+            features: (N, E), float32, on the CPU; the rows of images that are found are filled in.
+
+        Returns:
+            A mask (N).
+        """
+        wanted = _Wanted(identities)
+        for shard in sorted(self.folder.glob("*.safetensors")):
+            if wanted.found.all():
+                break
+            try:
+                wanted.read(shard, features)
+            except (SafetensorError, OSError, ValueError) as error:
+                _set_aside(shard, error)
+        return wanted.fill(features)
+
+    def add(self, identities: np.ndarray, features: Tensor, about: Mapping[str, str] | None = None) -> bool:
+        """Keep features of these images. A folder that cannot be written costs a warning, not the run.
+
+        Args:
+            identities: (N), of the images; one whose file has gone away is not kept.
+            features: (N, E), theirs, in the same order.
+            about: what a person wants to know of them; `python -m coop.cache` shows it.
+
+        Returns:
+            Whether they could be kept.
+        """
+        there = identities != NO_FILE
+        if not there.any():
+            return True
+        tensors = {
+            "identities": np.frombuffer(identities[there].tobytes(), np.uint8).reshape(-1, IDENTITY_BYTES),
+            "features": np.ascontiguousarray(features.numpy()[there]),
+        }
+        checksum = zlib.crc32(tensors["features"], zlib.crc32(tensors["identities"]))
+        content = save(tensors, metadata={**(about or {}), CHECKSUM: f"{checksum:08x}"})
+        try:
+            write_atomically(self.folder / f"{uuid.uuid4().hex}.safetensors", content)
+        except CoopError as error:
+            log.warning("features are not kept for later runs: %s", error)
+            return False
+        return True
+
+
+class _Wanted:
+    """Images that are looked for: each identity once, in order."""
+
+    def __init__(self, identities: np.ndarray):
+        self.identities, self.first, self.inverse = np.unique(identities, return_index=True, return_inverse=True)
+        self.found = self.identities == NO_FILE  # nothing to look for
+        self.missing_file = self.found.copy()
+
+    def read(self, shard: Path, features: Tensor) -> None:
+        """Fill in the rows that a shard has and that are not there yet.
+
+        Raises:
+            SafetensorError, OSError, ValueError: the shard is damaged; nothing counts as found.
+        """
+        with open_shard(shard) as file:
+            header = read_header(file)
+            if header.width != features.shape[1]:
+                raise ValueError(f"features of width {header.width}, expected {features.shape[1]}")
+            stored = file.get_slice("identities")[:]
+            place = np.searchsorted(self.identities, stored.view(f"S{IDENTITY_BYTES}")[:, 0])
+            place[place == len(self.identities)] = 0
+            hits = self.identities[place] == stored.view(f"S{IDENTITY_BYTES}")[:, 0]
+            hits &= ~self.found[place]
+            if hits.any():
+                self._copy(file, header, stored, np.where(hits, place, -1), features)
+        self.found[place[hits]] = True
+
+    def _copy(self, file, header: "Header", stored: np.ndarray, place: np.ndarray, features: Tensor) -> None:
+        rows, checksum = file.get_slice("features"), zlib.crc32(stored)
+        for start in range(0, header.rows, SLICE):
+            end = min(start + SLICE, header.rows)
+            part, where = rows[start:end], place[start:end]
+            checksum = zlib.crc32(part, checksum)
+            if not np.isfinite(part).all():
+                raise ValueError("features that are not finite")
+            features.numpy()[self.first[where[where >= 0]]] = part[where >= 0]
+        if header.checksum not in (None, f"{checksum:08x}"):
+            raise ValueError("its checksum does not fit its content")
+
+    def fill(self, features: Tensor) -> np.ndarray:
+        """The mask of what was found, after images that were asked for twice have their rows twice."""
+        found, first = (self.found & ~self.missing_file)[self.inverse], self.first[self.inverse]
+        again = np.flatnonzero(found & (first != np.arange(len(first))))
+        features.numpy()[again] = features.numpy()[first[again]]
+        return found
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a shard says of itself.
+
+    Attributes:
+        rows: number of images.
+        width: E.
+        checksum: of its content; None for a shard of an earlier version.
+        about: what a person wants to know.
+    """
+
+    rows: int
+    width: int
+    checksum: str | None
+    about: dict[str, str]
+
+
+def open_shard(path: Path):
+    """A shard to read from.
+
+    Raises:
+        OSError: it cannot be read just now.
+        ValueError: it is not one.
+    """
+    if not path.is_file():  # opening a named pipe would wait for ever
+        raise ValueError("not a file")
+    try:
+        return safe_open(path, framework="np")
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+
+
+def read_header(file) -> Header:
+    """The header of an open shard.
+
+    Raises:
+        ValueError: a form that no shard has.
+    """
+    if sorted(file.keys()) != ["features", "identities"]:
+        raise ValueError(f"holds {', '.join(file.keys()) or 'nothing'}, expected features and identities")
+    features, identities = file.get_slice("features"), file.get_slice("identities")
+    shape = features.get_shape()
+    if features.get_dtype() != "F32" or len(shape) != 2:
+        raise ValueError(f"features of type {features.get_dtype()} and shape {shape}, expected F32 and (N, E)")
+    if identities.get_dtype() != "U8" or identities.get_shape() != [shape[0], IDENTITY_BYTES]:
+        raise ValueError(f"identities of shape {identities.get_shape()} for {shape[0]} images")
+    about = dict(file.metadata() or {})
+    return Header(*shape, about.pop(CHECKSUM, None), about)
+
+
+def _set_aside(shard: Path, error: Exception) -> None:
+    """Say once what is wrong with a shard, and let no later run read it; what cannot be read just now stays."""
+    if not os.path.lexists(shard):  # another process has done so, or `python -m coop.cache clear`
+        return
+    if shard not in _warned:
+        log.warning("%s: unreadable, its images are encoded again (%s)", shard, error)
+    _warned.add(shard)
+    if isinstance(error, ValueError) and shard.is_file():
+        try:
+            os.replace(shard, shard.with_suffix(DAMAGED))
+        except OSError:
+            log.debug("%s stays where it is", shard)
+
+
+class ShardWriter:
+    """Keeps features as they are computed, a shard now and then; used in a `with`, which ends with what is left.
+
+    Args:
+        cache: where.
+        paths: (N), of the images.
+        features: (N, E), filled in by whoever calls `computed`.
+        about: as in `FeatureCache.add`.
+    """
+
+    def __init__(self, cache: FeatureCache, paths: Sequence[str], features: Tensor, about: Mapping[str, str]):
+        self.cache, self.paths, self.features, self.about = cache, paths, features, about
+        self.identities = np.zeros(len(paths), f"S{IDENTITY_BYTES}")
+        self.pending: list[int] = []
+        self.since, self.works = time.monotonic(), True
+
+    def identify(self, rows: np.ndarray) -> np.ndarray:
+        """Identities of these images, looked at once and before they are read."""
+        new = rows[self.identities[rows] == NO_FILE]
+        self.identities[new] = identify([self.paths[row] for row in new])
+        return self.identities[rows]
+
+    def __enter__(self) -> "ShardWriter":
+        self.since = time.monotonic()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.flush()
+
+    def computed(self, rows: np.ndarray) -> None:
+        """These rows of the features are there now."""
+        self.pending += rows.tolist()
+        if len(self.pending) >= SHARD_ROWS or time.monotonic() - self.since >= SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not on disk yet; a disk that refused once is not asked again."""
+        rows, self.pending = np.array(self.pending, int), []
+        if len(rows) and self.works:
+            # An image that was replaced meanwhile must not be found under its new identity.
+            rows = rows[identify([self.paths[row] for row in rows]) == self.identities[rows]]
+            self.works = self.cache.add(self.identities[rows], self.features[torch.from_numpy(rows)], self.about)
+        self.since = time.monotonic()
+
+
+def identify(paths: Sequence[str]) -> np.ndarray:
+    """Identities (N) of images, 16 bytes each."""
+    return np.frombuffer(b"".join(map(identity, paths)), f"S{IDENTITY_BYTES}")
+
+
+def identity(path: str) -> bytes:
+    """What an image is recognised by: where it lies, its size, and when it was changed."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return NO_FILE  # never found: opening the image will say what is wrong
+    text = f"{os.path.abspath(path)}\n{status.st_size}\n{status.st_mtime_ns}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=IDENTITY_BYTES).digest()

@@ -1,0 +1,182 @@
+"""A user's own photographs: one folder per class, with or without train/val/test folders above them."""
+
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from coop.data.readers.classnames import read_classnames
+from coop.data.readers.listing import list_folder, log, shorten, warn_left_out
+from coop.data.sampling import Item, Splits
+from coop.errors import CoopError
+
+VAL_NAMES = ("val", "valid", "validation")
+PART_OF = {"train": "train", "test": "test"} | dict.fromkeys(VAL_NAMES, "val")  # splits by the names users give them
+TRAIN_SHARE, VAL_SHARE = 0.5, 0.2
+
+Names = dict[str | int, str] | str | None  # by label, or the path of a list
+Images = dict[str, list[str]]  # paths by class folder, both sorted
+
+
+def read_folder(data_root: str | None, *, path: str | None = None, classnames: Names = None, seed: int = 1) -> Splits:
+    """Read class folders.
+
+    With `train` and `test` (and `val`, `valid` or `validation`) folders inside, these are the splits. Without them,
+    each class is split 50/20/30 by `seed`, and `origin` is "generated". Class names are the folders' names.
+
+    Args:
+        data_root: not used.
+        path: the folder that holds the class folders, or the train/val/test folders.
+        classnames: names other than the folders': a mapping, folder to name, or a file of `folder name` lines.
+        seed: seed of the 50/20/30 split; another seed gives another test set.
+
+    Raises:
+        CoopError: no folder given, no classes, an empty class, a wrong folder level, or a class that train lacks.
+    """
+    if not path:
+        raise CoopError("dataset=folder needs dataset.path=DIR, the folder that holds one folder per class")
+    root = Path(path).expanduser()
+    above = split_folders(root)
+    if above:
+        parts = {part: class_images(root / name) if name else {} for part, name in above.items()}
+        check_classes(root, parts)
+        origin = "own"
+    else:
+        parts = split_each_class(root, class_images(root), seed)
+        origin = "generated"
+    folders = sorted(parts["train"])
+    names = name_classes(folders, classnames, root)
+    items = {part: to_items(images, folders, names) for part, images in parts.items()}
+    return Splits(**items, classnames=names, origin=origin)
+
+
+def split_folders(root: Path) -> dict[str, str | None] | None:
+    """Names of the folders that hold train, val and test, or None if `root` holds the class folders themselves."""
+    listing = list_folder(root)
+    if "train" not in listing.folders or list_folder(root / "train").images:
+        return None  # a class may be called "train"; then images lie right in it
+    vals = [name for name in VAL_NAMES if name in listing.folders]
+    if len(vals) > 1:
+        raise CoopError(f"{root}: both {vals[0]}/ and {vals[1]}/ are there; keep one of them as the validation folder")
+    if "test" not in listing.folders:
+        raise CoopError(
+            f"{root}: there is train/ but no test/ (found: {shorten(listing.folders)}). Accuracy is measured on "
+            "test/: rename a folder to test/, or have a folder of classes alone split 50/20/30 (dataset.path)"
+        )
+    if extra := sorted(set(listing.folders) - {"train", "test", *vals}):
+        log.warning("%s: these folders stand beside train/ and test/ and are left out: %s", root, shorten(extra))
+    return {"train": "train", "val": vals[0] if vals else None, "test": "test"}
+
+
+def class_images(root: Path) -> Images:
+    """List the class folders of `root`: image paths by folder name, both sorted.
+
+    Raises:
+        CoopError: no class folders, a class without images, or folders of the wrong level.
+    """
+    top = list_folder(root)
+    if not top.folders:
+        what = f"{len(top.images)} images but no class folders" if top.images else "no class folders"
+        raise CoopError(f"{root}: holds {what}. Expected one folder per class, its images inside: {root}/CLASS/x.jpg")
+    listings = {name: list_folder(root / name) for name in top.folders}
+    _check_levels(root, listings)
+    warn_left_out(root, [*top.images, *top.others, *_others(listings)])
+    base = str(root)
+    return {name: [os.path.join(base, name, image) for image in listing.images] for name, listing in listings.items()}
+
+
+def _check_levels(root: Path, listings: dict) -> None:
+    deeper = [name for name, listing in listings.items() if listing.folders and not listing.images]
+    if deeper:
+        raise CoopError(
+            f"{root}: the folder {deeper[0]}/ holds folders ({shorten(listings[deeper[0]].folders)}) and no images. "
+            f"If those are the classes, give {root / deeper[0]} instead; splits are called train, val and test"
+        )
+    empty = [name for name, listing in listings.items() if not listing.images]
+    if empty:
+        raise CoopError(f"{root}: no images in the class folder {shorten(empty)}. Add images or remove the folder")
+    mixed = [f"{name}/{inner}" for name, listing in listings.items() for inner in listing.folders]
+    if mixed:
+        log.warning("%s: folders inside class folders are left out: %s", root, shorten(mixed))
+
+
+def _others(listings: dict) -> list[str]:
+    return [f"{name}/{other}" for name, listing in listings.items() for other in listing.others]
+
+
+def check_classes(root: Path, parts: dict[str, Images]) -> None:
+    """Check that all splits have the same classes.
+
+    Raises:
+        CoopError: val or test holds a class that train lacks. The other way round is a warning.
+    """
+    train = set(parts["train"])
+    for part in ("val", "test"):
+        if unknown := sorted(set(parts[part]) - train):
+            raise CoopError(
+                f"{root}: {part} has classes that train has not: {shorten(unknown)}. A class has to have the same name "
+                "in all splits (upper and lower case too); rename or move them"
+            )
+        if parts[part] and (absent := sorted(train - set(parts[part]))):
+            log.warning("%s: classes without images in %s: %s", root, part, shorten(absent))
+
+
+def split_each_class(root: Path, images: Images, seed: int) -> dict[str, Images]:
+    """Split each class 50/20/30 into train, val and test; one generator, classes and images in sorted order."""
+    rng = random.Random(seed)
+    parts: dict[str, Images] = {"train": {}, "val": {}, "test": {}}
+    single = []
+    for name in sorted(images):
+        paths = sorted(images[name])
+        shuffled = rng.sample(paths, len(paths))
+        num_train, num_val = split_sizes(len(paths))
+        parts["train"][name] = shuffled[:num_train]
+        parts["val"][name] = shuffled[num_train : num_train + num_val]
+        parts["test"][name] = shuffled[num_train + num_val :]
+        if len(paths) == 1:
+            single.append(name)
+    if single:
+        log.warning("%s: classes of a single image, which is in train; none in test: %s", root, shorten(single))
+    if not any(parts["test"].values()):
+        raise CoopError(f"{root}: every class has a single image, so nothing is left to test on. Add images")
+    return parts
+
+
+def split_sizes(count: int) -> tuple[int, int]:
+    """Numbers of training and validation images out of `count`; at least one of each is kept for train and test."""
+    num_train = max(1, round(count * TRAIN_SHARE))
+    return num_train, max(0, min(round(count * VAL_SHARE), count - num_train - 1))
+
+
+def name_classes(folders: Sequence[str], names: Names, root: Path) -> list[str]:
+    """Names of the class folders: their own, or those given.
+
+    Args:
+        folders: class folders, or labels of a list.
+        names: by folder, or the path of a file of `folder name` lines; None for the folders' own names.
+        root: the data set, for messages.
+
+    Raises:
+        CoopError: a folder has no name. A name without a folder is a warning.
+    """
+    if names is None:
+        return list(folders)
+    source = names if isinstance(names, str) else "dataset.classnames"
+    by_folder = read_classnames(names) if isinstance(names, str) else {str(key): str(names[key]) for key in names}
+    if unlisted := [folder for folder in folders if folder not in by_folder]:
+        raise CoopError(
+            f"{root}: classes that are not in {source}: {shorten(unlisted)}. Give each of them a name there, or take "
+            "it out of the data set"
+        )
+    if absent := [folder for folder in by_folder if folder not in set(folders)]:
+        log.warning("%s: %d classes of %s have no images: %s", root, len(absent), source, shorten(absent))
+    return [by_folder[folder] for folder in folders]
+
+
+def to_items(images: Images, folders: Sequence[str], classnames: Sequence[str]) -> list[Item]:
+    """Items of all classes in the order of `folders`; labels are positions in it."""
+    return [
+        Item(path, label, name)
+        for label, (folder, name) in enumerate(zip(folders, classnames, strict=True))
+        for path in images.get(folder, [])
+    ]

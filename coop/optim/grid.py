@@ -1,0 +1,151 @@
+"""Settings of AdamW tried side by side: many small models in the time of one, the best on validation images kept."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coop.errors import CoopError
+from coop.optim.optimizers import StackedAdamW
+from coop.schedule import linear_warmup
+
+#: S models, tensors (S, ...), of x (B, E) to logits (B, S, K): scores(x, *tensors).
+Scores = Callable[..., Tensor]
+#: Features (N, E) and labels (N).
+Samples = tuple[Tensor, Tensor]
+
+
+@dataclass
+class Grid:
+    """Every combination of these values is a setting; each model is trained as if it were alone.
+
+    Args:
+        lr: learning rates.
+        weight_decay: decoupled ones (AdamW).
+        batch_size: of a step.
+        iterations: T, of each setting.
+        warmup: steps of a rising learning rate (`coop.schedule.linear_warmup`).
+        interval: steps between validations, the first of which comes after the first step.
+    """
+
+    lr: Sequence[float]
+    weight_decay: Sequence[float]
+    batch_size: Sequence[int]
+    iterations: int
+    warmup: int = 50
+    interval: int = 100
+
+    def check(self) -> None:
+        """Raises CoopError for a value that no training could have, naming the method's option."""
+        kinds = {"lr": ((int, float), 1e-12, "above 0"), "weight_decay": ((int, float), 0, "not negative")}
+        for key, (kind, least, wanted) in (kinds | {"batch_size": (int, 2, "whole, 2 or more")}).items():
+            values = getattr(self, key)
+            if not values or not all(isinstance(value, kind) and value >= least for value in values):
+                raise CoopError(f"method.{key}={values}: must be a list of numbers, each {wanted}")
+        if self.iterations < 1:
+            raise CoopError(f"method.iterations={self.iterations}: must be at least 1")
+
+    def check_single(self, why: str) -> None:
+        """Raises CoopError, which begins with the reason, where there are several settings to choose from."""
+        for key in ("lr", "weight_decay", "batch_size"):
+            if len(values := getattr(self, key)) > 1:
+                raise CoopError(f"{why}: nothing to choose among method.{key}={values} on; give one: [{values[0]}]")
+
+    def batches(self, *counts: int) -> dict[int, Tensor]:
+        """Rows (T, B) of all batches by their size, an equal part from each kind of samples.
+
+        A size whose part is not below the number of samples of every kind is left out, unless all are.
+
+        Args:
+            counts: number of samples of each kind, which follow each other.
+        """
+        generator = torch.Generator().manual_seed(torch.initial_seed())  # the run's seed
+        room, parts = min(counts), {size: size // len(counts) for size in self.batch_size}
+        fitting = {size: part for size, part in parts.items() if part < room}
+        return {
+            size: torch.cat([sum(counts[:i]) + self._shuffled(n, part, generator) for i, n in enumerate(counts)], dim=1)
+            for size, part in (fitting or {room * len(counts): room}).items()
+        }
+
+    def _shuffled(self, count: int, size: int, generator: torch.Generator) -> Tensor:
+        """Rows (T, size) of passes over so many samples, each in an order of its own, without its incomplete batch."""
+        whole = count // size
+        passes = -(-self.iterations // whole)
+        orders = [torch.randperm(count, generator=generator)[: whole * size] for _ in range(passes)]
+        return torch.cat(orders).view(-1, size)[: self.iterations]
+
+    def descend(
+        self, start: Sequence[Tensor], scores: Scores, samples: Samples, rows: Tensor
+    ) -> Iterator[tuple[Tensor, list[Tensor]]]:
+        """Train one model for each pair of lr and weight_decay, in this order (the last changes fastest).
+
+        Args:
+            start: tensors of every model.
+            scores: logits of all models.
+            samples: N of them.
+            rows: (T, B), the samples of each step.
+
+        Yields:
+            Losses (S) before each step, and the models after it.
+        """
+        (x, y), (lr, decay) = samples, zip(*product(self.lr, self.weight_decay), strict=True)
+        models = [tensor.to(x).expand(len(lr), *tensor.shape).clone().requires_grad_() for tensor in start]
+        rates = torch.tensor([linear_warmup(self.iterations, each, self.warmup) for each in lr], device=x.device).T
+        optimizer = StackedAdamW(models, torch.tensor(decay, dtype=x.dtype, device=x.device))
+        for batch, rate in zip(rows.to(x.device), rates, strict=True):
+            with torch.enable_grad():
+                logits, labels = scores(x[batch], *models).flatten(0, 1), y[batch].repeat_interleave(len(lr))
+                losses = F.cross_entropy(logits, labels, reduction="none").view(-1, len(lr)).mean(dim=0)
+                gradients = torch.autograd.grad(losses.sum(), models)
+            optimizer.step(gradients, rate)
+            yield losses.detach(), [model.detach() for model in models]
+
+    def best(
+        self, start: Sequence[Tensor], scores: Scores, samples: Samples, rows: Mapping[int, Tensor], val: Samples
+    ) -> tuple[list[Tensor], dict[str, float]]:
+        """The first best setting at its first best step; without validation images the only one at its last.
+
+        Args:
+            start: see `descend`.
+            scores: see `descend`.
+            samples: to train on.
+            rows: see `descend`, by batch size.
+            val: to choose on.
+
+        Returns:
+            The tensors of the best model, and what was chosen.
+
+        Raises:
+            CoopError: several settings, and no validation images.
+        """
+        if not len(val[1]):
+            self.check_single("no validation images")
+        tried = [self._best_steps(self.descend(start, scores, samples, each), scores, val) for each in rows.values()]
+        most = torch.stack([correct for correct, _, _ in tried], dim=1)
+        pair, size = divmod(int(most.flatten().argmax()), len(tried))
+        _, at, models = tried[size]
+        lr, decay = list(product(self.lr, self.weight_decay))[pair]
+        chosen = {"lr": lr, "weight_decay": decay, "batch_size": list(rows)[size], "iteration": int(at[pair])}
+        return [tensor[pair] for tensor in models], chosen if len(val[1]) else {}
+
+    def _best_steps(
+        self, steps: Iterator[tuple[Tensor, list[Tensor]]], scores: Scores, val: Samples
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Of each model how many validation images it has right at best (S), when (S), and its tensors then."""
+        (x, y), most = val, None
+        for t, (_, models) in enumerate(steps):
+            if not len(y) or t % self.interval:
+                continue
+            correct = (scores(x, *models).argmax(dim=2) == y[:, None]).sum(dim=0)
+            if most is None:
+                most, at, kept = torch.full_like(correct, -1), torch.zeros_like(correct), models
+            better = correct > most
+            most, at = torch.where(better, correct, most), torch.where(better, t, at)
+            kept = [torch.where(better.view(-1, *[1] * (k.ndim - 1)), m, k) for m, k in zip(models, kept, strict=True)]
+        if most is None:
+            most, kept = torch.zeros(len(models[0])), models
+            at = torch.full_like(most, t)
+        return most, at, kept

@@ -1,0 +1,69 @@
+"""A finished run, ready for use: its method with what it learned."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from coop.clip.backbone import FrozenCLIP
+from coop.config import BackboneConfig, build_method, check_method
+from coop.errors import CoopError
+from coop.methods import Method
+from coop.runs.folder import CONFIG, PROMPT, Prompt, check_backbone, load_config, load_into, load_prompt
+from coop.runs.trust import check_offered, check_weights
+from coop.training.trainer import set_tf32
+
+
+class Trained(NamedTuple):
+    """A method for the classes it was trained with, in eval mode, on its device; the run's config; its prompt file."""
+
+    method: Method
+    cfg: DictConfig
+    prompt: Prompt
+
+
+def load_trained(
+    run_dir: Path, backbone: DictConfig | None = None, accelerator: str = "auto", config_dir: str | None = None
+) -> Trained:
+    """Load a run's backbone and what the run learned; this process computes with the run's tf32 from now on.
+
+    Args:
+        run_dir: the folder of a finished run.
+        backbone: where to load the backbone from, if not from where the run did.
+        accelerator: Lightning's name of a device.
+        config_dir: a folder of the user's own configs, whose methods may be loaded beside the package's.
+
+    Raises:
+        CoopError: not the folder of a run, another backbone than the run's, or a method that this installation does
+            not offer.
+    """
+    prompt, cfg = load_prompt(run_dir / PROMPT), load_config(run_dir)
+    check_offered("method", cfg.method, run_dir / CONFIG, config_dir)
+    try:
+        check_method(cfg.method)
+    except CoopError as error:
+        raise CoopError(f"{run_dir / CONFIG}: {error}") from error
+    if backbone is None:
+        check_weights(cfg.backbone, run_dir / CONFIG)
+    device = device_of(accelerator)
+    set_tf32(cfg.trainer.tf32)
+    node = backbone or cfg.backbone
+    clip = FrozenCLIP.load(**{field.name: node[field.name] for field in fields(BackboneConfig)})
+    check_backbone(prompt, clip, run_dir / PROMPT)
+    clip.to(device)
+    method = build_method(cfg.method, clip, prompt.metadata["classnames"]).to(device)
+    load_into(method, prompt, run_dir / PROMPT)
+    return Trained(method.eval(), cfg, prompt)
+
+
+def device_of(accelerator: str) -> torch.device:
+    """The torch device of Lightning's name for it. Raises CoopError for a name that it does not know."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    try:
+        return pl.Trainer(accelerator=accelerator, devices=1, **quiet).strategy.root_device
+    except (ValueError, RuntimeError, MisconfigurationException) as error:
+        raise CoopError(f"accelerator={accelerator}: {error}") from error

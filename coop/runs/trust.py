@@ -1,0 +1,94 @@
+"""What a run's folder may name as code: only what this installation's own configs name too.
+
+A run folder is data that people send each other. Its config.yaml says which class the method is and which function
+reads the data set; before anything is imported or called, the name has to stand in a config of the installation's
+groups or of the user's own --config-dir.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.object_type import ObjectType
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
+
+from coop.clip.loading import is_program
+from coop.config import conf_dir
+from coop.errors import CoopError
+
+
+def check_offered(group: str, node: DictConfig, file: Path, config_dir: str | None = None) -> None:
+    """Refuse code that only a file names.
+
+    Args:
+        group: "method" or "dataset".
+        node: that part of the config in a run's folder.
+        file: where it stands.
+        config_dir: a folder of the user's own configs; under Hydra its --config-dir and search path count anyway.
+
+    Raises:
+        CoopError: no config of the group names this target.
+    """
+    if node._target_ not in offered(group, config_dir):
+        raise CoopError(
+            f"{file}: {group}._target_={node._target_}: no config in this installation's group {group} names it, so it "
+            "is neither imported nor called. Is it your own? Give the --config-dir that the run was trained with. Did "
+            f"the folder come from somebody else? Read their code first; a file in DIR/{group}/ with this _target_ and "
+            "--config-dir DIR allow it"
+        )
+
+
+def check_weights(backbone: DictConfig, file: Path) -> None:
+    """Refuse weights that are a program, where a file names them. OpenAI's own archives are such, and are known.
+
+    Raises:
+        CoopError: `pretrained` is a TorchScript archive of somebody else.
+    """
+    if backbone.pretrained and is_program(backbone.pretrained):
+        raise CoopError(
+            f"{file}: backbone.pretrained={backbone.pretrained}: a TorchScript archive that is not one of OpenAI's. It "
+            "is a program, and is not run because a file says so; if you trust it, name it yourself: "
+            f"python -m coop.evaluate backbone=open_clip backbone.model={backbone.model} backbone.pretrained=FILE"
+        )
+
+
+def offered(group: str, config_dir: str | None = None) -> set[str]:
+    """Every `_target_` that a config of the group names, also under `# @package _global_`."""
+    configs = list(_configs(_repository(config_dir), group))
+    nodes = [node for config in configs for node in (config, config.get(group)) if isinstance(node, dict)]
+    return {node["_target_"] for node in nodes if isinstance(node.get("_target_"), str)}
+
+
+def _repository(config_dir: str | None) -> ConfigRepository:
+    """The places that configs come from: those of the running command, or the package's."""
+    Plugins.instance()  # registers what can be read: files, packages
+    search_path = ConfigSearchPathImpl()
+    if HydraConfig.initialized():
+        for source in HydraConfig.get().runtime.config_sources:
+            if source.path:
+                search_path.append(source.provider, f"{source.schema}://{source.path}")
+    else:
+        search_path.append("coop", str(conf_dir()))
+    if config_dir is not None:
+        if not Path(config_dir).expanduser().is_dir():
+            raise CoopError(f"--config-dir {config_dir}: no such folder")
+        search_path.append("command-line", str(Path(config_dir).expanduser()))
+    return ConfigRepository(search_path)
+
+
+def _configs(repository: ConfigRepository, group: str) -> Iterator[dict]:
+    """The configs of a group and of the groups inside it, as they are written."""
+    for source in repository.get_sources():
+        if not source.is_group(group):
+            continue
+        for name in source.list(group, ObjectType.CONFIG):
+            try:
+                yield OmegaConf.to_container(source.load_config(f"{group}/{name}").config)
+            except YAMLError:  # a damaged file offers nothing
+                continue
+        for inner in source.list(group, ObjectType.GROUP):
+            yield from _configs(repository, f"{group}/{inner}")
