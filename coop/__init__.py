@@ -5,7 +5,7 @@ The names below are the stable Python API; the commands are coop.train and coop.
 
 import importlib
 
-from coop.cli import stop
+from coop.system import stop
 
 stop.while_importing()
 

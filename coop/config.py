@@ -16,7 +16,6 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from coop.clip.loading import PRECISIONS, check_source
 from coop.clip.templates import clip_templates
-from coop.data.transforms import parse_augmentation
 from coop.errors import CoopError
 from coop.optim.optimizers import DEFAULTS, check_optimizer
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
@@ -167,6 +166,25 @@ def check(cfg: DictConfig) -> None:
     check_method(cfg.method, cfg.validation)
 
 
+MOST_VIEWS = 1000
+
+
+def parse_augmentation(augmentation: str) -> int | None:
+    """How many fixed views an image has: "none" 1, "views:V" V, "online" None (a new view every time).
+
+    Raises:
+        CoopError: anything else.
+    """
+    if augmentation == "online":
+        return None
+    if augmentation == "none":
+        return 1
+    kind, _, count = augmentation.partition(":")
+    if kind == "views" and count.isascii() and count.isdecimal() and 1 <= int(count[:9]) <= MOST_VIEWS:
+        return int(count)
+    raise CoopError(f"augmentation={augmentation}: allowed are online, none, views:V (V from 1 to {MOST_VIEWS})")
+
+
 def check_schema(cfg: DictConfig, schema: type) -> None:
     """Hold a config against its schema: Hydra lets +key=value add any key, and knows no bounds.
 
@@ -297,24 +315,6 @@ def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, in
 def build_method(node: DictConfig, clip, classnames: list[str]):
     """The method that a (checked) node describes."""
     return locate("method", node)(clip, classnames, **arguments(node, METHOD_KEYS))
-
-
-def read_dataset(node: DictConfig, data_root: str | None):
-    """The splits of the data set that a (checked) node describes.
-
-    Raises:
-        CoopError: missing, malformed or unreadable data, classes that share a name, or a function that is no reader.
-    """
-    from coop.data.readers.classes import check_names
-    from coop.data.sampling import Splits
-
-    splits = locate("dataset", node)(data_root, **arguments(node, DATASET_KEYS))
-    if not isinstance(splits, Splits):
-        raise CoopError(
-            f"dataset._target_={node._target_}: returned {type(splits).__name__}, expected coop.data.Splits"
-        )
-    check_names(splits, node.name)
-    return splits
 
 
 def resolve_epochs(cfg: DictConfig) -> int:

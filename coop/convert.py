@@ -17,7 +17,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from coop.cli.options import run
 from coop.cli.overrides import as_overrides
 from coop.clip.backbone import FrozenCLIP
-from coop.config import build_method, check, conf_dir, read_dataset
+from coop.config import build_method, check, conf_dir
+from coop.data.readers import read_dataset
 from coop.data.readers.classnames import named_in_config, packaged_names
 from coop.data.sampling import Splits, selected_labels
 from coop.errors import CoopError

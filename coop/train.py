@@ -11,10 +11,11 @@ from omegaconf import DictConfig
 
 from coop.cli.hydra_app import launch
 from coop.clip.backbone import FrozenCLIP
-from coop.config import AUTOCAST, budget, build_method, check, read_dataset
+from coop.config import AUTOCAST, budget, build_method, check
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
 from coop.data.manifest import apply_manifest
+from coop.data.readers import read_dataset
 from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
 from coop.evaluation.outcome import describe, describe_run, test
@@ -34,11 +35,12 @@ from coop.runs.folder import (
     save_prompt,
 )
 from coop.runs.sweep import check_search, exclusive, in_sweep
+from coop.system.devices import set_tf32
 from coop.system.files import write_json
 from coop.training.history import History
 from coop.training.loggers import build_logger, log_results
 from coop.training.module import LitClassifier
-from coop.training.trainer import build_trainer, set_tf32
+from coop.training.trainer import build_trainer
 
 log = logging.getLogger("coop")
 

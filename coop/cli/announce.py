@@ -10,8 +10,8 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
-from coop.cli import stop
 from coop.runs.sweep import Standing, standing
+from coop.system import stop
 
 
 class Announce(Callback):

@@ -12,11 +12,11 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from coop.cli import stop
 from coop.cli.overrides import as_overrides
 from coop.config import conf_dir, expected
 from coop.errors import CoopError
 from coop.runs.sweep import in_sweep, run_setting
+from coop.system import stop
 from coop.system.files import FIXES, check_utf8, explain_os_error
 from coop.system.memory import keep_freed_memory
 

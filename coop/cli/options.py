@@ -10,10 +10,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from coop.cli.stop import stoppable
-from coop.errors import CoopError, exit_code
+from coop.cli.messages import exit_code
+from coop.errors import CoopError
 from coop.system.files import check_utf8
 from coop.system.memory import keep_freed_memory
+from coop.system.stop import stoppable
 from coop.validation import read_text
 
 

@@ -7,16 +7,18 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from coop.cli.messages import exit_code
 from coop.cli.overrides import as_overrides
-from coop.cli.stop import stoppable
-from coop.config import check, conf_dir, read_dataset
+from coop.config import check, conf_dir
 from coop.data.manifest import write_manifest
+from coop.data.readers import read_dataset
 from coop.data.sampling import Splits, sample
 from coop.data.tools.catalogue import PUBLISHED
 from coop.data.tools.check import report, show_reports
 from coop.data.tools.prepare import prepare
 from coop.data.tools.show import write_picture
-from coop.errors import CoopError, exit_code
+from coop.errors import CoopError
+from coop.system.stop import stoppable
 
 USAGE = """python -m coop.data COMMAND [NAME ...] [key=value ...]
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from coop.config import parse_augmentation
 from coop.data.features import FeatureExtractor, FixedViews
 from coop.data.images import open_image
 from coop.data.sampling import Item, Splits
-from coop.data.transforms import Transform, parse_augmentation, reproducible, stable_seed, train_transform
+from coop.data.transforms import Transform, reproducible, stable_seed, train_transform
 from coop.errors import CoopError
 
 

@@ -10,29 +10,10 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
-from coop.errors import CoopError
-
 CROP_SCALE = (0.08, 1.0)
 # Each is encoded before the first step, and kept in memory.
-MOST_VIEWS = 1000
 
 Transform = Callable[[Image.Image], Tensor]
-
-
-def parse_augmentation(augmentation: str) -> int | None:
-    """How many fixed views an image has: "none" 1, "views:V" V, "online" None (a new view every time).
-
-    Raises:
-        CoopError: anything else.
-    """
-    if augmentation == "online":
-        return None
-    if augmentation == "none":
-        return 1
-    kind, _, count = augmentation.partition(":")
-    if kind == "views" and count.isascii() and count.isdecimal() and 1 <= int(count[:9]) <= MOST_VIEWS:
-        return int(count)
-    raise CoopError(f"augmentation={augmentation}: allowed are online, none, views:V (V from 1 to {MOST_VIEWS})")
 
 
 def test_transform(preprocess: PreprocessCfg) -> Transform:

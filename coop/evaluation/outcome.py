@@ -12,7 +12,7 @@ from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
-from coop.interpret import WORDS, nearest_words
+from coop.evaluation.words import WORDS, nearest_words
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 from coop.system.files import write_json

@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from coop.clip.backbone import pooled
-from coop.config import CLASSES, build_method, check_dataset, read_dataset
+from coop.config import CLASSES, build_method, check_dataset
 from coop.data.features import FeatureExtractor
+from coop.data.readers import read_dataset
 from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
 from coop.evaluation.metrics import features_for, figures, predict, score

@@ -4,9 +4,10 @@ import difflib
 import sys
 from pathlib import Path
 
-from coop.cli.stop import stoppable
-from coop.errors import CoopError, exit_code
+from coop.cli.messages import exit_code
+from coop.errors import CoopError
 from coop.report import report
+from coop.system.stop import stoppable
 
 USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
 

@@ -15,9 +15,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from coop.cli import stop
 from coop.errors import CoopError
 from coop.runs.folder import RESULTS
+from coop.system import stop
 from coop.system.files import remove_leftovers, write_atomically
 
 log = logging.getLogger("coop")

@@ -4,10 +4,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
-import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from coop.clip.backbone import FrozenCLIP
 from coop.config import BackboneConfig, build_method, check_method
@@ -15,7 +12,7 @@ from coop.errors import CoopError
 from coop.methods import Method
 from coop.runs.folder import CONFIG, PROMPT, Prompt, check_backbone, load_config, load_into, load_prompt
 from coop.runs.trust import check_offered, check_weights
-from coop.training.trainer import set_tf32
+from coop.system.devices import device_of, set_tf32
 
 
 class Trained(NamedTuple):
@@ -58,12 +55,3 @@ def load_trained(
     method = build_method(cfg.method, clip, prompt.metadata["classnames"]).to(device)
     load_into(method, prompt, run_dir / PROMPT)
     return Trained(method.eval(), cfg, prompt)
-
-
-def device_of(accelerator: str) -> torch.device:
-    """The torch device of Lightning's name for it. Raises CoopError for a name that it does not know."""
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    try:
-        return pl.Trainer(accelerator=accelerator, devices=1, **quiet).strategy.root_device
-    except (ValueError, RuntimeError, MisconfigurationException) as error:
-        raise CoopError(f"accelerator={accelerator}: {error}") from error

@@ -14,10 +14,10 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from coop.cli import stop
 from coop.errors import CoopError
 from coop.runs.checkpoint import RUN
 from coop.runs.folder import CHECKPOINT, decisive, recorded
+from coop.system import stop
 from coop.system.files import write_atomically
 from coop.system.progress import progress
 
@@ -38,11 +38,6 @@ warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
 
 # An interrupted run loses at most this share of its epochs.
 CHECKPOINTS_PER_RUN = 50
-
-
-def set_tf32(allowed: bool) -> None:
-    """Whether NVIDIA GPUs may round the factors of 32-bit products to 10 bits of mantissa, in this process."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def build_trainer(

@@ -14,7 +14,7 @@ from commands import as_in_a_terminal
 from test_resume import has_checkpoint
 from test_sweep import contents
 
-from coop.cli import stop
+from coop.system import stop
 
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coop.config import conf_dir, read_dataset
+from coop.config import conf_dir
 from coop.data.__main__ import load_config, run
 from coop.data.manifest import apply_manifest
+from coop.data.readers import read_dataset
 from coop.data.readers.mini import read_mini
 from coop.data.readers.split_file import PUBLISHED as SPLIT_FILES
 from coop.data.readers.split_file import load_rows

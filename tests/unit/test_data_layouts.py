@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from coop.config import read_dataset
 from coop.data.__main__ import load_config
+from coop.data.readers import read_dataset
 from coop.data.readers.classnames import imagenet_wnids
 from coop.data.readers.split_file import PUBLISHED as SPLIT_FILES
 from coop.data.readers.split_file import load_rows

@@ -12,9 +12,10 @@ from methods import quick
 from omegaconf import open_dict
 
 from coop import CoopError, FrozenCLIP
-from coop.config import METHOD_KEYS, build_method, check, conf_dir, locate, read_dataset
+from coop.config import METHOD_KEYS, build_method, check, conf_dir, locate
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
+from coop.data.readers import read_dataset
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import features_for, predict
 from coop.methods import Method

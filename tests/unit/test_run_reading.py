@@ -11,7 +11,7 @@ from coop.clip.text.vocabulary import vocabulary
 from coop.errors import CoopError
 from coop.evaluation.metrics import Predictions, calibration_bins, confused_pairs, per_class, score
 from coop.evaluation.plots import draw_history, draw_per_class
-from coop.interpret import nearest_words
+from coop.evaluation.words import nearest_words
 from coop.methods.linear_probe import LinearProbe
 from coop.training.history import History, moved
 

@@ -16,8 +16,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from coop import CoopError, FrozenCLIP, PromptLearner
-from coop.config import check, check_dataset, conf_dir, read_dataset
+from coop.config import check, check_dataset, conf_dir
 from coop.data.manifest import manifest_sha256
+from coop.data.readers import read_dataset
 from coop.runs.checkpoint import RUN, check_fit, read_checkpoint
 from coop.runs.folder import (
     CONFIG,

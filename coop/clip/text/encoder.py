@@ -13,9 +13,9 @@ on each token alone outside of attention, and is frozen:
 3. What stands before a prompt's first context vector (the class name in front of the context, [SOS]) is the same in
    every step: its keys and values are computed once, ever (a prefix KV cache).
 4. The remaining suffix tokens form one flat batch without padding. Only attention needs to know which prompt a token
-   belongs to: there, whole suffixes lie side by side in rows (`coop.clip.text.packing`, with a worked example), and a mask
-   lets a token see the shared prefix, its own prompt's cached tokens and its own prompt's suffix up to itself.
-   These are the tokens before it.
+   belongs to: there, whole suffixes lie side by side in rows (packing: `coop.clip.text.packing` has a worked example),
+   and a mask lets a token see the shared prefix, its own prompt's cached tokens and its own prompt's suffix up to
+   itself. These are the tokens before it.
 5. Of the last layer only [EOS] is computed; the other tokens give their keys and values.
 6. In the first layer, queries, keys and values of constant tokens are constant.
 

@@ -1,0 +1,86 @@
+"""The words nearest to context vectors (CoOp, "Interpreting the Learned Prompts")."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from coop.clip.backbone import FrozenCLIP
+from coop.clip.text.vocabulary import vocabulary
+from coop.errors import CoopError
+from coop.methods import Method
+
+WORDS = "words.json"
+METRICS = ("euclidean", "cosine")
+CHUNK = 256
+
+
+def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_words: bool = False) -> dict[str, Any]:
+    """The words nearest to each context vector of a method that has context vectors `ctx`.
+
+    They are (M, D); (K, M, D) if class-specific; (N, M, D) where each class has N prompts.
+
+    Tokens whose embedding is zero (never trained, as in the bundled backbone) are left out.
+
+    Args:
+        method: a trained method.
+        top: how many words for each vector.
+        metric: "euclidean" (the paper's), smallest first, or "cosine" (its similarity), largest first.
+        only_words: leave out special tokens, parts of words and parts of characters.
+
+    Returns:
+        What words.json holds: "metric", and under "vectors", for each, its number from 1, the class it belongs to
+        (None for a unified context), the prompt it belongs to where there are several ("prompt", from 1), and its
+        words with their distances.
+
+    Raises:
+        CoopError: a method without context vectors, or options that there are not.
+    """
+    ctx = getattr(method, "ctx", None)
+    if ctx is None:
+        raise CoopError(f"{type(method).__name__} has no context vectors: there are no words to compare them with")
+    if metric not in METRICS:
+        raise CoopError(f"metric={metric}: allowed are {', '.join(METRICS)}")
+    if top < 1:
+        raise CoopError(f"top={top}: must be at least 1")
+    ids, texts = _known_words(method.clip, only_words)
+    if ctx.ndim == 2:
+        owners: list[dict[str, Any]] = [{"classname": None}]
+    elif method.class_specific:
+        owners = [{"classname": name} for name in method.classnames]
+    else:
+        owners = [{"classname": None, "prompt": n + 1} for n in range(len(ctx))]
+    found = _nearest(ctx.detach().flatten(0, -2), method.clip.token_embedding.weight[ids.to(ctx.device)], top, metric)
+    vectors = [{"vector": m + 1, **owner} for owner in owners for m in range(ctx.shape[-2])]
+    return {
+        "metric": metric,
+        "vectors": [
+            vector | {"words": [{"word": texts[index], "distance": distance} for index, distance in words]}
+            for vector, words in zip(vectors, found, strict=True)
+        ],
+    }
+
+
+def _known_words(clip: FrozenCLIP, only_words: bool) -> tuple[Tensor, list[str]]:
+    """Ids (W) of the tokens to compare with, and their texts."""
+    weight = clip.token_embedding.weight
+    trained = weight.detach().abs().amax(dim=1).cpu() > 0
+    tokens = vocabulary(clip.tokenizer, len(weight))
+    kept = [i for i, token in enumerate(tokens) if trained[i] and (token.is_word or not only_words)]
+    return torch.tensor(kept), [tokens[i].text for i in kept]
+
+
+@torch.no_grad()
+def _nearest(vectors: Tensor, words: Tensor, top: int, metric: str) -> list[list[tuple[int, float]]]:
+    """For each of the vectors (N, D), (index, distance) of the nearest of the words (W, D)."""
+    top, words = min(top, len(words)), words.float()
+    found = []
+    for chunk in vectors.float().split(CHUNK):
+        if metric == "cosine":
+            values, indices = (F.normalize(chunk, dim=1) @ F.normalize(words, dim=1).T).topk(top, dim=1)
+        else:
+            values, indices = torch.cdist(chunk, words).topk(top, dim=1, largest=False)
+        pairs = zip(indices.tolist(), values.tolist(), strict=True)
+        found += [list(zip(row, distances, strict=True)) for row, distances in pairs]
+    return found
