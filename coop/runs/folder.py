@@ -22,6 +22,7 @@ from coop.data.manifest import manifest_sha256
 from coop.errors import CoopError
 from coop.methods.base import Method
 from coop.optim.optimizers import DEFAULTS
+from coop.runs.earlier import as_today
 from coop.runs.schemas import Learned, PromptMetadata, Results, RunConfig, validated
 from coop.system.files import write_atomically
 
@@ -191,7 +192,7 @@ def load_config(run_dir: Path) -> DictConfig:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CoopError(f"{path}: not readable as a config ({reason})") from error
     content = validated(RunConfig, content, path, "the config of a run")
-    content["optimizer"] = DEFAULTS | content["optimizer"]
+    content = as_today(content) | {"optimizer": DEFAULTS | content["optimizer"]}
     for key, value in flat(content).items():
         if "${" in str(value) or value == "???":
             raise CoopError(f"{path}: not the config of a run: {key} is {value!r}, expected a plain value")

@@ -202,7 +202,7 @@ def test_a_later_versions_plain_values_are_kept(tmp_path):
 
 
 def test_a_folder_of_the_first_version_is_read(tiny_clip, run_folder):
-    """Without what later versions write: targets, manifest, tf32, the optimizer's name, a checksum."""
+    """Without what later versions write: targets, manifest, tf32, the optimizer's name, a checksum; its reader moved."""
     old = plain()
     for key in (
         "targets",
@@ -214,6 +214,7 @@ def test_a_folder_of_the_first_version_is_read(tiny_clip, run_folder):
         "cache_dir",
     ):
         old = changed(old, key, ...)
+    old["dataset"]["_target_"] = "coop.data.mini.read_mini"
     write_config(run_folder, old)
     tensors, metadata = parts(run_folder / PROMPT)
     rewrite(run_folder / PROMPT, tensors, metadata, with_checksum=False)
@@ -221,6 +222,7 @@ def test_a_folder_of_the_first_version_is_read(tiny_clip, run_folder):
     assert torch.equal(trained.method.ctx, tensors["ctx"])
     assert (trained.cfg.trainer.tf32, list(trained.cfg.targets)) == (False, [])
     check_dataset(trained.cfg.dataset)
+    assert trained.cfg.dataset._target_ == "coop.data.readers.mini.read_mini"
 
 
 # Types
