@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from coop.clip.loading import load_model
 from coop.clip.local import image_tokens
-from coop.clip.text.encoder import text_blocks, token_embedding
+from coop.clip.text.plain import text_blocks, token_embedding
 from coop.clip.text.sharded import prompt_encoder
 from coop.errors import CoopError
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, at_least_float32
 from coop.clip.blocks import Deltas, read_block, run
-from coop.clip.text.encoder import text_blocks
+from coop.clip.text.plain import text_blocks
 from coop.errors import CoopError
 
 PROJECTIONS = ("q", "k", "v", "o")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.snapshot import Snapshot
-from coop.clip.text.encoder import text_parts
+from coop.clip.text.plain import text_parts
 
 
 class HandCrafted(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FeatureKind, FrozenCLIP
 from coop.clip.snapshot import Parts, Snapshot
-from coop.clip.text.encoder import text_parts
+from coop.clip.text.plain import text_parts
 from coop.errors import CoopError
 
 #: Labelled features of the few shots: of "train" or "val" (never of the test set) the image_features (V, N, E) of

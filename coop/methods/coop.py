@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.templates import check_template
-from coop.clip.text.encoder import prompt_embeddings
+from coop.clip.text.plain import prompt_embeddings
 from coop.errors import CoopError
 from coop.methods.base import Method
 

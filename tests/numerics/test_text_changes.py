@@ -11,7 +11,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from coop.clip.snapshot import TURNS, Snapshot
-from coop.clip.text.encoder import PackedTower, PlainTower, PromptEncoder
+from coop.clip.text.encoder import PromptEncoder
+from coop.clip.text.packed import PackedTower
+from coop.clip.text.plain import PlainTower
 
 
 class Doubled(nn.Module):

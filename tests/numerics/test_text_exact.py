@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from open_clip.model import convert_weights_to_lp
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-from coop.clip.text.encoder import PackedTower, PlainTower, PromptEncoder, plain_text_features, prompt_embeddings
+from coop.clip.text.encoder import PromptEncoder
+from coop.clip.text.packed import PackedTower
+from coop.clip.text.plain import PlainTower, plain_text_features, prompt_embeddings
 from coop.clip.text.sharded import ShardedPromptEncoder, prompt_encoder
 from coop.errors import CoopError
 

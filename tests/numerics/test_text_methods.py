@@ -10,8 +10,10 @@ from test_text_exact import NAMES, lower_precision, model, prompts, saved_bytes
 from torch import nn
 
 from coop import FrozenCLIP
-from coop.clip.text.encoder import PackedTower, PlainTower, PromptEncoder, text_blocks
-from coop.clip.text.encoder import encoder as text
+from coop.clip.text import encoder as text
+from coop.clip.text.encoder import PromptEncoder
+from coop.clip.text.packed import PackedTower
+from coop.clip.text.plain import PlainTower, text_blocks
 from coop.errors import CoopError
 
 WIDTH, LAYERS = 64, 3

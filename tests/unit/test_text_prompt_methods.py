@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from coop import CoopError, FrozenCLIP, Item, PromptLearner
 from coop.clip.backbone import normalize
 from coop.clip.noise import noise_for
-from coop.clip.text.encoder import plain_text_features, prompt_embeddings
+from coop.clip.text.plain import plain_text_features, prompt_embeddings
 from coop.clip.transport import sinkhorn
 from coop.config import build_method, check, conf_dir
 from coop.data.sampling import Splits

@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from coop.clip.text.encoder import DeepPrompts, PromptEncoder
+from coop.clip.text.encoder import PromptEncoder
+from coop.clip.text.plain import DeepPrompts
 
 
 def prompt_encoder(
