@@ -4,15 +4,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pytorch_lightning as pl
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from coop.config import parse_augmentation
+from coop.config import AUTOCAST, parse_augmentation
 from coop.data.features import FeatureExtractor, FixedViews
 from coop.data.images import open_image
 from coop.data.sampling import Item, Splits
 from coop.data.transforms import Transform, reproducible, stable_seed, train_transform
 from coop.errors import CoopError
+from coop.methods import Method
 
 
 class FewShotData(pl.LightningDataModule):
@@ -146,6 +148,35 @@ class FewShotData(pl.LightningDataModule):
             return {"collate_fn": whole_batch}
         pin_memory = self.extractor.device.type == "cuda"
         return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": pin_memory}
+
+
+def build_data(
+    cfg: DictConfig, splits: Splits, targets: Mapping[str, Splits], method: Method, device: torch.device
+) -> FewShotData:
+    """The batches and features of a run."""
+    extractor = FeatureExtractor(
+        method.clip,
+        device,
+        cfg.num_workers,
+        autocast=AUTOCAST[cfg.trainer.precision],
+        cached=cfg.features == "cached",
+        cache_dir=cfg.cache_dir,
+        dataset=cfg.dataset.name,
+        kind=method.feature_kind,
+    )
+    return FewShotData(
+        splits,
+        extractor,
+        cfg.seed,
+        cfg.augmentation,
+        cfg.batch_size,
+        cfg.num_workers,
+        with_images=method.needs_images,
+        with_teacher=method.needs_teacher,
+        view_sampling=cfg.view_sampling,
+        validation=cfg.validation == "choose",
+        targets=targets,
+    )
 
 
 class EpochSampler(DistributedSampler):

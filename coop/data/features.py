@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ class FeatureExtractor:
     encode: Callable[[Tensor], Tensor] | None = None
     dataset: str | None = None
     kind: FeatureKind = "normalized"
+    seconds: float = 0.0
 
     def __call__(
         self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None = None
@@ -70,6 +72,12 @@ class FeatureExtractor:
         """
         if not items:
             return torch.empty(0, 0)
+        started = time.perf_counter()
+        features = self._features(items, preprocess, label, view)
+        self.seconds += time.perf_counter() - started
+        return features
+
+    def _features(self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None) -> Tensor:
         rank, world = shares.rank(), shares.world()
         shape = self.shape
         features = torch.empty(len(items), math.prod(shape))

@@ -2,8 +2,10 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 import coop
@@ -12,17 +14,30 @@ from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
+from coop.evaluation.targets import Target, harmonic_mean, test_targets
 from coop.evaluation.words import WORDS, nearest_words
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
+from coop.runs.folder import RESULTS
 from coop.system.files import write_json
 from coop.training.history import History
+from coop.training.loggers import log_results
 
 log = logging.getLogger("coop")
 
 PER_CLASS = "per_class.json"
 # Beyond, comparing every vector with every word takes longer than a short training.
 VECTORS_COMPARED = 2000
+
+
+def evaluate(cfg: DictConfig, method: Method, data: FewShotData, targets: Sequence[Target]) -> tuple[dict, Predictions]:
+    """What a trained method achieves on its own test images and on its targets, as in results.json."""
+    scores, predictions = test(method, data, cfg.dataset.template)
+    if targets:
+        scores["targets"] = test_targets(method, cfg.method, targets, data.extractor, data.target_features)
+        own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
+        scores |= harmonic_mean(own | scores)
+    return scores, predictions
 
 
 def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predictions]:
@@ -91,6 +106,16 @@ def describe_prompt(cfg: DictConfig, method: Method, splits: Splits) -> dict:
         "trainable_params": method.trainable_params,
         "version": coop.__version__,
     }
+
+
+def write_run(
+    run_dir: Path, results: dict, method: Method, data: FewShotData, predictions: Predictions, trainer: pl.Trainer
+) -> None:
+    """Write what a run's folder shows of it, results.json last: its presence says that the run is finished."""
+    history = next(callback for callback in trainer.callbacks if isinstance(callback, History))
+    describe_run(run_dir, method, data, predictions, history)
+    write_json(run_dir / RESULTS, results)
+    log_results(trainer.logger, results, run_dir)
 
 
 def describe_run(run_dir: Path, method: Method, data: FewShotData, predictions: Predictions, history: History) -> None:

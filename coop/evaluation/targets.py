@@ -82,6 +82,11 @@ def read_targets(configs: dict[str, DictConfig], data_root: str | None, seed: in
     ]
 
 
+def targets_of_run(cfg: DictConfig) -> list[Target]:
+    """What a run tests on besides its own data set (`targets=[...]`). Raises CoopError as the two above."""
+    return read_targets(target_configs(cfg.targets, cfg.dataset, cfg.seed), cfg.data_root, cfg.seed)
+
+
 def check_transfer(method: Method, target: Target, learned_on: str) -> None:
     """Refuse a target whose classes mean nothing to what was learned.
 

@@ -309,3 +309,17 @@ def closing_table(title: str, rows: Sequence[tuple[str, dict[str, float]]], file
     console.print(table)
     for label, path in files.items():
         console.print(f"{label:<9}{path}", soft_wrap=True)
+
+
+def show_run(results: dict, run_dir: Path) -> None:
+    """The closing table: zero-shot, the method, and where everything lies."""
+    title = (
+        f"{results['dataset']}, {results['shots']} shots, seed {results['seed']}, {results['backbone']}: "
+        f"{results['n_test']} test images of {results['num_classes']} classes (split: {results['split']}, "
+        f"augmentation: {results['augmentation']}); {results['trainable_params']:,} trained parameters, "
+        f"{results['epochs']} epochs; "
+        f"encoding {results.get('encode_seconds', 0):.0f} s, fitting {results['fit_seconds']:.0f} s, "
+        f"testing {results['test_seconds']:.0f} s"
+    )
+    files = {"results": run_dir / RESULTS, "prompt": run_dir / PROMPT, "run": run_dir}
+    closing_table(title, accuracy_rows(results), files)

@@ -1,6 +1,7 @@
 """Lightning's Trainer as this project uses it: checkpoints, progress."""
 
 import io
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -10,16 +11,23 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
-from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from coop.data.datamodule import FewShotData
 from coop.errors import CoopError
-from coop.runs.checkpoint import RUN
+from coop.methods import Method
+from coop.runs.checkpoint import RUN, read_checkpoint, restoring
 from coop.runs.folder import CHECKPOINT, decisive, recorded
 from coop.system import stop
+from coop.system.devices import set_tf32
 from coop.system.files import write_atomically
 from coop.system.progress import progress
+from coop.training.history import History
+from coop.training.loggers import build_logger
+from coop.training.module import LitClassifier
+
+log = logging.getLogger("coop")
 
 # True, and meant to be so: the CLIP stays in eval mode, a run may go on in its own folder, features need no workers,
 # ImageNet has no validation images, a login node has srun, a batch may be the whole epoch.
@@ -40,10 +48,20 @@ warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
 CHECKPOINTS_PER_RUN = 50
 
 
-def build_trainer(
-    cfg: DictConfig, run_dir: Path, epochs: int, steps: int, logger: Logger | None, *callbacks: Callback
-) -> pl.Trainer:
-    """A Trainer that checkpoints into `run_dir` and shows one bar for the whole run; -1 steps: as many as there are."""
+def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> pl.Trainer:
+    """A Trainer that checkpoints into `run_dir`, logs, and shows one bar for the whole run.
+
+    Args:
+        cfg: of the run.
+        run_dir: its folder.
+        epochs: T.
+        steps: in all; -1 for those of the epochs.
+
+    Raises:
+        CoopError: Lightning does not take the keys of `trainer`.
+    """
+    logger = build_logger(cfg, run_dir)
+    set_tf32(cfg.trainer.tf32)
     checkpoint = ModelCheckpoint(
         dirpath=run_dir,
         filename=CHECKPOINT.removesuffix(".ckpt"),
@@ -61,7 +79,7 @@ def build_trainer(
             max_epochs=epochs,
             max_steps=steps,
             logger=logger or False,
-            callbacks=[checkpoint, RunProgress(), StopAtOnce(), *callbacks],
+            callbacks=[checkpoint, RunProgress(), StopAtOnce(), History()],
             plugins=[AtomicCheckpointIO(decisive(recorded(cfg))), *cluster_environment(cfg.trainer)],
             default_root_dir=run_dir,
             enable_progress_bar=False,
@@ -72,6 +90,38 @@ def build_trainer(
         )
     except (TypeError, ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise CoopError(f"trainer: {error}") from error
+
+
+def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> None:
+    """Encode what has fixed views, then train; from the checkpoint in the run's folder, if there is one.
+
+    Afterwards the method is where it was trained, and what it chooses on validation images is chosen.
+
+    Raises:
+        CoopError: a checkpoint that is damaged or not this run's, or an image that cannot be read.
+    """
+    device = trainer.strategy.root_device
+    if method.trained_in_steps:
+        _fit_in_steps(trainer, method, data, run_dir, cfg)
+    else:
+        data.setup("fit")
+        method.to(device), method.clip.to(device)
+        method.prepare(data.labelled)
+    method.to(device), method.clip.to(device)  # Lightning leaves them on the CPU
+    method.select(data.labelled)
+
+
+def _fit_in_steps(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> None:
+    if cfg.trainer.compile:
+        method.compile()
+    module = LitClassifier(method.clip, method, cfg.optimizer, trainer.max_epochs)
+    checkpoint = run_dir / CHECKPOINT
+    resume = checkpoint if checkpoint.exists() else None
+    if resume:
+        content = read_checkpoint(resume, decisive(recorded(cfg)))
+        log.info("%s: resumed after epoch %d of %d", run_dir, content["epoch"] + 1, trainer.max_epochs)
+    with restoring(module, resume):
+        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
 
 
 def cluster_environment(node: DictConfig) -> list[LightningEnvironment]:

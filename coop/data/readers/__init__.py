@@ -3,7 +3,7 @@
 from omegaconf import DictConfig
 
 from coop.config import DATASET_KEYS, arguments, locate
-from coop.data.sampling import Splits
+from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
 
 
@@ -21,4 +21,24 @@ def read_dataset(node: DictConfig, data_root: str | None):
             f"dataset._target_={node._target_}: returned {type(splits).__name__}, expected coop.data.Splits"
         )
     check_names(splits, node.name)
+    return splits
+
+
+def read_splits(cfg: DictConfig) -> Splits:
+    """The images of a run: sampled by the protocol, or as a manifest lists them.
+
+    Raises:
+        CoopError: missing or unreadable data, or a data set without training images.
+    """
+    from coop.data.manifest import apply_manifest  # which reads rows as readers do
+
+    whole = read_dataset(cfg.dataset, cfg.data_root)
+    if cfg.dataset.manifest:
+        splits = apply_manifest(whole, cfg.dataset.manifest, shots=cfg.shots, classes=cfg.dataset.classes)
+    else:
+        splits = sample(whole, cfg.shots, cfg.seed, cfg.dataset.classes)
+    if not splits.train:
+        raise CoopError(
+            f"dataset={cfg.dataset.name}: has no training images; train on another, then use it with coop.evaluate"
+        )
     return splits
