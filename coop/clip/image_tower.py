@@ -18,11 +18,14 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, at_least_float32
 from coop.clip.blocks import Deltas, read_block, run
 from coop.errors import CoopError
+
+#: Backbones that come with a config, for messages.
+VITS = "backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
 
 
 class ImageTower:
@@ -38,15 +41,23 @@ class ImageTower:
     def __init__(self, clip: FrozenCLIP):
         self._clip = clip
         visual = clip.model.visual
-        if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
-            self._tower: _OpenClip | _Timm = _OpenClip(visual)
-        elif isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer | Eva):
-            self._tower = _Timm(visual)
+        if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer | Eva):
+            self._tower: _OpenClip | _Timm = _Timm(visual)
+        elif isinstance(visual, VisionTransformer) and visual.attn_pool is None and _readable(visual):
+            self._tower = _OpenClip(visual)
         else:
-            kind = type(getattr(visual, "trunk", visual)).__name__
             raise CoopError(
-                f"backbone {clip.name}: its image tower ({kind}) has no layers that prompts could stand in front of; "
-                "ViTs have: backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
+                f"backbone {clip.name}: its image tower ({_kind(visual)}) has no layers that prompts could stand in "
+                f"front of; ViTs have: {VITS}"
+            )
+
+    def check_deltas(self) -> None:
+        """Raises CoopError where the layers take no changes of their projections."""
+        if not self._tower.readable:
+            kind = type(self._tower.blocks[0]).__name__
+            raise CoopError(
+                f"backbone {self._clip.name}: the layers of its image tower ({kind}) keep their weights in a form that "
+                f"takes no low-rank changes; those of {VITS} do, and with method.encoder=text the text encoder's do"
             )
 
     @property
@@ -92,12 +103,27 @@ class ImageTower:
         return F.normalize(features, dim=-1) if normalize else features
 
 
+def _readable(visual: VisionTransformer) -> bool:
+    return all(read_block(block) is not None for block in visual.transformer.resblocks)
+
+
+def _kind(visual: nn.Module) -> str:
+    """What a user knows an image tower by: its class, and what of it is unlike a plain ViT."""
+    kind = type(getattr(visual, "trunk", visual)).__name__
+    if not isinstance(visual, VisionTransformer):
+        return kind
+    other = next((block for block in visual.transformer.resblocks if read_block(block) is None), visual.attn_pool)
+    return f"{kind} with {type(other).__name__}"
+
+
 def _join(x: Tensor, prompts: Tensor) -> Tensor:
     return torch.cat([x, prompts.to(x.dtype).expand(len(x), *prompts.shape)], dim=1)
 
 
 class _OpenClip:
     """The parts of open_clip's own ViT."""
+
+    readable = True
 
     def __init__(self, visual: VisionTransformer):
         self.visual, self.blocks = visual, visual.transformer.resblocks
@@ -120,10 +146,7 @@ class _OpenClip:
         return 1 if self.visual.pool_type == "tok" else count
 
     def block(self, layer: int, x: Tensor, rows: int, deltas: Deltas | None, checkpoint: bool) -> Tensor:
-        block = read_block(self.blocks[layer])
-        if block is None:
-            raise CoopError(f"{type(self.blocks[layer]).__name__}: this kind of layer takes no prompts")
-        return run(block, x, checkpoint, rows=rows, deltas=deltas)
+        return run(read_block(self.blocks[layer]), x, checkpoint, rows=rows, deltas=deltas)
 
     def leave(self, x: Tensor) -> Tensor:
         pooled, _ = self.visual._pool(x)
@@ -161,8 +184,6 @@ class _Timm:
     def block(self, layer: int, x: Tensor, rows: int, deltas: Deltas | None, checkpoint: bool) -> Tensor:
         if self.readable:
             return run(read_block(self.blocks[layer]), x, checkpoint, rows=rows, deltas=deltas)
-        if deltas:
-            raise CoopError(f"{type(self.blocks[layer]).__name__}: this kind of layer takes no changes of its weights")
         options = {} if self.rope is None else {"rope": self._rope_of(layer, x.shape[1])}
         return run(self.blocks[layer], x, checkpoint, **options)[:, :rows]
 

@@ -47,6 +47,7 @@ class CLIPLoRA(Method):
             self.text = LowRankTower(clip.text_width, count, layers_named(layers, count), params, **options)
         if encoder != "text":
             self.tower = ImageTower(clip)
+            self.tower.check_deltas()
             chosen = layers_named(layers, self.tower.layers)
             self.image = LowRankTower(self.tower.width, self.tower.layers, chosen, params, **options)
         self.prompts = HandCrafted(clip, self.classnames, templates)
@@ -62,6 +63,8 @@ class CLIPLoRA(Method):
             raise CoopError(f"method.rank={rank}: must be at least 1")
         if isinstance(layers, str) and layers not in LAYER_NAMES:
             raise CoopError(f"method.layers={layers}: allowed are {', '.join(LAYER_NAMES)}, or a list of numbers")
+        if not isinstance(layers, str) and not layers:
+            raise CoopError("method.layers=[]: give at least one layer, or method.layers=all")
         if not params or set(params) - set(PROJECTIONS):
             raise CoopError(f"method.params={list(params)}: give some of {', '.join(PROJECTIONS)}")
         if not 0 <= dropout < 1:
