@@ -32,6 +32,8 @@ class Batch:
         teacher_features: (B, E), L2-normalised, the frozen CLIP's of the same views, if the method needs a teacher.
         epoch: from 0.
         epochs: T.
+        step: how many steps of the optimiser came before, in all epochs.
+        steps: how many there are in all.
     """
 
     labels: Tensor
@@ -40,6 +42,8 @@ class Batch:
     teacher_features: Tensor | None = None
     epoch: int = 0
     epochs: int = 1
+    step: int = 0
+    steps: int = 1
 
 
 class Method(nn.Module):

@@ -31,16 +31,14 @@ OPEN_CLIP = {
     "layer_scale": {"ls_init_value": 0.3},
 }
 PLAIN = {"img_size": 32, "patch_size": 8, "embed_dim": V, "depth": LAYERS, "num_heads": 2, "num_classes": 0}
+MIXED = {"use_rot_pos_emb": True, "rope_type": "mixed", "attn_type": "rope"}
 TIMM = {
     "map": lambda: VisionTransformer(**PLAIN, global_pool="map", class_token=False),
     "token": lambda: VisionTransformer(**PLAIN, global_pool="token", pre_norm=True, qk_norm=True, init_values=0.3),
     "avg": lambda: VisionTransformer(**PLAIN, global_pool="avg", reg_tokens=2),
     "eva": lambda: Eva(**PLAIN, use_rot_pos_emb=True, global_pool="token"),
     "eva_avg": lambda: Eva(**PLAIN, use_rot_pos_emb=True, global_pool="avg", swiglu_mlp=True, scale_mlp=True),
-    "eva_mixed": lambda: Eva(
-        **PLAIN, use_rot_pos_emb=True, rope_type="mixed", global_pool="map", class_token=False,
-        attn_type="rope",
-    ),  # fmt: skip
+    "eva_mixed": lambda: Eva(**PLAIN, **MIXED, global_pool="map", class_token=False),
 }
 BACKBONES = [*(f"open_clip_{name}" for name in OPEN_CLIP), *(f"timm_{name}" for name in TIMM)]
 
