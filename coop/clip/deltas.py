@@ -71,6 +71,15 @@ class LowRankTower(nn.Module):
         """For each layer, its changes by projection; none for the layers that were not chosen."""
         return [dict(self.changes[f"{i}"].items()) if f"{i}" in self.changes else {} for i in range(self.count)]
 
+    @torch.no_grad()
+    def merge_into(self, blocks: Sequence[nn.Module]) -> None:
+        """Add the changes to the weights of a copy of the tower's blocks."""
+        for layer, changes in self.changes.items():
+            block = read_block(blocks[int(layer)])
+            weights = dict(zip("qkv", block.in_weight.chunk(3), strict=True)) | {"o": block.out.weight}
+            for name, change in changes.items():
+                weights[name].add_(change.merged())
+
 
 class TrainedCopies(nn.Module):
     """Trainable copies, at least float32, of some parameters of a frozen CLIP's model.
@@ -204,3 +213,17 @@ def layers_named(where: str | Sequence[int], layers: int) -> list[int]:
 
 
 LAYER_NAMES = ("all", "bottom", "mid", "up", "half-bottom", "half-up", "top3")
+
+
+def check_low_rank(layers: str | Sequence[int], projections: Collection[str], rank: int, dropout: float) -> None:
+    """Raises CoopError for ranks, layers or projections that no tower has; the keys are a method's."""
+    if rank < 1:
+        raise CoopError(f"method.rank={rank}: must be at least 1")
+    if isinstance(layers, str) and layers not in LAYER_NAMES:
+        raise CoopError(f"method.layers={layers}: allowed are {', '.join(LAYER_NAMES)}, or a list of numbers")
+    if not isinstance(layers, str) and not layers:
+        raise CoopError("method.layers=[]: give at least one layer, or method.layers=all")
+    if not projections or set(projections) - set(PROJECTIONS):
+        raise CoopError(f"method.params={list(projections)}: give some of {', '.join(PROJECTIONS)}")
+    if not 0 <= dropout < 1:
+        raise CoopError(f"method.dropout={dropout}: must be from 0 to below 1")

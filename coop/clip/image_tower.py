@@ -9,8 +9,10 @@ So of the layers in front of a replacement, a prompt's keys and values are neede
 layer only what is pooled. No more is computed.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +26,9 @@ from coop.clip.backbone import FrozenCLIP, at_least_float32
 from coop.clip.blocks import Deltas, read_block, run
 from coop.errors import CoopError
 
+if TYPE_CHECKING:
+    from coop.clip.deltas import LowRankTower
+
 #: Backbones that come with a config, for messages.
 VITS = "backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
 
@@ -33,12 +38,13 @@ class ImageTower:
 
     Args:
         clip: the frozen CLIP; its tower is used, not copied.
+        deltas: whether there will be changes of its weights.
 
     Raises:
-        CoopError: its image tower is no ViT.
+        CoopError: its image tower is no ViT, or takes no changes of its weights.
     """
 
-    def __init__(self, clip: FrozenCLIP):
+    def __init__(self, clip: FrozenCLIP, deltas: bool = False):
         self._clip = clip
         visual = clip.model.visual
         if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer | Eva):
@@ -50,15 +56,18 @@ class ImageTower:
                 f"backbone {clip.name}: its image tower ({_kind(visual)}) has no layers that prompts could stand in "
                 f"front of; ViTs have: {VITS}"
             )
-
-    def check_deltas(self) -> None:
-        """Raises CoopError where the layers take no changes of their projections."""
-        if not self._tower.readable:
+        if deltas and not self._tower.readable:
             kind = type(self._tower.blocks[0]).__name__
             raise CoopError(
-                f"backbone {self._clip.name}: the layers of its image tower ({kind}) keep their weights in a form that "
-                f"takes no low-rank changes; those of {VITS} do, and with method.encoder=text the text encoder's do"
+                f"backbone {clip.name}: the layers of its image tower ({kind}) keep their weights in a form that takes "
+                f"no low-rank changes; those of {VITS} do, and with method.encoder=text the text encoder's do"
             )
+
+    def merged(self, deltas: "LowRankTower") -> nn.Module:
+        """A copy of the tower with low-rank changes in its weights: images (B, 3, H, W) to features (B, E)."""
+        visual = copy.deepcopy(self._clip.model.visual)
+        deltas.merge_into(type(self._tower)(visual).blocks)
+        return visual
 
     @property
     def layers(self) -> int:
@@ -117,7 +126,7 @@ def _kind(visual: nn.Module) -> str:
 
 
 def _join(x: Tensor, prompts: Tensor) -> Tensor:
-    return torch.cat([x, prompts.to(x.dtype).expand(len(x), *prompts.shape)], dim=1)
+    return torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], *prompts.shape)], dim=1)
 
 
 class _OpenClip:
@@ -136,7 +145,7 @@ class _OpenClip:
         """(B, 1 + G, V), in front of the norm that prompts go through too."""
         visual = self.visual
         x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
 
     def enter(self, x: Tensor) -> Tensor:

@@ -100,6 +100,15 @@ class Method(nn.Module):
         return self._clip[0]
 
     @property
+    def logit_scale(self) -> Tensor:
+        """The log of what multiplies the similarities, a scalar: the frozen CLIP's."""
+        return self.clip.logit_scale
+
+    def merged_image_tower(self) -> nn.Module | None:
+        """For export: a copy of the image tower with what was learned in its weights; None if it takes more."""
+        return None
+
+    @property
     def trained_in_steps(self) -> bool:
         """Whether there is anything for an optimiser; otherwise a run has no epochs."""
         return any(parameter.requires_grad for parameter in self.parameters())
@@ -192,8 +201,8 @@ class Method(nn.Module):
         with torch.autocast(image_features.device.type, enabled=False):
             text_features = text_features.to(image_features.dtype)
             if text_features.ndim == 3:
-                return self.clip.logit_scale.exp() * torch.einsum("be,bke->bk", image_features, text_features)
-            return self.clip.logit_scale.exp() * image_features @ text_features.T
+                return self.logit_scale.exp() * torch.einsum("be,bke->bk", image_features, text_features)
+            return self.logit_scale.exp() * image_features @ text_features.T
 
     def loss(self, batch: Batch, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """What training minimises: by default the cross-entropy.

@@ -226,6 +226,16 @@ def test_low_rank_weights_are_the_dense_weights_with_their_product_added(name, p
     assert all(weight.grad is None for weight in clip.parameters())
 
 
+@pytest.mark.parametrize("name", ["open_clip_tok", "timm_map"])
+def test_merged_weights_give_the_same_features_and_leave_the_frozen_tower_alone(name):
+    clip, changes = backbone(name), low_rank(V)
+    tower, before = ImageTower(clip), backbone(name).model.state_dict()
+    merged = tower.merged(changes)
+    expected = tower(images(), deltas=changes.by_layer(), normalize=False)
+    torch.testing.assert_close(merged(images()), expected, atol=1e-12, rtol=1e-12)
+    assert all(torch.equal(value, before[key]) for key, value in clip.model.state_dict().items())
+
+
 @pytest.mark.parametrize("checkpoint", [False, True])
 def test_low_rank_weights_of_the_text_encoder(checkpoint):
     clip, ours, theirs = backbone("open_clip_tok"), low_rank(64), low_rank(64)
