@@ -138,6 +138,7 @@ METHOD_KEYS = {"name": Text, "published": Any}
 ConfigStore.instance().store("train_schema", TrainConfig)
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
 OmegaConf.register_new_resolver("coop.times", lambda *factors: math.prod(factors), replace=True)
+OmegaConf.register_new_resolver("coop.over", lambda number, by: number / by, replace=True)
 OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
 OmegaConf.register_new_resolver("coop.templates", lambda n, *more: [*clip_templates(n), *more], replace=True)
 

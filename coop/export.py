@@ -59,14 +59,14 @@ def main(words: list[str]) -> int:
             f"method={type(method).__name__}: has text features of its own for each image, so that no class weights "
             "and no ONNX model without the text encoder can stand for it; python -m coop.predict applies it"
         )
-    by_class_weights = type(method).logits is Method.logits and not method.needs_images
-    if not (by_class_weights or options.onnx):
+    has_class_weights = by_class_weights(method)
+    if not (has_class_weights or options.onnx):
         raise CoopError(
             f"method={type(method).__name__}: does not classify by class weights and frozen image features alone; "
             "onnx=true exports the whole classifier"
         )
     console = Console(markup=False, emoji=False, highlight=False)
-    if by_class_weights:
+    if has_class_weights:
         write_class_weights(method, out / WEIGHTS)
         console.print(f"weights  {out / WEIGHTS}", soft_wrap=True)
     if options.onnx:
@@ -75,12 +75,17 @@ def main(words: list[str]) -> int:
     return 0
 
 
+def by_class_weights(method: Method) -> bool:
+    """Whether class weights and the frozen image tower's features are the whole classifier."""
+    return type(method).logits is Method.logits and not method.needs_images and method.feature_kind == "normalized"
+
+
 @torch.no_grad()
 def write_class_weights(method: Method, path: Path) -> None:
     """Write text_features (K, E), L2-normalised, and logit_scale, with class names and preprocessing as metadata."""
     tensors = {
         "text_features": method.text_features().float().cpu().contiguous(),
-        "logit_scale": method.clip.logit_scale.float().cpu().clone(),
+        "logit_scale": method.logit_scale.float().cpu().clone(),
     }
     write_atomically(path, save(tensors, metadata={"coop": json.dumps(description(method), ensure_ascii=False)}))
 
@@ -101,11 +106,12 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, method: Method):
         super().__init__()
-        self.visual = method.clip.model.visual
+        self.merged = method.merged_image_tower()
+        self.visual = self.merged or method.clip.model.visual
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.method.needs_images:
+        if self.method.needs_images and not self.merged:
             return self.method.logits(self.method.encode_image(images))
         if self.method.feature_kind == "tokens":
             return self.method.logits(normalize(image_tokens(self.method.clip.model, images)))
@@ -146,11 +152,16 @@ def write_onnx(method: Method, path: Path) -> None:
         )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        without = "; without onnx=true the class weights are exported" if by_class_weights(method) else ""
         raise CoopError(
-            f"onnx=true: torch cannot write the image tower of {method.clip.name} as ONNX ({reason}); "
-            "without onnx=true the class weights are exported"
+            f"onnx=true: torch cannot write the image tower of {method.clip.name} as ONNX ({reason}){without}"
         ) from error
     model = program.model_proto
+    if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
+        raise CoopError(
+            f"onnx=true: {type(method).__name__} fixes the number of images in a batch, by len(tensor) or the like; "
+            "tensor.shape[0] leaves it open"
+        )
     onnx.helper.set_model_props(model, {"coop": json.dumps(description(method), ensure_ascii=False)})
     buffer = io.BytesIO()
     onnx.save(model, buffer)

@@ -106,13 +106,17 @@ class FrozenCLIP(nn.Module):
         Raises:
             CoopError: of this backbone's image tower there are no local features ("tokens").
         """
-        # Of a half-precision tower some parameters stay in float32; what meets the image decides.
-        dtype = next(weight for weight in self.model.visual.parameters() if weight.ndim == 4).dtype
-        images = images.to(dtype, memory_format=torch.channels_last)
+        images = self.as_tower_takes(images)
         if kind == "tokens":
             return normalize(image_tokens(self.model, images))
         features = self.model.encode_image(images)
         return normalize(features) if kind == "normalized" else at_least_float32(features)
+
+    def as_tower_takes(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in the dtype and the memory format of the image tower."""
+        # Of a half-precision tower some parameters stay in float32; what meets the image decides.
+        dtype = next(weight for weight in self.model.visual.parameters() if weight.ndim == 4).dtype
+        return images.to(dtype, memory_format=torch.channels_last)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:

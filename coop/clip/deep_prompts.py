@@ -39,13 +39,14 @@ class DeepPrompts(nn.Module):
         coupled: bool = False,
     ):
         super().__init__()
+        of_text, of_image = ("depth", "depth") if coupled else ("depth_text", "depth_vision")
         if depth_text > clip.text_layers:
             raise CoopError(
-                f"method.depth_text={depth_text}: the text encoder of {clip.name} has {clip.text_layers} layers"
+                f"method.{of_text}={depth_text}: the text encoder of {clip.name} has {clip.text_layers} layers"
             )
         self._tower = (ImageTower(clip),) if depth_vision else ()
         if depth_vision > (layers := self._tower[0].layers if depth_vision else 0):
-            raise CoopError(f"method.depth_vision={depth_vision}: the image tower of {clip.name} has {layers} layers")
+            raise CoopError(f"method.{of_image}={depth_vision}: the image tower of {clip.name} has {layers} layers")
         self.text = new_prompts(n_ctx, depth_text - 1, clip.text_width)
         width = self._tower[0].width if depth_vision else 0
         self.image = new_prompts(n_ctx_vision, 0 if coupled else depth_vision, width)

@@ -1,13 +1,18 @@
-"""Low-rank changes of a tower's attention, added to its frozen weights as it runs (LoRA, Hu et al., ICLR 2022)."""
+"""Changes of a frozen CLIP's weights, put in as it runs: low-rank ones of a tower's attention (LoRA, Hu et al., ICLR
+2022), and trained copies of single parameters. The frozen model is shared, and stays as it is.
+"""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from coop.clip.backbone import FrozenCLIP, at_least_float32
+from coop.clip.backbone import FrozenCLIP, at_least_float32, normalize
 from coop.clip.blocks import Deltas, read_block, run
 from coop.clip.text.plain import text_blocks
 from coop.errors import CoopError
@@ -66,11 +71,103 @@ class LowRankTower(nn.Module):
         """For each layer, its changes by projection; none for the layers that were not chosen."""
         return [dict(self.changes[f"{i}"].items()) if f"{i}" in self.changes else {} for i in range(self.count)]
 
+    @torch.no_grad()
+    def merge_into(self, blocks: Sequence[nn.Module]) -> None:
+        """Add the changes to the weights of a copy of the tower's blocks."""
+        for layer, changes in self.changes.items():
+            block = read_block(blocks[int(layer)])
+            weights = dict(zip("qkv", block.in_weight.chunk(3), strict=True)) | {"o": block.out.weight}
+            for name, change in changes.items():
+                weights[name].add_(change.merged())
+
+
+class TrainedCopies(nn.Module):
+    """Trainable copies, at least float32, of some parameters of a frozen CLIP's model.
+
+    Args:
+        clip: the frozen CLIP.
+        names: of its model's parameters.
+    """
+
+    def __init__(self, clip: FrozenCLIP, names: Sequence[str]):
+        super().__init__()
+        self._clip, self._caller, self.names = (clip,), (_Caller(clip.model),), names
+        originals = [clip.model.get_parameter(name).detach() for name in names]
+        self.weights = nn.ParameterList(nn.Parameter(at_least_float32(weight).clone()) for weight in originals)
+
+    def originals(self) -> list[Tensor]:
+        """The frozen parameters that the copies started from."""
+        return [self._caller[0].model.get_parameter(name) for name in self.names]
+
+    def forward(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        """`function(*args)`, which runs the model, with the copies in place of the model's own parameters."""
+        (caller,) = self._caller
+        pairs = zip(self.names, self.weights, self.originals(), strict=True)
+        weights = {f"model.{name}": copy.to(original.dtype) for name, copy, original in pairs}
+        return functional_call(caller, weights, (function, *args))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised."""
+        (clip,) = self._clip
+        return normalize(self(clip.model.encode_image, clip.as_tower_takes(images)))
+
+
+class _Caller(nn.Module):
+    """`functional_call` swaps parameters for as long as a module's forward lasts."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        return function(*args)
+
+
+def layer_norms(clip: FrozenCLIP) -> list[str]:
+    """The parameters of all LayerNorms in both towers, by name.
+
+    Raises:
+        CoopError: an image tower without any.
+    """
+    modules = [(name, module) for name, module in clip.model.named_modules() if isinstance(module, nn.LayerNorm)]
+    if not any(name.startswith("visual.") for name, _ in modules):
+        kind = type(getattr(clip.model.visual, "trunk", clip.model.visual)).__name__
+        raise CoopError(
+            f"backbone {clip.name}: its image tower ({kind}) has no LayerNorm to train; ViTs have: backbone=vit_b16, "
+            "vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
+        )
+    modules = [(name, module) for name, module in modules if not name.startswith("text_decoder.")]
+    return [f"{name}.{key}" for name, module in modules for key, _ in module.named_parameters()]
+
+
+def visual_projection(clip: FrozenCLIP) -> str:
+    """The name of the image tower's last matrix, from its width to E: a ViT's `proj`, of a ResNet the output
+    projection of the attention pool, of timm's towers the linear head.
+
+    Raises:
+        CoopError: an image tower that ends otherwise.
+    """
+    visual = clip.model.visual
+    name = "visual.attnpool.c_proj.weight" if isinstance(visual, ModifiedResNet) else "visual.proj"
+    parameters = dict(clip.model.named_parameters())
+    found = next((name for name in (name, "visual.head.proj.weight") if name in parameters), None)
+    if found is None:
+        kind = type(getattr(visual, "trunk", visual)).__name__
+        raise CoopError(
+            f"backbone {clip.name}: its image tower ({kind}) does not end in a projection that could be trained; "
+            "those of backbone=tiny, rn50, rn101, vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16 do"
+        )
+    return found
+
 
 def encode_text(
-    clip: FrozenCLIP, ids: Tensor, deltas: Sequence[Deltas], checkpoint: bool = False, normalize: bool = True
+    clip: FrozenCLIP,
+    ids: Tensor,
+    deltas: Sequence[Deltas] | None = None,
+    checkpoint: bool = False,
+    normalize: bool = True,
 ) -> Tensor:
-    """Text features (N, E) of token ids (N, L) by a text encoder with changed projections, differentiable in these.
+    """Text features (N, E) of token ids (N, L) by a text encoder with changed weights, differentiable in these.
 
     Every token's states change with the weights, so that there is nothing to keep; give ids `without_padding`.
 
@@ -86,7 +183,7 @@ def encode_text(
     x = F.embedding(ids, tower.token_embedding.weight)
     x = x + tower.positional_embedding[:length].to(x.dtype)
     mask = tower.attn_mask[:length, :length]
-    for block, changes in zip(blocks, deltas, strict=True):
+    for block, changes in zip(blocks, deltas or [{}] * len(blocks), strict=True):
         x = run(block, x, checkpoint, mask=mask, deltas=changes)
     pooled = tower.ln_final(x[torch.arange(len(ids), device=ids.device), end])
     projection = tower.text_projection
@@ -116,3 +213,17 @@ def layers_named(where: str | Sequence[int], layers: int) -> list[int]:
 
 
 LAYER_NAMES = ("all", "bottom", "mid", "up", "half-bottom", "half-up", "top3")
+
+
+def check_low_rank(layers: str | Sequence[int], projections: Collection[str], rank: int, dropout: float) -> None:
+    """Raises CoopError for ranks, layers or projections that no tower has; the keys are a method's."""
+    if rank < 1:
+        raise CoopError(f"method.rank={rank}: must be at least 1")
+    if isinstance(layers, str) and layers not in LAYER_NAMES:
+        raise CoopError(f"method.layers={layers}: allowed are {', '.join(LAYER_NAMES)}, or a list of numbers")
+    if not isinstance(layers, str) and not layers:
+        raise CoopError("method.layers=[]: give at least one layer, or method.layers=all")
+    if not projections or set(projections) - set(PROJECTIONS):
+        raise CoopError(f"method.params={list(projections)}: give some of {', '.join(PROJECTIONS)}")
+    if not 0 <= dropout < 1:
+        raise CoopError(f"method.dropout={dropout}: must be from 0 to below 1")

@@ -9,8 +9,10 @@ So of the layers in front of a replacement, a prompt's keys and values are neede
 layer only what is pooled. No more is computed.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +20,17 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, at_least_float32
 from coop.clip.blocks import Deltas, read_block, run
 from coop.errors import CoopError
+
+if TYPE_CHECKING:
+    from coop.clip.deltas import LowRankTower
+
+#: Backbones that come with a config, for messages.
+VITS = "backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
 
 
 class ImageTower:
@@ -30,24 +38,36 @@ class ImageTower:
 
     Args:
         clip: the frozen CLIP; its tower is used, not copied.
+        deltas: whether there will be changes of its weights.
 
     Raises:
-        CoopError: its image tower is no ViT.
+        CoopError: its image tower is no ViT, or takes no changes of its weights.
     """
 
-    def __init__(self, clip: FrozenCLIP):
+    def __init__(self, clip: FrozenCLIP, deltas: bool = False):
         self._clip = clip
         visual = clip.model.visual
-        if isinstance(visual, VisionTransformer) and visual.attn_pool is None:
-            self._tower: _OpenClip | _Timm = _OpenClip(visual)
-        elif isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer | Eva):
-            self._tower = _Timm(visual)
+        if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer | Eva):
+            self._tower: _OpenClip | _Timm = _Timm(visual)
+        elif isinstance(visual, VisionTransformer) and visual.attn_pool is None and _readable(visual):
+            self._tower = _OpenClip(visual)
         else:
-            kind = type(getattr(visual, "trunk", visual)).__name__
             raise CoopError(
-                f"backbone {clip.name}: its image tower ({kind}) has no layers that prompts could stand in front of; "
-                "ViTs have: backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
+                f"backbone {clip.name}: its image tower ({_kind(visual)}) has no layers that prompts could stand in "
+                f"front of; ViTs have: {VITS}"
             )
+        if deltas and not self._tower.readable:
+            kind = type(self._tower.blocks[0]).__name__
+            raise CoopError(
+                f"backbone {clip.name}: the layers of its image tower ({kind}) keep their weights in a form that takes "
+                f"no low-rank changes; those of {VITS} do, and with method.encoder=text the text encoder's do"
+            )
+
+    def merged(self, deltas: "LowRankTower") -> nn.Module:
+        """A copy of the tower with low-rank changes in its weights: images (B, 3, H, W) to features (B, E)."""
+        visual = copy.deepcopy(self._clip.model.visual)
+        deltas.merge_into(type(self._tower)(visual).blocks)
+        return visual
 
     @property
     def layers(self) -> int:
@@ -92,12 +112,27 @@ class ImageTower:
         return F.normalize(features, dim=-1) if normalize else features
 
 
+def _readable(visual: VisionTransformer) -> bool:
+    return all(read_block(block) is not None for block in visual.transformer.resblocks)
+
+
+def _kind(visual: nn.Module) -> str:
+    """What a user knows an image tower by: its class, and what of it is unlike a plain ViT."""
+    kind = type(getattr(visual, "trunk", visual)).__name__
+    if not isinstance(visual, VisionTransformer):
+        return kind
+    other = next((block for block in visual.transformer.resblocks if read_block(block) is None), visual.attn_pool)
+    return f"{kind} with {type(other).__name__}"
+
+
 def _join(x: Tensor, prompts: Tensor) -> Tensor:
-    return torch.cat([x, prompts.to(x.dtype).expand(len(x), *prompts.shape)], dim=1)
+    return torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], *prompts.shape)], dim=1)
 
 
 class _OpenClip:
     """The parts of open_clip's own ViT."""
+
+    readable = True
 
     def __init__(self, visual: VisionTransformer):
         self.visual, self.blocks = visual, visual.transformer.resblocks
@@ -110,7 +145,7 @@ class _OpenClip:
         """(B, 1 + G, V), in front of the norm that prompts go through too."""
         visual = self.visual
         x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        first = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
 
     def enter(self, x: Tensor) -> Tensor:
@@ -120,10 +155,7 @@ class _OpenClip:
         return 1 if self.visual.pool_type == "tok" else count
 
     def block(self, layer: int, x: Tensor, rows: int, deltas: Deltas | None, checkpoint: bool) -> Tensor:
-        block = read_block(self.blocks[layer])
-        if block is None:
-            raise CoopError(f"{type(self.blocks[layer]).__name__}: this kind of layer takes no prompts")
-        return run(block, x, checkpoint, rows=rows, deltas=deltas)
+        return run(read_block(self.blocks[layer]), x, checkpoint, rows=rows, deltas=deltas)
 
     def leave(self, x: Tensor) -> Tensor:
         pooled, _ = self.visual._pool(x)
@@ -161,8 +193,6 @@ class _Timm:
     def block(self, layer: int, x: Tensor, rows: int, deltas: Deltas | None, checkpoint: bool) -> Tensor:
         if self.readable:
             return run(read_block(self.blocks[layer]), x, checkpoint, rows=rows, deltas=deltas)
-        if deltas:
-            raise CoopError(f"{type(self.blocks[layer]).__name__}: this kind of layer takes no changes of its weights")
         options = {} if self.rope is None else {"rope": self._rope_of(layer, x.shape[1])}
         return run(self.blocks[layer], x, checkpoint, **options)[:, :rows]
 

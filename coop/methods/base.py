@@ -32,6 +32,8 @@ class Batch:
         teacher_features: (B, E), L2-normalised, the frozen CLIP's of the same views, if the method needs a teacher.
         epoch: from 0.
         epochs: T.
+        step: how many steps of the optimiser came before, in all epochs.
+        steps: how many there are in all.
     """
 
     labels: Tensor
@@ -40,6 +42,8 @@ class Batch:
     teacher_features: Tensor | None = None
     epoch: int = 0
     epochs: int = 1
+    step: int = 0
+    steps: int = 1
 
 
 class Method(nn.Module):
@@ -101,6 +105,15 @@ class Method(nn.Module):
     @property
     def clip(self) -> FrozenCLIP:
         return self._clip[0]
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The log of what multiplies the similarities, a scalar: the frozen CLIP's."""
+        return self.clip.logit_scale
+
+    def merged_image_tower(self) -> nn.Module | None:
+        """For export: a copy of the image tower with what was learned in its weights; None if it takes more."""
+        return None
 
     @property
     def trained_in_steps(self) -> bool:
@@ -202,7 +215,7 @@ class Method(nn.Module):
         # Half precision has too few digits to rank classes by.
         with torch.autocast(image_features.device.type, enabled=False):
             text_features = text_features.to(image_features.dtype)
-            factor = self.clip.logit_scale.exp() if scale is None else scale
+            factor = self.logit_scale.exp() if scale is None else scale
             if text_features.ndim == 3:
                 return factor * torch.einsum("be,bke->bk", image_features, text_features)
             return factor * image_features @ text_features.T

@@ -30,7 +30,7 @@ class LitClassifier(pl.LightningModule):
         super().__init__()
         self.strict_loading = False  # the checkpoint lacks the CLIP on purpose
         self.clip, self.method, self.optimizer_config, self.epochs = clip, method, optimizer, epochs
-        self.restoring = False
+        self.restoring, self.steps = False, 1
         # Its checks of the values would read them back from the device in every step.
         self.val_acc = MulticlassAccuracy(len(method.classnames), average="micro", validate_args=False)
 
@@ -59,8 +59,9 @@ class LitClassifier(pl.LightningModule):
         if self.method.needs_teacher:  # with fixed views they were encoded once
             teacher = batch["image_features"] if "image_features" in batch else self.clip.encode_image(batch["image"])
         images = batch["image"] if self.method.needs_images else None
-        epoch = self.trainer.current_epoch if self._trainer is not None else 0
-        return Batch(batch["label"], self.image_features(batch), images, teacher, epoch, self.epochs)
+        epoch, step = (self.trainer.current_epoch, self.trainer.global_step) if self._trainer is not None else (0, 0)
+        features = self.image_features(batch)
+        return Batch(batch["label"], features, images, teacher, epoch, self.epochs, step, self.steps)
 
     def backward(self, loss: Tensor) -> None:
         self.method.backward(loss)
@@ -89,6 +90,7 @@ class LitClassifier(pl.LightningModule):
         self.restoring = True
 
     def on_train_start(self) -> None:
+        self.steps = self.trainer.estimated_stepping_batches
         for optimizer in self.trainer.optimizers:
             if missing := optimizer.defaults.keys() - optimizer.param_groups[0].keys():
                 raise KeyError(f"the state of another optimizer, without {min(missing)}")

@@ -46,7 +46,13 @@ def test_every_method_runs_on_the_device_alone(run, small, tmp_path, method):
 
 
 @pytest.mark.parametrize(
-    "overrides", [["method.class_specific=true"], ["method=image_encoder", "augmentation=online"]], ids=str
+    "overrides",
+    [
+        ["method.class_specific=true"],
+        ["method=image_encoder", "augmentation=online"],
+        ["method=two_stage", "steps=null", "augmentation=online"],
+    ],
+    ids=str,
 )
 def test_two_processes_on_devices_equal_one_on_the_cpu(run, small, tmp_path, overrides):
     overrides = [*small, "epochs=2", *overrides, f"cache_dir={tmp_path / 'cache'}"]

@@ -30,9 +30,11 @@ def by_method(run, small, work) -> dict[str, Path]:
     folders = {}
     options = {"cocoop": ["method.condition=noise"], "plot": ["method.max_iter=4"]}
     names = ("linear_probe", "tip_adapter", "clip_adapter", "lp_pp", "cross_modal_adapter", "cocoop", "plot")
-    for method in names:
+    towers = ("vpt", "maple", "clip_lora", "dept", "two_stage")
+    for method in (*names, *towers):
         folders[method] = work / f"finished_{method}"
-        done = run("train", *small, *quick(method), *options.get(method, []), f"hydra.run.dir={folders[method]}")
+        given = ["epochs=1", "batch_size=10"] if method in towers else options.get(method, [])
+        done = run("train", *small, *quick(method), *given, f"hydra.run.dir={folders[method]}")
         assert done.code == 0, done.err
     return folders
 
@@ -143,14 +145,10 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "coop",
-        "tip_adapter",
-        pytest.param("plot", marks=SLOW),
-        pytest.param("linear_probe", marks=SLOW),
-        pytest.param("clip_adapter", marks=SLOW),
-        pytest.param("lp_pp", marks=SLOW),
-        pytest.param("cross_modal_adapter", marks=SLOW),
+    ["coop", "tip_adapter", "maple", "clip_lora", "dept"]
+    + [
+        pytest.param(kind, marks=SLOW)
+        for kind in ("plot", "linear_probe", "clip_adapter", "lp_pp", "cross_modal_adapter", "vpt", "two_stage")
     ],
 )
 def test_onnx_predicts_as_we_do(run, finished, by_method, photographs, tmp_path, kind):
@@ -169,6 +167,33 @@ def test_onnx_predicts_as_we_do(run, finished, by_method, photographs, tmp_path,
         np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-4)
     about = json.loads(session.get_modelmeta().custom_metadata_map["coop"])
     assert about["classnames"] == method.classnames
+
+
+def test_class_weights_of_low_rank_weights_in_the_text_encoder(run, small, photographs, tmp_path):
+    """They have a temperature of their own."""
+    options = [*quick("clip_lora"), "method.encoder=text", "method.scale=30", "optimizer.lr=0.1", "epochs=1"]
+    done = run("train", *small, *options, f"hydra.run.dir={tmp_path}")
+    assert done.code == 0, done.err
+    assert run("export", f"run={tmp_path}").code == 0
+    tensors = load_file(tmp_path / "class_weights.safetensors")
+    assert tensors["logit_scale"].exp().item() == pytest.approx(30)
+    method = load_trained(tmp_path, accelerator="cpu").method
+    with torch.no_grad():
+        features = method.encode_image(prepared(method, images_of(photographs)[:3]))
+        logits = tensors["logit_scale"].exp() * features @ tensors["text_features"].T
+        torch.testing.assert_close(logits, method.logits(features), atol=1e-5, rtol=1e-5)
+    untrained = method.clip.encode_text([f"a photo of a {name}." for name in method.classnames])
+    assert (untrained - tensors["text_features"]).abs().max() > 0.01
+
+
+def test_onnx_of_a_fixed_batch_is_no_success(finished, tmp_path):
+    pytest.importorskip("onnxscript")
+    method = load_trained(finished, accelerator="cpu").method
+    logits = method.logits
+    method.logits = lambda features: logits(features).expand(len(features), -1)
+    with pytest.raises(CoopError, match="fixes the number of images in a batch"):
+        write_onnx(method, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
 
 
 @pytest.mark.parametrize("method", ["linear_probe", "plot"])

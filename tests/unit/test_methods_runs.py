@@ -21,6 +21,8 @@ META = E * (E // 16) + E // 16 + (E // 16) * D + D
 META_TCP = E * (E // 4) + E // 4 + (E // 4) * 4 * D + 4 * D
 # Steps that a random CLIP's accuracy feels.
 LARGE = ["epochs=2", "optimizer.lr=0.5"]
+TOWER_STEPS = [*LARGE, "batch_size=25"]
+COUPLED = {"trainable_params": 2 * 4 * 128 + 2 * (128 * 64 + 64), "epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,21 @@ RUNS = {
     "image_encoder": (LARGE, {"trainable_params": TOWER, "epochs": 2}),
     "image_encoder_views": (["method=image_encoder", "augmentation=views:2", *LARGE], {"epochs": 2}),
     "image_encoder_online": (["method=image_encoder", "augmentation=online", *LARGE], {"epochs": 2}),
+    # Widths: image tower 64, text encoder 128; of two layers each, prompts' depths as in methods.
+    "vpt": (TOWER_STEPS, {"trainable_params": 2 * 8 * 64, "batch_size": 25, "epochs": 2}),
+    "ivlp": (TOWER_STEPS, {"trainable_params": 2 * 2 * (64 + 128), "epochs": 2}),
+    "ivlp_text": (["method=ivlp", "method.depth_vision=0", *TOWER_STEPS], {"trainable_params": 2 * 2 * 128}),
+    "maple": (TOWER_STEPS, {"trainable_params": 2 * 2 * 128 + 2 * (128 * 64 + 64), "epochs": 2}),
+    "promptsrc": (TOWER_STEPS, {"trainable_params": 2 * 4 * (64 + 128), "epochs": 2}),
+    "promptsrc_views": (["method=promptsrc", "method.coupled=true", "augmentation=views:2", *TOWER_STEPS], COUPLED),
+    "dept": (TOWER_STEPS, {"trainable_params": 16 * 128 + 4 * E + K * E + K, "epochs": 2}),
+    "clip_lora": (TOWER_STEPS, {"trainable_params": 3 * 2 * 2 * (2 * 64 + 4 * 128), "epochs": 2}),
+    "clip_lora_text": (
+        ["method=clip_lora", "method.encoder=text", "method.params=[q,o]", "method.layers=top3", *TOWER_STEPS],
+        {"trainable_params": 2 * 2 * 2 * 3 * 128, "epochs": 2},
+    ),
+    "prolip": (TOWER_STEPS, {"trainable_params": 64 * E, "epochs": 2}),
+    "two_stage": (TOWER_STEPS, {"trainable_params": 2 * (6 * 64 + 9 * 128) + K * E, "epochs": 2}),
 }
 
 
@@ -132,7 +149,9 @@ def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tm
     assert "its classes are not those that this run learned on" in done.error
 
 
-@pytest.mark.parametrize("name", ["clip_adapter", "text_linear", "image_encoder", "cocoop", "tcp", "plot"])
+@pytest.mark.parametrize(
+    "name", ["clip_adapter", "text_linear", "image_encoder", "cocoop", "tcp", "plot", "maple", "dept", "two_stage"]
+)
 def test_what_is_the_same_for_all_classes_is_moved_to_others(run, small, name, tmp_path):
     options = [*small, "dataset.classes=base", "epochs=1"]
     assert run("train", *options, *quick(name), f"hydra.run.dir={tmp_path / 'run'}").code == 0
