@@ -96,14 +96,15 @@ def save_prompt(path: Path, method: Method, cfg: DictConfig, classnames: Sequenc
         "precision": method.clip.precision,
         "fingerprint": method.clip.fingerprint(),
     }
-    text = json.dumps(metadata, ensure_ascii=False)
     tensors = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
-    write_atomically(path, save(tensors, metadata={"coop": text, CHECKSUM: checksum(tensors, text)}))
+    metadata[CHECKSUM] = checksum(tensors, metadata)
+    # Under one key: safetensors writes several in any order, and equal runs would not be equal files.
+    write_atomically(path, save(tensors, metadata={"coop": json.dumps(metadata, ensure_ascii=False)}))
 
 
-def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Changes with any bit of the tensors (contiguous, on the CPU), their names, dtypes, shapes, or the text."""
-    crc = zlib.crc32(text.encode())
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Changes with any bit of the tensors (contiguous, on the CPU), their names, dtypes, shapes, or the metadata."""
+    crc = zlib.crc32(json.dumps(metadata).encode())
     for name, tensor in sorted(tensors.items()):
         crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
         crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
@@ -120,18 +121,18 @@ def load_prompt(path: Path) -> Prompt:
         raise CoopError(f"{path}: no such file; `run=` takes the folder of a finished run, which holds {PROMPT}")
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            metadata = json.loads(header["coop"])
+            metadata = json.loads((file.metadata() or {})["coop"])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise CoopError(f"{path}: not a prompt written by coop.train ({error})") from error
-    metadata = validated(PromptMetadata, metadata, path, "a prompt written by coop.train")
-    if header.get(CHECKSUM) not in (None, checksum(state, header["coop"])):
+    given = metadata.pop(CHECKSUM, None) if isinstance(metadata, dict) else None
+    read = validated(PromptMetadata, metadata, path, "a prompt written by coop.train")
+    if given not in (None, checksum(state, metadata)):
         raise CoopError(f"{path}: damaged, its checksum does not fit its content; copy it again, or train the run anew")
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
             raise CoopError(f"{path}: {name} holds values that are not finite (NaN or infinite); train the run anew")
-    return Prompt(state, metadata)
+    return Prompt(state, read)
 
 
 def check_backbone(prompt: Prompt, clip: FrozenCLIP, path: Path) -> None:

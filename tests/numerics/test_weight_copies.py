@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 import small_vit_clip as small
 import torch
 import torch.nn.functional as F
-from coop.training.module import LitClassifier
 from pytorch_lightning.callbacks import ModelCheckpoint
 from reference_checks.common import CLASSNAMES, clip, images, labels, train
 from torch import nn
@@ -20,6 +19,7 @@ from coop.errors import CoopError
 from coop.methods.base import Batch
 from coop.methods.prolip import ProLIP
 from coop.methods.two_stage import TwoStage
+from coop.training.module import LitClassifier
 
 ADAMW = {"name": "adamw", "lr": 0.01, "weight_decay": 0.1, "warmup_epochs": 0, "eta_min": 1e-6, "per": "step"}
 EPOCHS, PER_EPOCH, SIZE = 5, 3, 8

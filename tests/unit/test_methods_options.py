@@ -54,7 +54,7 @@ def composed(*overrides: str):
         (["method=text_bias", "method.template=x"], "method.template=x"),
         (["method=image_encoder", "method.template=x"], "method.template=x"),
         (["method=tip_adapter", "method.scale=0"], "method.scale=0: must be positive"),
-        (["method=tip_adapter", "method.templates=[]"], "method.templates=[]: the list is empty"),
+        (["method=tip_adapter", "method.templates=[]"], "method.templates=[]: must not be empty"),
         (["method=clap", "method.constraint=l1"], "method.constraint=l1: allowed are l2, cosine, none"),
         (["method=clap", "method.multipliers=balance"], "allowed are zero_shot, balanced, corrected, constant"),
         (
