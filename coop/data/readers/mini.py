@@ -15,7 +15,7 @@ from PIL import Image, ImageFilter
 from coop.data.readers.split_file import load_rows, splits_from_rows
 from coop.data.sampling import Splits
 
-MINI = Path(__file__).parents[1] / "assets" / "mini"
+MINI = Path(__file__).parents[2] / "assets" / "mini"
 
 BLUR_RADIUS = 1 / 50  # of the short side
 NOISE_STD = 60.0  # of 255

@@ -14,7 +14,7 @@ from coop.data.sampling import Item, Splits
 from coop.errors import CoopError
 from coop.validation import MOST_CLASSES, NOT_EMPTY, between, parse_json
 
-PUBLISHED = Path(__file__).parents[1] / "assets" / "splits"
+PUBLISHED = Path(__file__).parents[2] / "assets" / "splits"
 
 Rows = dict[str, list[tuple[str, int, str]]]
 FORM = 'Expected {"train": [[image path, label, class name], ...], "val": [...], "test": [...]}'
