@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,17 +37,17 @@ class Finished(NamedTuple):
 
 
 class Commands:
-    """Starts commands in `folder` with the environment `env`."""
+    """Starts commands in `folder` with the environment `env`, by `target`, which takes what `run_command` does."""
 
-    def __init__(self, folder: Path, env: dict[str, str]):
-        self.folder, self.env, self.count = folder, env, 0
+    def __init__(self, folder: Path, env: dict[str, str], target: Callable | None = None):
+        self.folder, self.env, self.target, self.count = folder, env, target or run_command, 0
 
     def start(self, command: str, *args: str, **env: str) -> multiprocessing.Process:
         """A running command; `finish` waits for it."""
         self.count += 1
         files = [self.folder / f"{self.count}.{stream}" for stream in ("out", "err")]
         arguments = (command, args, self.folder, self.env | env, *files)
-        process = FORK_SERVER.Process(target=_run, args=arguments)
+        process = FORK_SERVER.Process(target=self.target, args=arguments)
         process.start()
         process.files = files
         return process
@@ -98,7 +99,7 @@ def slow_down(module: str, name: str) -> None:
     setattr(home, name, slowly)
 
 
-def _run(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str], out: Path, err: Path) -> None:
+def run_command(command: str, args: tuple[str, ...], folder: Path, env: dict[str, str], out: Path, err: Path) -> None:
     as_in_a_terminal()
     if env.get("COOP_TEST_IGNORE_SIGINT"):
         signal.signal(signal.SIGINT, signal.SIG_IGN)

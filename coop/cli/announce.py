@@ -37,7 +37,7 @@ class Announce(Callback):
             return
         folder = Path(config.hydra.sweep.dir)
         found = standing(folder, self.started)
-        if len(found.finished) > 1:
+        if len(found.finished) > 1 and not found.elsewhere:  # otherwise the last process writes it, of all runs
             show_report(folder)
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print("\n" + "\n".join(summary(folder, found)))

@@ -1,8 +1,9 @@
 """Image features kept on disk, one row per image, so that no frozen tower sees the same image twice.
 
 An entry is a folder named by the content of what makes features: weights, preprocessing, view, precision. Inside lie
-shards, each written whole by one process under a name of its own; readers take all shards there are. So writers never
-wait for each other, a half-written file is never read, and a changed image (path, size or time) is simply not found.
+shards, each written whole by one process under a name of its own; readers take all shards there are. So a half-written
+file is never read, and a changed image (path, size or time) is simply not found. Of processes that encode the same data
+set one does so at a time; the next finds what it has kept.
 """
 
 import hashlib
@@ -11,12 +12,14 @@ import os
 import time
 import uuid
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
@@ -76,6 +79,28 @@ class FeatureCache:
             except (SafetensorError, OSError, ValueError) as error:
                 _set_aside(shard, error)
         return wanted.fill(features)
+
+    @contextmanager
+    def alone(self, dataset: str | None, wait: bool) -> Iterator[None]:
+        """Encode images of a data set while no other process does, so that none is encoded twice.
+
+        Args:
+            dataset: the data set's name; who encodes another one is not waited for.
+            wait: until another process is done; otherwise, and where files cannot be locked, both go on at once.
+        """
+        with ExitStack() as held:
+            with suppress(Timeout, OSError, NotImplementedError):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(self.folder / f".{hashlib.sha256(str(dataset).encode()).hexdigest()[:8]}.lock")
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    if not wait:
+                        raise
+                    log.info("another process is encoding images of %s; waiting for it", dataset or "this data set")
+                    lock.acquire()
+                held.callback(lock.release)
+            yield
 
     def add(self, identities: np.ndarray, features: Tensor, about: Mapping[str, str] | None = None) -> bool:
         """Keep features of these images. A folder that cannot be written costs a warning, not the run.

@@ -5,7 +5,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from coop.clip.backbone import FeatureKind, FrozenCLIP, normalize
 from coop.data import processes as shares
-from coop.data.feature_cache import FeatureCache, ShardWriter, default_cache_dir
+from coop.data.feature_cache import NO_FILE, FeatureCache, ShardWriter, default_cache_dir
 from coop.data.images import Preprocess, open_image
 from coop.data.sampling import Item
 from coop.data.transforms import reproducible, test_transform, train_transform
@@ -81,13 +81,14 @@ class FeatureExtractor:
         rank, world = shares.rank(), shares.world()
         shape = self.shape
         features = torch.empty(len(items), math.prod(shape))
-        found, writer = self._look_up(items, preprocess, label, view, features)
-        missing = np.flatnonzero(~found)
-        share = missing[rank::world]
-        if len(missing):
-            self.clip.to(self.device)
-        if len(share):
-            self._encode(FixedViews(items, preprocess, self.clip, view), share, features, label, writer)
+        with ExitStack() as until_kept:
+            found, writer = self._look_up(items, preprocess, label, view, features, until_kept)
+            missing = np.flatnonzero(~found)
+            share = missing[rank::world]
+            if len(missing):
+                self.clip.to(self.device)
+            if len(share):
+                self._encode(FixedViews(items, preprocess, self.clip, view), share, features, label, writer)
         owner = np.zeros(len(items), int)  # what is in the cache comes from the first process
         owner[missing] = np.arange(len(missing)) % world
         shares.exchange(features, owner, self.device)
@@ -110,11 +111,18 @@ class FeatureExtractor:
         return tuple(self.clip.to(self.device).encode_image(blank, self.kind).shape[1:])
 
     def _look_up(
-        self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None, features: Tensor
+        self,
+        items: Sequence[Item],
+        preprocess: Preprocess | None,
+        label: str,
+        view: int | None,
+        features: Tensor,
+        until_kept: ExitStack,
     ) -> tuple[np.ndarray, ShardWriter | None]:
         """Which images are in the cache (N), the same in all processes, and who keeps the others.
 
-        The first process alone reads, and fills in its `features`: another run may write between two look-ups.
+        The first process alone reads, and fills in its `features`: another run may write between two look-ups. Where
+        images are missing, other runs are kept from encoding them until `until_kept` ends.
         """
         found = np.zeros(len(items), bool)
         if not self.cached:
@@ -123,7 +131,12 @@ class FeatureExtractor:
         about = {"backbone": self.clip.name, "images": f"{self.dataset or ''} {label}".strip()}
         writer = ShardWriter(cache, paths, features, about)
         if shares.rank() == 0:
-            found = cache.lookup(writer.identify(np.arange(len(paths))), features)
+            identities = writer.identify(np.arange(len(paths)))
+            found = cache.lookup(identities, features)
+            if not found.all():
+                # Not while the other processes of this run wait at a collective, which gives up after half an hour.
+                until_kept.enter_context(cache.alone(self.dataset, wait=shares.world() == 1))
+                found |= cache.lookup(np.where(found, NO_FILE, identities), features)
         return shares.as_first_process_says(found, self.device), writer
 
     def entry(self, preprocess: Preprocess | None, view: int | None) -> FeatureCache:

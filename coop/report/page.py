@@ -54,11 +54,13 @@ def write_report(study: Study, out: Path) -> list[Path]:
     for plot, drawn in (figure for section in sections for figure in section.figures):
         files |= {f"figures/{plot.name}.{kind}": content for kind, content in drawn.items()}
     before = _written_before(out)
+    # First, so that the report after a killed one knows what that has written.
+    write_atomically(out / WRITTEN, "\n".join(sorted(before | files.keys())).encode())
     for name, content in files.items():
         write_atomically(out / name, content)
-    write_atomically(out / WRITTEN, "\n".join(files).encode())
     for name in before - files.keys():
         (out / name).unlink(missing_ok=True)
+    write_atomically(out / WRITTEN, "\n".join(files).encode())
     return [out / name for name in files]
 
 

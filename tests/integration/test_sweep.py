@@ -167,6 +167,7 @@ def test_a_run_that_another_process_computes_is_skipped(run, sweep_of_small, unb
     sweep = Path(shutil.copytree(unbroken[0], tmp_path / "sweep"))
     name = sorted(contents(sweep))[1]
     shutil.rmtree(sweep / name)
+    shutil.rmtree(sweep / "report")
     (sweep / name).mkdir()
     with FileLock(sweep / name / ".lock"):
         done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
@@ -174,10 +175,12 @@ def test_a_run_that_another_process_computes_is_skipped(run, sweep_of_small, unb
     assert f"{sweep / name}: another process is computing this run; skipped" in done.err
     assert f"{CELLS - 1} of {CELLS} runs finished, 0 failed, 1 skipped: another process is computing it" in done.err
     assert f"skipped: {name}\nto resume:\n  python -m coop.train -m" in done.err
+    assert not (sweep / "report").exists(), "the process that ends last writes it, of all runs"
     done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
     assert done.code == 0, done.err
     assert times_trained(sweep) == [1] * CELLS
     assert contents(sweep) == contents(unbroken[0])
+    assert (sweep / "report/report.html").exists()
 
 
 def test_a_finished_sweep_is_not_computed_again(run, sweep_of_small, unbroken, tmp_path):

@@ -1,8 +1,12 @@
 """Features are the CLIP's own, bit for bit the same whatever the order, the company, the workers or the cache."""
 
 import itertools
+import math
 import os
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import open_clip
@@ -12,7 +16,8 @@ import torch
 from PIL import Image, ImageOps
 
 from coop import CoopError, FrozenCLIP, Item
-from coop.data.features import FeatureExtractor
+from coop.data.feature_cache import FeatureCache
+from coop.data.features import CPU_BATCH, FeatureExtractor
 from coop.data.readers.mini import SHIFTS
 
 
@@ -107,6 +112,38 @@ def test_only_what_is_missing_is_encoded(small_clip, items, tmp_path, monkeypatc
     whole = extractor(small_clip, **options)(items, None, "x")
     assert encoded == [10]
     assert torch.equal(whole, extractor(small_clip)(items, None, "x"))
+
+
+def test_two_runs_at_once_encode_each_image_once(small_clip, items, tmp_path, monkeypatch, caplog):
+    """The second waits, and finds what the first has kept."""
+    encode, batches, both = small_clip.encode_image, [], threading.Barrier(2)
+
+    def slowly(images, **kind):
+        batches.append(len(images))
+        time.sleep(0.1)
+        return encode(images, **kind)
+
+    def start(_):
+        both.wait()
+        return extractor(small_clip, cached=True, cache_dir=str(tmp_path), dataset="pets")(items, None, "test")
+
+    monkeypatch.setattr(small_clip, "encode_image", slowly)
+    caplog.set_level("INFO", "coop")
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(start, range(2)))
+    assert len(batches) == math.ceil(len(items) / CPU_BATCH)
+    assert torch.equal(*found)
+    assert "another process is encoding images of pets; waiting for it" in caplog.text
+
+
+def test_who_is_not_waited_for(tmp_path):
+    """Another data set; and nobody, where the processes of one run would wait for each other at a collective."""
+    cache, entered = FeatureCache(tmp_path), []
+    with cache.alone("pets", wait=True):
+        for dataset, wait in (("cars", True), ("pets", False)):
+            with FeatureCache(tmp_path).alone(dataset, wait):
+                entered.append(dataset)
+    assert entered == ["cars", "pets"]
 
 
 def test_a_changed_image_is_encoded_again(small_clip, items, tmp_path):

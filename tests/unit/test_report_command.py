@@ -17,10 +17,12 @@ from typing import NamedTuple
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
+from coop.report import page
 from coop.report.__main__ import run
 from coop.report.published import expected_file, read_published
 from coop.report.records import read_runs
 from coop.report.study import make_study
+from coop.system.files import write_atomically
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +172,28 @@ def test_what_is_out_of_date_goes_and_what_is_not_ours_stays(runs):
     assert run([str(runs), "out=out"]) == 0
     assert not stale.exists()
     assert mine.read_text() == "my own" and outside.read_text() == "precious"
+
+
+def test_what_a_killed_report_wrote_goes_too(runs, monkeypatch):
+    """Killed at the last of its files, of a study that then changes."""
+
+    class Killed(BaseException):
+        pass
+
+    def write(path, content):
+        write_atomically(path, content)
+        if path == stale:
+            raise Killed
+
+    stale = Path("out/figures/few_shot_1_04_dtd.png")
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(page, "write_atomically", write)
+        run([str(runs), "out=out"])
+    assert stale.is_file()
+    for path in runs.glob("dataset=dtd*/results.json"):
+        path.unlink()
+    assert run([str(runs), "out=out"]) == 0
+    assert not stale.exists()
 
 
 def test_names_that_are_not_utf_8(runs, capsys):

@@ -56,6 +56,15 @@ def test_a_prompt_comes_back_as_it_was(small_clip, tmp_path, class_specific):
     assert torch.equal(again(), learner())
 
 
+def test_a_prompt_is_the_same_file_each_time(small_clip, tmp_path):
+    learner, files = PromptLearner(small_clip, NAMES, n_ctx=4), set()
+    for _ in range(20):  # safetensors alone writes two files
+        save_prompt(tmp_path / PROMPT, learner, config(), NAMES)
+        files.add((tmp_path / PROMPT).read_bytes())
+    assert len(files) == 1
+    assert torch.equal(load_prompt(tmp_path / PROMPT).state["ctx"], learner.ctx)
+
+
 def test_everything_needed_to_use_it_is_in_the_file(small_clip, tmp_path):
     saved(tmp_path / PROMPT, small_clip)
     with safe_open(tmp_path / PROMPT, framework="pt") as file:
