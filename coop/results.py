@@ -97,7 +97,17 @@ def save_prompt(path: Path, method: Method, cfg: DictConfig, classnames: Sequenc
     }
     text = json.dumps(metadata, ensure_ascii=False)
     tensors = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
-    write_atomically(path, save(tensors, metadata={"coop": text, CHECKSUM: checksum(tensors, text)}))
+    write_atomically(path, _in_order(save(tensors, metadata={"coop": text, CHECKSUM: checksum(tensors, text)})))
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its metadata in order: safetensors writes several keys in a random one."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
