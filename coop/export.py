@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import coop
 from coop.clip.backbone import normalize
+from coop.clip.local import image_tokens
 from coop.commandline import parse, run
 from coop.errors import CoopError
 from coop.files import write_atomically
@@ -105,8 +106,10 @@ class ImageClassifier(nn.Module):
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        if (self.method.needs_images and not self.merged) or self.method.feature_kind == "tokens":
+        if self.method.needs_images and not self.merged:
             return self.method.logits(self.method.encode_image(images))
+        if self.method.feature_kind == "tokens":
+            return self.method.logits(normalize(image_tokens(self.method.clip.model, images)))
         features = self.visual(images)
         # CoCa's towers give their tokens as well.
         features = features[0] if isinstance(features, tuple) else features

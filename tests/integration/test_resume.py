@@ -17,9 +17,9 @@ KINDS = {
     "online": ["augmentation=online"],
     "online with workers": ["augmentation=online", "num_workers=2"],
     "image encoder with workers": ["method=image_encoder", "augmentation=online", "num_workers=2"],
+    "views with workers": ["method=image_encoder", "augmentation=views:2", "num_workers=2"],
     "two stages": ["method=two_stage", "steps=null", "augmentation=online"],
     "prompts in both towers": ["method=promptsrc", "method.depth_text=2", "method.depth_vision=2"],
-    "views with workers": ["method=image_encoder", "augmentation=views:2", "num_workers=2"],
 }
 
 
