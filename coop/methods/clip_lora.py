@@ -32,9 +32,9 @@ class CLIPLoRA(Method):
         checkpoint: recompute activations in the backward pass, to save memory.
     """
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list,
-                 encoder: Literal["both", "text", "vision"] = "both", layers: str | list = "all",
-                 params: list = ("q", "k", "v"), rank: int = 2, alpha: float = 1.0, dropout: float = 0.25,
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str],
+                 encoder: Literal["both", "text", "vision"] = "both", layers: str | list[int] = "all",
+                 params: list[str] = ("q", "k", "v"), rank: int = 2, alpha: float = 1.0, dropout: float = 0.25,
                  scale: float = 100.0, checkpoint: bool = False):  # fmt: skip
         self.check(templates, layers, params, rank, dropout, scale)
         super().__init__(clip, classnames)
@@ -54,8 +54,8 @@ class CLIPLoRA(Method):
         self.register_buffer("ids", without_padding(ids), persistent=False)
 
     @classmethod
-    def check(cls, templates: list, layers: str | list = "all", params: list = ("q", "k", "v"), rank: int = 2,
-              dropout: float = 0.25, scale: float = 100.0, **_) -> None:  # fmt: skip
+    def check(cls, templates: list[str], layers: str | list[int] = "all", params: list[str] = ("q", "k", "v"),
+              rank: int = 2, dropout: float = 0.25, scale: float = 100.0, **_) -> None:  # fmt: skip
         """Raises CoopError for ranks, layers or projections that no tower has."""
         check_templates("method.templates", templates)
         check_low_rank(layers, params, rank, dropout)
