@@ -222,8 +222,9 @@ def check_low_rank(layers: str | Sequence[int], projections: Collection[str], ra
     if isinstance(layers, str) and layers not in LAYER_NAMES:
         raise CoopError(f"method.layers={layers}: allowed are {', '.join(LAYER_NAMES)}, or a list of numbers")
     if not isinstance(layers, str) and not layers:
-        raise CoopError("method.layers=[]: give at least one layer, or method.layers=all")
+        raise CoopError("method.layers=[]: must not be empty; give layers, or method.layers=all")
     if not projections or set(projections) - set(PROJECTIONS):
-        raise CoopError(f"method.params={list(projections)}: give some of {', '.join(PROJECTIONS)}")
+        empty = "" if projections else "must not be empty; "
+        raise CoopError(f"method.params={list(projections)}: {empty}give some of {', '.join(PROJECTIONS)}")
     if not 0 <= dropout < 1:
         raise CoopError(f"method.dropout={dropout}: must be from 0 to below 1")

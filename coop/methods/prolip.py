@@ -27,7 +27,7 @@ class ProLIP(Method):
 
     needs_images = True
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list, penalty: float = 0.0625):
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], penalty: float = 0.0625):
         self.check(templates, penalty)
         super().__init__(clip, classnames)
         self.penalty = penalty
@@ -35,7 +35,7 @@ class ProLIP(Method):
         self.projection = TrainedCopies(clip, [visual_projection(clip)])
 
     @classmethod
-    def check(cls, templates: list, penalty: float = 0.0625) -> None:
+    def check(cls, templates: list[str], penalty: float = 0.0625) -> None:
         """Raises CoopError for templates without a place for the class name, or a negative penalty."""
         check_templates("method.templates", templates)
         if penalty < 0:

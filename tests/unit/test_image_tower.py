@@ -1,6 +1,7 @@
 """The image tower with prompts and low-rank weights, against the models' own forward and forwards written out."""
 
 import copy
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -20,6 +21,7 @@ from coop.methods.clip_lora import CLIPLoRA
 from coop.methods.ivlp import IVLP
 from coop.methods.maple import MaPLe
 from coop.methods.vpt import VPT
+from coop.runs.folder import Prompt, load_into
 
 V, E, N, LAYERS = 64, 32, 2, 3
 SMALL = {"image_size": 32, "patch_size": 8, "width": V, "head_width": 32, "layers": LAYERS}
@@ -361,6 +363,24 @@ def test_what_the_tower_has_not_is_refused(build, said):
     with pytest.raises(CoopError) as caught:
         build(clip)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("trained", "loaded", "said"),
+    [
+        (lambda c: VPT(c, NAMES, template="a {}.", depth_vision=2), lambda c: VPT(c, NAMES, template="a {}.", depth_vision=3),
+         "image_prompts.2"),
+        (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], rank=2), lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], rank=4),
+         "torch.Size([128, 4])"),
+    ],
+    ids=["depth", "rank"],
+)  # fmt: skip
+def test_a_file_of_another_depth_or_rank_is_one_message(trained, loaded, said):
+    clip = FrozenCLIP(small_vit_clip.small_vit_clip(), open_clip.SimpleTokenizer(), name="small")
+    prompt = Prompt(trained(clip).state_dict(), {})
+    with pytest.raises(CoopError) as caught:
+        load_into(loaded(clip), prompt, Path("prompt.safetensors"))
+    assert str(caught.value).startswith("prompt.safetensors: does not fit this method") and said in str(caught.value)
 
 
 def test_layers_by_name():

@@ -257,3 +257,15 @@ def test_the_module_asks_the_method_alone(small_clip, with_images):
     logits = module.image_features(batch)[:, :3] if with_images else features[0][:, :3]
     assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
     assert method.calls[:2] == (["encode_image", "loss"] if with_images else ["loss"])
+
+
+def test_the_same_content_is_the_same_file(small_clip, tmp_path):
+    """What was resumed is compared with what was not, byte by byte."""
+    cfg = composed("method=text_bias")
+    method = build_method(cfg.method, small_clip, NAMES)
+    contents = set()
+    for _ in range(20):
+        save_prompt(tmp_path / "prompt.safetensors", method, cfg, ["hai", "naïve 猫"])
+        contents.add((tmp_path / "prompt.safetensors").read_bytes())
+    assert len(contents) == 1
+    assert load_prompt(tmp_path / "prompt.safetensors").metadata["classnames"] == ["hai", "naïve 猫"]

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from clip_folder import write_clip_folder
 from commands import Commands
 from methods import quick
@@ -136,6 +137,21 @@ def test_train_then_evaluate(run, small, name, tmp_path):
     (entry,) = results_of(tmp_path / "again")["targets"].values()
     for key in ("test/acc", "test/macro_acc", "zero_shot/acc"):
         assert entry[key] == pytest.approx(results[key], abs=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("name", ["maple", "clip_lora", "two_stage"])
+def test_towers_in_mixed_precision(run, small, name, precision, tmp_path):
+    """What is learned is float32, finite, and another in other precision; evaluation computes as the run did."""
+    options = [*small, *quick(name), "epochs=1", "batch_size=25", f"trainer.precision={precision}"]
+    done = run("train", *options, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 0, done.err
+    learned = load_file(tmp_path / "run" / "prompt.safetensors")
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in learned.values())
+    done = run("evaluate", f"run={tmp_path / 'run'}", "num_workers=0", f"hydra.run.dir={tmp_path / 'again'}")
+    assert done.code == 0, done.err
+    (entry,) = results_of(tmp_path / "again")["targets"].values()
+    assert entry["test/acc"] == results_of(tmp_path / "run")["test/acc"]
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias", "lp_pp"])
