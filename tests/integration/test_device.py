@@ -98,7 +98,7 @@ def test_what_was_learned_on_a_gpu_is_resumed_on_a_cpu(run, small, tmp_path, mon
 def test_what_is_learned_is_on_disk_before_it_is_tested(run, small, tmp_path):
     """Testing fails (a full disk, a lost GPU, a kill): the prompt is there, and the next start has only to test."""
     options = [*small, "epochs=120", f"hydra.run.dir={tmp_path}"]
-    done = run("train", *options, COOP_TEST_FAIL="coop.train.test")
+    done = run("train", *options, COOP_TEST_FAIL="coop.train.evaluate")
     assert done.code != 0
     learned = (tmp_path / "prompt.safetensors").read_bytes()
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 119

@@ -24,8 +24,9 @@ def set_config(folder: Path, **changes) -> Path:
 def write_prompt(folder: Path, **tensors: torch.Tensor) -> Path:
     """Other tensors under the metadata of a folder's prompt, as an earlier version without checksums wrote it."""
     with safe_open(folder / "prompt.safetensors", framework="pt") as file:
-        metadata = {"coop": file.metadata()["coop"]}
-    save_file(tensors, folder / "prompt.safetensors", metadata=metadata)
+        metadata = json.loads(file.metadata()["coop"])
+    del metadata["crc32"]
+    save_file(tensors, folder / "prompt.safetensors", metadata={"coop": json.dumps(metadata)})
     return folder
 
 

@@ -72,7 +72,7 @@ def test_predict_goes_on_after_what_cannot_be_read(run, finished, photographs, t
     (folder / "inner" / "loop").symlink_to(folder)
     (folder / "inner" / "self").symlink_to("self")
     shutil.copy(good, folder / "inner" / "e.jpg")
-    words = [str(folder), "missing.jpg", str(good), f"out={tmp_path / 'p.json'}", "top=1000000"]
+    words = [str(folder), "missing.jpg", str(good), f"out={tmp_path / 'p.json'}", "top=1000"]
     done = run("predict", f"run={finished}", *words)
     assert done.code == 1 and "Traceback" not in done.err
     entries = json.loads((tmp_path / "p.json").read_text())
@@ -208,8 +208,8 @@ def test_what_has_no_class_weights_says_so(run, by_method, method):
 def test_text_features_of_each_image_are_not_exported(run, by_method, onnx, tmp_path):
     done = run("export", f"run={by_method['cocoop']}", f"out={tmp_path}", f"onnx={onnx}")
     assert done.code == 1
-    assert "CoCoOp: has text features of its own for each image" in done.error
-    assert "python -m coop.predict" in done.error
+    assert "CoCoOp: has text features of its own for each image" in done.err
+    assert "python -m coop.predict" in done.err
     assert not list(tmp_path.iterdir())
 
 
