@@ -6,9 +6,10 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from coop import PromptLearner, pictures
+from coop import PromptLearner
 from coop.clip.text.vocabulary import vocabulary
 from coop.errors import CoopError
+from coop.evaluation import plots as pictures
 from coop.evaluation.metrics import Predictions, calibration_bins, confused_pairs, per_class, score
 from coop.evaluation.plots import draw_history, draw_per_class
 from coop.evaluation.words import nearest_words
