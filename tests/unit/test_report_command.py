@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_written_to(runs, capsys):
     Path("blocked").write_text("a file")
     assert run([str(runs), "out=blocked"]) == 1
     assert re.fullmatch(
-        r"error: blocked/report\.html: cannot be written \(.*\n", capsys.readouterr().err.splitlines(True)[-1]
+        r"error: blocked/\.report_files: cannot be written \(.*\n", capsys.readouterr().err.splitlines(True)[-1]
     )
     assert Path("blocked").read_text() == "a file"
 
