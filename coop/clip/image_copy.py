@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from coop.clip.backbone import FrozenCLIP, normalize
 
 
-class ImageTower(nn.Module):
+class TrainableImageTower(nn.Module):
     """A trainable copy, at least float32, of a frozen CLIP's image tower; the original stays as it is.
 
     In train mode batch norm keeps its statistics of the new images and dropout, where there is some, is on.

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.image_copy import ImageTower
+from coop.clip.image_copy import TrainableImageTower
 from coop.clip.templates import check_template
 from coop.methods.base import Method
 
@@ -29,7 +29,7 @@ class ImageEncoder(Method):
         self.check(template)
         super().__init__(clip, classnames)
         self.prompts = HandCrafted(clip, self.classnames, [template])
-        self.tower = ImageTower(clip)
+        self.tower = TrainableImageTower(clip)
 
     @classmethod
     def check(cls, template: str) -> None:
