@@ -17,6 +17,7 @@ from coop.clip.backbone import normalize
 from coop.clip.local import image_tokens
 from coop.errors import CoopError
 from coop.methods import Method
+from coop.runs.hub import local_folder, output_folder
 from coop.runs.trained import load_trained
 from coop.system.files import write_atomically
 
@@ -49,8 +50,8 @@ def main(words: list[str]) -> int:
     plain, options = parse(words, Options)
     if plain:
         raise CoopError(f"{plain[0]}: expected key=value; run=RUN_DIR takes the folder of a run")
-    run_dir = Path(options.run).expanduser()
-    out = Path(options.out).expanduser() if options.out else run_dir
+    run_dir = local_folder(options.run)
+    out = Path(options.out).expanduser() if options.out else output_folder(options.run)
     if options.onnx:
         require_onnx()
     method = load_trained(run_dir, accelerator="cpu", config_dir=options.config_dir).method
