@@ -6,6 +6,8 @@ from typing import Any
 
 from coop.config import PACKAGE
 
+# What comes with the package lies in each installation: of its path, this and what is behind it.
+BUNDLED = re.compile(r"coop[/\\]assets[/\\]")
 # Readers lay in coop.data itself.
 READERS = {
     f"coop.data.{name}.": f"coop.data.readers.{name}."
@@ -30,7 +32,7 @@ def as_today(config: dict[str, Any]) -> dict[str, Any]:
 
 def _bundled_here(model: str) -> str:
     """The bundled CLIP lies in each installation; a config that names another's means this one's."""
-    name = re.split(r"coop[/\\]assets[/\\]", model)[-1]
+    name = BUNDLED.split(model)[-1]
     here = PACKAGE / "assets" / name
     bundled = name != model and here.is_dir() and not Path(model.removeprefix("local-dir:")).is_dir()
     return f"local-dir:{here}" if bundled else model
