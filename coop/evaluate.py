@@ -33,6 +33,7 @@ from coop.runs.folder import (
     load_prompt,
     read_results,
 )
+from coop.runs.hub import local_folder
 from coop.runs.trained import Trained, load_trained
 from coop.runs.trust import check_offered
 from coop.system.files import write_json
@@ -43,12 +44,12 @@ def main(cfg: DictConfig) -> None:
     check_schema(cfg, EvaluateConfig)
     if cfg.backbone is not None:
         check_source(cfg.backbone.model, cfg.backbone.pretrained)
-    out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), Path(cfg.run).expanduser()
+    out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), local_folder(cfg.run)
     claim_for_evaluation(out_dir, run_dir)
     load_prompt(run_dir / PROMPT)  # a folder that is not a run's shows up before any data set is read
     run_cfg, trained_results = load_config(run_dir), read_results(run_dir)
     cfg.seed = run_cfg.seed if cfg.seed is None else cfg.seed
-    targets = read_targets(chosen_datasets(cfg, run_cfg), cfg.data_root or run_cfg.data_root, run_cfg.seed)
+    targets = read_targets(chosen_datasets(cfg, run_cfg, run_dir), cfg.data_root or run_cfg.data_root, run_cfg.seed)
     trained = load_trained(run_dir, cfg.backbone, cfg.accelerator)
     scores, sets = evaluate(cfg, trained, targets, new_classes(trained_results))
     results = {
@@ -64,7 +65,7 @@ def main(cfg: DictConfig) -> None:
     show(results, out_dir)
 
 
-def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, DictConfig]:
+def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
     """The configs of the data sets to evaluate on, by name: `targets`, else `dataset`, else the run's own.
 
     Raises:
@@ -73,7 +74,7 @@ def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, DictConfi
     if cfg.targets and cfg.dataset:
         raise CoopError(f"targets={list(cfg.targets)} beside dataset={cfg.dataset.get('name')}: give one of the two")
     if not cfg.dataset and any(text.startswith(":") for text in cfg.targets or [":all"]):
-        check_offered("dataset", run_cfg.dataset, Path(cfg.run) / CONFIG)
+        check_offered("dataset", run_cfg.dataset, run_dir / CONFIG)
     if cfg.targets:
         return target_configs(cfg.targets, run_cfg.dataset, cfg.seed)
     node = cfg.dataset or run_cfg.dataset
