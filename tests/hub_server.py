@@ -56,6 +56,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.store(path, body)
         if self.command == "POST" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self.answer({"error": "Invalid credentials in Authorization header"}, 401)
+        if path == "/api/validate-yaml":
+            errors = [{"message": '"license" must be one of [mit]'}] if b"license: nonsense" in body else []
+            return self.answer({"errors": errors, "warnings": []}, 400 if errors else 200)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         owner, name, *rest = path.removeprefix("/api/models/").strip("/").removesuffix(".git").split("/")
