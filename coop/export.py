@@ -1,5 +1,20 @@
 """python -m coop.export run=RUN: a learned prompt as class weights, and as an ONNX model of images to logits."""
 
+from coop.cli.options import run
+
+USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true] [--config-dir DIR]
+
+  run=RUN_DIR    a run's folder, the one that holds prompt.safetensors
+  out=DIR        where the files go (without it: the run's folder)
+  --config-dir DIR    the folder of your own configs, where the run's method is one of them
+  onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop-clip[onnx]')
+
+class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
+preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("export", USAGE)
+
 import importlib.util
 import io
 import json
@@ -12,23 +27,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import coop
-from coop.cli.options import parse, run
+from coop.cli.options import parse
 from coop.clip.backbone import normalize
 from coop.clip.local import image_tokens
 from coop.errors import CoopError
 from coop.methods import Method
 from coop.runs.trained import load_trained
 from coop.system.files import write_atomically
-
-USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true] [--config-dir DIR]
-
-  run=RUN_DIR    a run's folder, the one that holds prompt.safetensors
-  out=DIR        where the files go (without it: the run's folder)
-  --config-dir DIR    the folder of your own configs, where the run's method is one of them
-  onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop-clip[onnx]')
-
-class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
-preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
 
 WEIGHTS, ONNX = "class_weights.safetensors", "model.onnx"
 OPSET = 18
@@ -166,7 +171,3 @@ def write_onnx(method: Method, path: Path) -> None:
     buffer = io.BytesIO()
     onnx.save(model, buffer)
     write_atomically(path, buffer.getvalue())
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

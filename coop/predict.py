@@ -1,5 +1,23 @@
 """python -m coop.predict run=RUN IMAGE...: what a learned prompt sees in images."""
 
+from coop.cli.options import run
+
+USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
+         [--config-dir DIR]
+
+  run=RUN_DIR      a run's folder, the one that holds prompt.safetensors
+  IMAGE            an image file, a folder (with all that is beneath it), or a pattern such as 'photos/*.jpg'
+  top=N            how many classes for each image
+  json=true        print JSON instead of a table
+  out=FILE.json    write the same JSON to a file
+  --config-dir DIR the folder of your own configs, where the run's method is one of them
+
+An image that is missing or cannot be read is named, the others go on, and the exit code is 1; in JSON its entry has an
+"error" in place of "classes"."""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("predict", USAGE)
+
 import glob
 import json
 import os
@@ -16,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from coop.cli.options import parse, run
+from coop.cli.options import parse
 from coop.data.images import open_image
 from coop.data.readers.listing import is_ignored, is_image_name, printable
 from coop.data.transforms import test_transform
@@ -27,19 +45,6 @@ from coop.runs.trained import load_trained
 from coop.system.files import write_json
 from coop.system.progress import progress
 from coop.validation import MOST_CLASSES, between
-
-USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
-         [--config-dir DIR]
-
-  run=RUN_DIR      a run's folder, the one that holds prompt.safetensors
-  IMAGE            an image file, a folder (with all that is beneath it), or a pattern such as 'photos/*.jpg'
-  top=N            how many classes for each image
-  json=true        print JSON instead of a table
-  out=FILE.json    write the same JSON to a file
-  --config-dir DIR the folder of your own configs, where the run's method is one of them
-
-An image that is missing or cannot be read is named, the others go on, and the exit code is 1; in JSON its entry has an
-"error" in place of "classes"."""
 
 BATCH_SIZE = 32
 
@@ -214,7 +219,3 @@ def show(predictions: Sequence[dict[str, Any]]) -> None:
         classes = ",  ".join(f"{c['classname']} {100 * c['probability']:.1f}" for c in prediction["classes"])
         table.add_row(prediction["path"], classes)
     Console(markup=False, emoji=False, highlight=False).print(table)
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

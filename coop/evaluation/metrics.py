@@ -50,7 +50,7 @@ def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None
     Args:
         method: over K classes, on the CLIP's device; left in eval mode.
         image_features: (N, E), or as the method's `feature_kind` says.
-        autocast: the run's dtype of mixed precision (`coop.config.AUTOCAST`).
+        autocast: the run's dtype of mixed precision (`coop.config.autocast_dtype`).
 
     Raises:
         CoopError: probabilities that are NaN.
