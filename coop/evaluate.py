@@ -1,14 +1,17 @@
 """python -m coop.evaluate run=RUN_DIR: a trained prompt on any data sets, zero-shot beside it."""
 
+from coop.cli.hydra_app import run
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("evaluate")
+
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import coop
-from coop.cli.hydra_app import launch
-from coop.clip.loading import check_source
-from coop.config import AUTOCAST, EvaluateConfig, check_dataset, check_schema
+from coop.config import autocast_dtype, check_dataset
 from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
 from coop.evaluation.predictions import OOD, OWN, PREDICTIONS, read_predictions, write_predictions
@@ -40,10 +43,7 @@ from coop.system.files import write_json
 
 
 def main(cfg: DictConfig) -> None:
-    """Check, evaluate, write."""
-    check_schema(cfg, EvaluateConfig)
-    if cfg.backbone is not None:
-        check_source(cfg.backbone.model, cfg.backbone.pretrained)
+    """Evaluate as a checked config says, and write."""
     out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), local_folder(cfg.run)
     claim_for_evaluation(out_dir, run_dir)
     load_prompt(run_dir / PROMPT)  # a folder that is not a run's shows up before any data set is read
@@ -105,7 +105,7 @@ def evaluate(
     method, run_cfg, prompt = trained
     for target in targets:
         check_transfer(method, target, prompt.metadata["dataset"])
-    clip, autocast = method.clip, AUTOCAST[run_cfg.trainer.precision]
+    clip, autocast = method.clip, autocast_dtype(run_cfg.trainer.precision)
     extractor = FeatureExtractor(
         clip,
         clip.device,
@@ -126,7 +126,3 @@ def show(results: dict, out_dir: Path) -> None:
         f"seed {results['seed']}, {results['backbone']}"
     )
     closing_table(title, accuracy_rows(results), {"results": out_dir / RESULTS})
-
-
-if __name__ == "__main__":
-    launch(main, "evaluate")

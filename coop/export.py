@@ -1,25 +1,6 @@
 """python -m coop.export run=RUN: a learned prompt as class weights, as an ONNX model, or on the Hugging Face hub."""
 
-import importlib.util
-import io
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import torch
-from rich.console import Console
-from safetensors.torch import save
-from torch import Tensor, nn
-
-import coop
-from coop.cli.options import parse, run
-from coop.clip.backbone import normalize
-from coop.clip.local import image_tokens
-from coop.errors import CoopError
-from coop.methods import Method
-from coop.runs.hub import local_folder, output_folder, upload
-from coop.runs.trained import load_trained
-from coop.system.files import write_atomically
+from coop.cli.options import run
 
 USAGE = """python -m coop.export run=RUN [out=DIR] [onnx=true] [--config-dir DIR]
 python -m coop.export run=RUN push=USER/NAME [license=mit] [private=true]
@@ -34,6 +15,30 @@ python -m coop.export run=RUN push=USER/NAME [license=mit] [private=true]
 
 class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
 preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("export", USAGE)
+
+import importlib.util
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import save
+from torch import Tensor, nn
+
+import coop
+from coop.cli.options import parse
+from coop.clip.backbone import normalize
+from coop.clip.local import image_tokens
+from coop.errors import CoopError
+from coop.methods import Method
+from coop.runs.hub import local_folder, output_folder, upload
+from coop.runs.trained import load_trained
+from coop.system.files import write_atomically
 
 WEIGHTS, ONNX = "class_weights.safetensors", "model.onnx"
 OPSET = 18
@@ -177,7 +182,3 @@ def write_onnx(method: Method, path: Path) -> None:
     buffer = io.BytesIO()
     onnx.save(model, buffer)
     write_atomically(path, buffer.getvalue())
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

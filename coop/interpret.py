@@ -1,20 +1,6 @@
 """python -m coop.interpret run=RUN: words near the context vectors (CoOp, "Interpreting the Learned Prompts")."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
-
-from coop.cli.options import parse, run
-from coop.errors import CoopError
-from coop.evaluation.words import WORDS, nearest_words
-from coop.runs.hub import local_folder, output_folder
-from coop.runs.trained import load_trained
-from coop.system.files import write_json
-from coop.training.history import HISTORY
+from coop.cli.options import run
 
 USAGE = """python -m coop.interpret run=RUN [top=5] [metric=euclidean|cosine] [only_words=true] [out=FILE.json]
          [--config-dir DIR]
@@ -25,6 +11,25 @@ USAGE = """python -m coop.interpret run=RUN [top=5] [metric=euclidean|cosine] [o
   only_words=true     leave out special tokens and parts of words and of characters
   out=FILE.json       where the words go (without it: words.json in the run's folder; of the hub, in the current one)
   --config-dir DIR    the folder of your own configs, where the run's method is one of them"""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("interpret", USAGE)
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from coop.cli.options import parse
+from coop.errors import CoopError
+from coop.evaluation.words import WORDS, nearest_words
+from coop.runs.hub import local_folder, output_folder
+from coop.runs.trained import load_trained
+from coop.system.files import write_json
+from coop.training.history import HISTORY
 
 CLASSES_SHOWN = 5
 
@@ -73,7 +78,3 @@ def show(contents: dict[str, Any], out: Path, run_dir: Path) -> None:
     console.print(f"words    {out}", soft_wrap=True)
     if (picture := (run_dir / HISTORY).with_suffix(".png")).exists():
         console.print(f"movement {picture}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

@@ -1,25 +1,6 @@
 """python -m coop.predict run=RUN IMAGE...: what a learned prompt sees in images."""
 
-import glob
-import json
-import os
-import stat
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
-
-from rich.console import Console
-from rich.table import Table
-
-from coop.cli.options import parse, run
-from coop.data.readers.listing import is_ignored, is_image_name, printable
-from coop.errors import CoopError
-from coop.evaluation.finished import load_run
-from coop.evaluation.images import failure
-from coop.system.files import write_json
-from coop.validation import MOST_CLASSES, between
+from coop.cli.options import run
 
 USAGE = """python -m coop.predict run=RUN IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
          [--config-dir DIR]
@@ -33,6 +14,30 @@ USAGE = """python -m coop.predict run=RUN IMAGE... [top=5] [json=true] [out=FILE
 
 An image that is missing or cannot be read is named, the others go on, and the exit code is 1; in JSON its entry has an
 "error" in place of "classes"."""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("predict", USAGE)
+
+import glob
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from coop.cli.options import parse
+from coop.data.readers.listing import is_ignored, is_image_name, printable
+from coop.errors import CoopError
+from coop.evaluation.finished import load_run
+from coop.evaluation.images import failure
+from coop.system.files import write_json
+from coop.validation import MOST_CLASSES, between
 
 Found = tuple[str, str | None]
 
@@ -147,7 +152,3 @@ def show(predictions: Sequence[dict[str, Any]]) -> None:
         classes = ",  ".join(f"{c['classname']} {100 * c['probability']:.1f}" for c in prediction["classes"])
         table.add_row(prediction["path"], classes)
     Console(markup=False, emoji=False, highlight=False).print(table)
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

@@ -1,5 +1,10 @@
 """python -m coop.train: few-shot training of a method on a frozen CLIP, tested with the last epoch's weights."""
 
+from coop.cli.hydra_app import run
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("train")
+
 import logging
 import time
 from pathlib import Path
@@ -8,9 +13,8 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from coop.cli.hydra_app import launch
 from coop.clip.backbone import FrozenCLIP
-from coop.config import budget, build_method, check
+from coop.config import budget, build_method
 from coop.data.datamodule import build_data
 from coop.data.readers import read_splits
 from coop.evaluation.outcome import cost, describe, evaluate, write_run
@@ -24,12 +28,11 @@ log = logging.getLogger("coop")
 
 
 def main(cfg: DictConfig) -> float | None:
-    """Check the config, then run it, unless its folder already holds the result.
+    """Run a checked config, unless its folder already holds the result.
 
     Returns:
         The validation accuracy: what a sweeper may optimise.
     """
-    check(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with exclusive(run_dir):
         claim_folder(run_dir, cfg)
@@ -81,7 +84,3 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     if trainer.is_global_zero:
         write_run(run_dir, results, method, data, predicted, trainer)
     return results
-
-
-if __name__ == "__main__":
-    launch(main, "train")

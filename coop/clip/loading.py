@@ -18,11 +18,11 @@ from open_clip.factory import get_model_config, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg, is_pretrained_cfg
 from torch import nn
 
+from coop.clip import PRECISIONS
 from coop.errors import CoopError
 
 PROBE_SECONDS = 5
 EXAMPLES = {"hf-hub:": "hf-hub:ORG/NAME", "local-dir:": "local-dir:FOLDER"}
-PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
 def load_model(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from coop.config import AUTOCAST
+from coop.config import autocast_dtype
 from coop.errors import CoopError
 from coop.evaluation.images import AnyImage, predict_images
 from coop.methods import Method
@@ -91,7 +91,7 @@ class Run:
         """
         single = isinstance(images, str | os.PathLike) or hasattr(images, "convert") or getattr(images, "ndim", 4) < 4
         given = [images] if single else list(images)
-        return predict_images(self.method, given, top, AUTOCAST[self._trained.cfg.trainer.precision])
+        return predict_images(self.method, given, top, autocast_dtype(self._trained.cfg.trainer.precision))
 
     def __repr__(self) -> str:
         return f"<coop run {self.folder}: {self._title()}>"

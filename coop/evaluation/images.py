@@ -32,7 +32,7 @@ def predict_images(
         method: trained.
         images: any mixture of paths, PIL images and arrays.
         top: how many classes, at most all.
-        autocast: the run's dtype of mixed precision (`coop.config.AUTOCAST`).
+        autocast: the run's dtype of mixed precision (`coop.config.autocast_dtype`).
 
     Returns:
         For each image, in the same order, its "path" ("image 0", "image 1" for one that has none), and under "classes"
