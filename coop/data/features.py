@@ -103,7 +103,7 @@ class FeatureExtractor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the features of one image."""
-        if self.kind != "tokens":
+        if self.kind in ("normalized", "raw"):
             return (self.clip.embed_dim,)
         size = self.clip.preprocess_cfg.size
         height, width = (size, size) if isinstance(size, int) else size

@@ -9,7 +9,6 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 import coop
-from coop.clip.backbone import pooled
 from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
@@ -62,7 +61,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
         on_val = predictions_on("val", data.val_features[0])
         scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    frozen = pooled(data.test_features, data.extractor.kind)
+    frozen = method.clip.pooled(data.test_features, data.extractor.kind)
     without_training = predict(zero_shot, frozen, data.extractor.autocast)
     scores |= figures("zero_shot", score(without_training, labels, classes))
     return scores | {"test_seconds": seconds}, predictions

@@ -13,7 +13,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from coop.clip.backbone import pooled
 from coop.config import CLASSES, build_method, check_dataset
 from coop.data.features import FeatureExtractor
 from coop.data.readers import read_dataset
@@ -199,7 +198,7 @@ def score_target(method: Method, extractor: FeatureExtractor, target: Target, fr
     labels = splits.labels("test")
     zero_shot = ZeroShot(method.clip, splits.classnames, template=target.dataset.template)
     seen = features_for(method, extractor, splits, "test", frozen)
-    frozen = pooled(frozen, extractor.kind)
+    frozen = method.clip.pooled(frozen, extractor.kind)
     return {
         "classes": target.dataset.classes,
         "split": splits.origin,
