@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 LATIN_1 = os.fsdecode(b"caf\xe9")
 MINI_SPLIT = "split_zhou_Caltech101.json"
 

@@ -9,6 +9,8 @@ from slurm_stand_in import write_slurm_commands
 
 from coop.cli.messages import explain
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 GRID = ["-m", "coop.train", "-m"]
 CELLS = ["shots=1,2", "seed=1", "epochs=1", "method.n_ctx=2"]
 

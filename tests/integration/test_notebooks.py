@@ -53,6 +53,7 @@ def accuracies(written: list[str], start: str) -> tuple[float, float]:
     return float(zero_shot), float(learned)
 
 
+@pytest.mark.slow
 def test_quickstart(executed):
     written = executed("quickstart.ipynb")
     zero_shot, learned = accuracies(written, "zero-shot")
@@ -61,6 +62,7 @@ def test_quickstart(executed):
     assert written.count("image/png") == 3, "two pictures of the run, one of predictions"
 
 
+@pytest.mark.slow
 def test_your_data(executed):
     written = executed("your_data.ipynb")
     for seed in (1, 2):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 EPOCHS = "epochs=40"
 # What a step sees comes from memory, from the main process, or from workers that read ahead.
 KINDS = {

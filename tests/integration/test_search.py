@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 
 FIXED = ["optimizer.lr=0.002", "optimizer.weight_decay=0.0005", "epochs=1"]

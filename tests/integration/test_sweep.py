@@ -22,6 +22,8 @@ from coop.cli.overrides import as_override
 from coop.system.files import MARK
 from coop.training.trainer import AtomicCheckpointIO
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 GRID = ["shots=1,2", "seed=1,2", "method.n_ctx=4"]
 CELLS = 4
 
