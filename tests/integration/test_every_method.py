@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from configs import names
+from configs import names, written
 from conftest import results_of
 from methods import quick
 from safetensors.torch import load_file
@@ -122,7 +122,8 @@ def test_train_then_evaluate_on_the_device_alone(run, small, name, tmp_path):
     assert done.code == 0, done.err
     check_device(report)
     results = results_of(tmp_path / "run")
-    assert (results["method"], results["n_train"], results["n_val"], results["n_test"]) == (method, 20, 10, 20)
+    name_of_it = written("method", method)["name"]
+    assert (results["method"], results["n_train"], results["n_val"], results["n_test"]) == (name_of_it, 20, 10, 20)
     # What is not trained in steps does not pass through `fit`, and is before it all the time.
     assert json.loads(report.read_text())["products"][f"{'after' if results['epochs'] else 'before'} pretend"] > 0
     assert sorted(results.pop("chosen")) == expected.get("chosen", [])
