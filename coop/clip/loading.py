@@ -164,6 +164,18 @@ def is_program(path: str) -> bool:
     return not any("openaipublic" in url and digest.hexdigest() in url for url in urls)
 
 
+def hub_repository(model: str, pretrained: str | None) -> str | None:
+    """The repository of the Hugging Face hub that holds a backbone's weights; None where that is not known."""
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:")
+    return (get_pretrained_cfg(model, pretrained).get("hf_hub", "").rstrip("/") or None) if pretrained else None
+
+
+def has_public_weights(model: str, pretrained: str | None) -> bool:
+    """Whether another machine can load a backbone by the same name: neither a file nor a folder of one's own."""
+    return model.startswith("hf-hub:") or bool(pretrained and get_pretrained_cfg(model, pretrained))
+
+
 def _check_finite(model: nn.Module, source: str) -> None:
     """One pass over the weights; what is wrong with them would look like a training that diverges."""
     for name, weight in model.named_parameters():
