@@ -11,7 +11,7 @@ from coop.clip.loading import check_source
 from coop.config import AUTOCAST, EvaluateConfig, check_dataset, check_schema
 from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
-from coop.evaluation.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
+from coop.evaluation.targets import Target, base_to_new, check_transfer, read_targets, target_configs, test_targets
 from coop.runs.folder import (
     CONFIG,
     PROMPT,
@@ -47,7 +47,7 @@ def main(cfg: DictConfig) -> None:
         "version": coop.__version__,
         "targets": evaluate(cfg, trained, targets),
     }
-    results |= harmonic_mean(results)
+    results |= base_to_new(results)
     write_json(out_dir / RESULTS, results)
     show(results, out_dir)
 

@@ -14,7 +14,7 @@ from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
-from coop.evaluation.targets import Target, harmonic_mean, test_targets
+from coop.evaluation.targets import Target, base_to_new, test_targets
 from coop.evaluation.words import WORDS, nearest_words
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
@@ -36,7 +36,7 @@ def evaluate(cfg: DictConfig, method: Method, data: FewShotData, targets: Sequen
     if targets:
         scores["targets"] = test_targets(method, cfg.method, targets, data.extractor, data.target_features)
         own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
-        scores |= harmonic_mean(own | scores)
+        scores |= base_to_new(own | scores)
     return scores, predictions
 
 

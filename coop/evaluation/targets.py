@@ -22,6 +22,7 @@ from coop.errors import CoopError
 from coop.evaluation.metrics import features_for, figures, predict, score
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
+from coop.runs.base_to_new import harmonic_mean
 
 log = logging.getLogger("coop")
 
@@ -211,8 +212,8 @@ def score_target(method: Method, extractor: FeatureExtractor, target: Target, fr
     }
 
 
-def harmonic_mean(results: dict) -> dict[str, float]:
-    """Base-to-new generalization (CoCoOp, section 4.1): harmonic means of the accuracies on base and new classes.
+def base_to_new(results: dict) -> dict[str, float]:
+    """Harmonic means of the accuracies on base and on new classes.
 
     Args:
         results: of a run trained on base classes whose targets may hold the new ones of the same data set.
@@ -226,7 +227,7 @@ def harmonic_mean(results: dict) -> dict[str, float]:
     if results["classes"] != "base" or base is None or new is None:
         return {}
     pairs = {name: (base[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
-    return {f"{name}/harmonic_mean": 2 * a * b / (a + b) if a + b else 0.0 for name, (a, b) in pairs.items()}
+    return {f"{name}/harmonic_mean": harmonic_mean(*accuracies) for name, accuracies in pairs.items()}
 
 
 def _spaced(names: Sequence[str]) -> list[str]:
