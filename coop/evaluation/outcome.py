@@ -16,7 +16,7 @@ from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
 from coop.evaluation.predictions import OOD, OWN, write_predictions
-from coop.evaluation.targets import Target, harmonic_mean, new_classes, ood_scores, test_targets
+from coop.evaluation.targets import Target, base_to_new, new_classes, ood_scores, test_targets
 from coop.evaluation.words import WORDS, nearest_words
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
@@ -48,7 +48,7 @@ def evaluate(
             method, cfg.method, targets, data.extractor, data.target_features, ood=new_classes(own)
         )
         sets |= kept
-        scores |= harmonic_mean(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
+        scores |= base_to_new(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
     return scores, sets
 
 
