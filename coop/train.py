@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from coop.cli.hydra_app import launch
 from coop.clip.backbone import FrozenCLIP
 from coop.config import budget, build_method, check
+from coop.data.counts import spread_shots
 from coop.data.datamodule import build_data
 from coop.data.readers import read_splits
 from coop.evaluation.outcome import cost, describe, evaluate, write_run
@@ -29,6 +30,7 @@ def main(cfg: DictConfig) -> float | None:
     Returns:
         The validation accuracy: what a sweeper may optimise.
     """
+    spread_shots(cfg)
     check(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with exclusive(run_dir):
