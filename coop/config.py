@@ -301,8 +301,9 @@ def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: Mapp
             check_value(f"{key}.{name}", values[name], annotation)
         elif parameter.default is inspect.Parameter.empty:
             raise CoopError(f"{key}.{name}: must be given")
+    plain = OmegaConf.to_container(node, resolve=True)
     for name, annotation in own_keys.items():
-        check_value(f"{key}.{name}", node.get(name), annotation)
+        check_value(f"{key}.{name}", plain.get(name), annotation)
 
 
 def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, inspect.Parameter]:

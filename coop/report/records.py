@@ -308,8 +308,12 @@ def _run_keys(
         del keys["backbone.model"]
     elif "backbone.model" in keys:
         keys["backbone.model"] = Path(str(keys["backbone.model"]).removeprefix("local-dir:")).name
-    if "dataset.manifest_sha256" in keys:  # its content says more than its path
-        keys.pop("dataset.manifest", None)
+    if "dataset.manifest_sha256" in keys:  # its content says more than its path; where each seed has a file, its name
+        name = keys.pop("dataset.manifest", "")
+        of_all_seeds = re.sub(rf"(seed[-_=]?){seed}(?!\d)", r"\1*", name)
+        if of_all_seeds != name:
+            keys["dataset.manifest"] = Path(of_all_seeds).name
+            del keys["dataset.manifest_sha256"]
     if keys.get("dataset.seed") == seed:
         keys["dataset.seed"] = RUNS_OWN
     return keys
