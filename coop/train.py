@@ -27,8 +27,12 @@ from coop.training.trainer import build_trainer, fit
 log = logging.getLogger("coop")
 
 
-def main(cfg: DictConfig) -> float | None:
+def main(cfg: DictConfig, show: bool = True) -> float | None:
     """Run a checked config, unless its folder already holds the result.
+
+    Args:
+        cfg: of the run.
+        show: whether to print the closing table.
 
     Returns:
         The validation accuracy: what a sweeper may optimise.
@@ -43,7 +47,7 @@ def main(cfg: DictConfig) -> float | None:
                 return results["val/acc"]
         else:
             results = train(cfg, run_dir)
-    if pl.utilities.rank_zero_only.rank == 0:
+    if show and pl.utilities.rank_zero_only.rank == 0:
         show_run(results, run_dir)
     return results["val/acc"]
 
