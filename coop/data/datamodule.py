@@ -77,7 +77,8 @@ class FewShotData(pl.LightningDataModule):
             self.train_set = self._fixed_views(splits.train, [None] if self.views == 1 else range(self.views), features)
         else:
             self.train_set = FeatureSet(self._train_views(), splits.train, self.seed)
-            clip.release_image_tower()
+            if self.extractor.kind != "last_layer":  # which is still needed
+                clip.release_image_tower()
 
         if self.with_images:
             self.val_set = self._fixed_views(splits.val, [None])

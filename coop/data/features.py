@@ -114,7 +114,7 @@ class FeatureExtractor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the features of one image."""
-        if self.kind != "tokens":
+        if self.kind in ("normalized", "raw"):
             return (self.clip.embed_dim,)
         blank = torch.zeros(1, 3, *image_size(self.clip), device=self.device)
         return tuple(self.clip.to(self.device).encode_image(blank, self.kind).shape[1:])

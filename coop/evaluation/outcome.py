@@ -10,7 +10,6 @@ import torch
 from omegaconf import DictConfig
 
 import coop
-from coop.clip.backbone import pooled
 from coop.clip.handcrafted import HandCrafted
 from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
@@ -76,7 +75,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[s
         on_val = predictions_on("val", data.val_features[0])
         scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    frozen = pooled(data.test_features, data.extractor.kind)
+    frozen = method.clip.pooled(data.test_features, data.extractor.kind)
     without_training = predict(zero_shot, frozen, data.extractor.autocast)
     scores |= figures("zero_shot", score(without_training, labels, classes))
     return scores | {"test_seconds": seconds}, {OWN: predictions.kept(labels)}

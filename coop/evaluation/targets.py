@@ -14,7 +14,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from coop.clip.backbone import pooled
 from coop.config import CLASSES, build_method, check_dataset
 from coop.data.features import FeatureExtractor
 from coop.data.readers import read_dataset
@@ -210,7 +209,7 @@ def score_target(
     zero_shot = ZeroShot(method.clip, splits.classnames, template=target.dataset.template)
     seen = features_for(method, extractor, splits, "test", frozen)
     predictions = predict(method, seen, extractor.autocast, labels)
-    without_training = predict(zero_shot, pooled(frozen, extractor.kind), extractor.autocast)
+    without_training = predict(zero_shot, method.clip.pooled(frozen, extractor.kind), extractor.autocast)
     sets = {f"targets/{target.name}": predictions.kept(labels)}
     if learned is not None:
         sets[OOD] = predict(learned, seen, extractor.autocast).kept()
