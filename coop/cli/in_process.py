@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra import initialize_config_dir
+from hydra import compose, initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -39,21 +39,55 @@ def run(*words: str, config_dir: str | None = None) -> Run:
         CoopError: whatever the command ends with as a message.
         KeyboardInterrupt: it was interrupted; called again with the same hydra.run.dir, it resumes.
     """
-    with _command_line(words), _errors():
+    with undisturbed(words):
         overrides = _overrides(words, config_dir)
-        with initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"), _interrupts():
+        with _configs():
             hydra = GlobalHydra.instance().hydra
             _check_one_run(hydra, overrides)
             folder, accelerator = _train(hydra, overrides)
     return load_run(folder, accelerator, config_dir)
 
 
-def _train(hydra: Hydra, overrides: list[str]) -> tuple[Path, str]:
-    """The run's folder and its accelerator. The random numbers of this process go on where they were."""
-    from pytorch_lightning.utilities.seed import isolate_rng
+def composed(words: Sequence[str]) -> DictConfig:
+    """The checked config that these words behind `python -m coop.train` make. Raises CoopError."""
+    with _configs():
+        cfg = compose("train", as_overrides(words))
+    check(cfg)
+    return cfg
 
+
+def _configs() -> initialize_config_dir:
+    return initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3")
+
+
+@contextmanager
+def undisturbed(words: Sequence[str]) -> Iterator[None]:
+    """Let a command with these words leave no trace in this process; its messages are errors here.
+
+    Raises:
+        CoopError: whatever the command ends with as a message.
+        KeyboardInterrupt: Ctrl-C, which Lightning ends the process at.
+    """
     from coop.system.devices import quiet_lightning
 
+    with _command_line(words), _errors(), _interrupts(), _random_numbers(), quiet_lightning():
+        yield
+
+
+@contextmanager
+def _random_numbers() -> Iterator[None]:
+    from pytorch_lightning.utilities.seed import isolate_rng
+
+    states = isolate_rng()
+    states.__enter__()
+    try:
+        yield
+    finally:  # which it does not do itself where there is an exception
+        states.__exit__(None, None, None)
+
+
+def _train(hydra: Hydra, overrides: list[str]) -> tuple[Path, str]:
+    """The run's folder and its accelerator."""
     done, failed = [], []
 
     def job(cfg: DictConfig) -> None:
@@ -61,11 +95,10 @@ def _train(hydra: Hydra, overrides: list[str]) -> tuple[Path, str]:
             check(cfg)
             importlib.import_module("coop.train").main(cfg, show=False)
             done.append((Path(HydraConfig.get().runtime.output_dir), cfg.trainer.accelerator))
-        except BaseException as error:  # Hydra would print a line of its own, and random numbers stay as they are
+        except Exception as error:  # Hydra would print a line of its own
             failed.append(error)
 
-    with isolate_rng(), quiet_lightning():
-        hydra.run("train", job, overrides, with_log_configuration=False)
+    hydra.run("train", job, overrides, with_log_configuration=False)
     if failed:
         raise failed[0]
     return done[0]
