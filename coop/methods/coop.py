@@ -126,8 +126,8 @@ class PromptLearner(Method):
         placed = prompt_template or (ctx_init if cls.words_stay else None)
         if placed and class_token_position != "end":
             raise CoopError(
-                f'method.class_token_position={class_token_position} with the prompt "{placed}": it says where the class '
-                'name stands; leave the position at "end"'
+                f'method.class_token_position={class_token_position} with the prompt "{placed}": it says where the '
+                'class name stands; leave the position at "end"'
             )
 
     @property
