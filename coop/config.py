@@ -93,6 +93,7 @@ class TrainConfig:
     data_root: str | None = None
     epochs: Epochs | None = None
     steps: Annotated[int, between(1, MOST_IMAGES)] | None = None
+    steps_per_shot: Annotated[int, between(1, MOST_IMAGES)] | None = None
     epochs_by_shots: dict[int, int] = field(default_factory=lambda: dict(PAPER_EPOCHS))
     augmentation: str = "none"
     view_sampling: Annotated[str, one_of("per_image", "pooled")] = "per_image"
@@ -141,7 +142,6 @@ METHOD_KEYS = {"name": Text, "published": Any}
 
 ConfigStore.instance().store("train_schema", TrainConfig)
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
-OmegaConf.register_new_resolver("coop.times", lambda *factors: math.prod(factors), replace=True)
 OmegaConf.register_new_resolver("coop.over", lambda number, by: number / by, replace=True)
 OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
 OmegaConf.register_new_resolver("coop.templates", lambda n, *more: [*clip_templates(n), *more], replace=True)
@@ -165,6 +165,11 @@ def check(cfg: DictConfig) -> None:
         raise CoopError(f"view_sampling=pooled with augmentation={cfg.augmentation}: give augmentation=views:V, V > 1")
     if cfg.steps and cfg.epochs:
         raise CoopError(f"steps={cfg.steps} with epochs={cfg.epochs}: give one of the two; the other is null")
+    if cfg.shots == -1 and cfg.steps_per_shot and not (cfg.steps or cfg.epochs):
+        raise CoopError(
+            f"shots=-1: method={cfg.method.name} takes {cfg.steps_per_shot} steps for each shot; "
+            "give steps=N or epochs=N"
+        )
     check_dataset(cfg.dataset)
     check_backbone(cfg.backbone)
 
@@ -351,8 +356,13 @@ def resolve_epochs(cfg: DictConfig) -> int:
 
 
 def budget(cfg: DictConfig, n_train: int) -> tuple[int, int]:
-    """Epochs, and steps in all (-1: those of the epochs), of a run on so many training images."""
-    if not cfg.steps:
+    """Epochs, and steps in all (-1: those of the epochs), of a run on so many training images.
+
+    What the user says, steps or epochs, comes before the method's published steps, and these before epochs.
+    """
+    published = None if cfg.epochs else cfg.steps_per_shot
+    steps = cfg.steps or (published and published * cfg.shots)
+    if not steps:
         return resolve_epochs(cfg), -1
     per_epoch = max(1, n_train // cfg.batch_size)  # the last incomplete batch is dropped, unless it is the only one
-    return math.ceil(cfg.steps / per_epoch), cfg.steps
+    return math.ceil(steps / per_epoch), steps

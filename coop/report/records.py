@@ -35,6 +35,7 @@ COSTS = ("encode_seconds", "fit_seconds", "test_seconds", "step_seconds", "peak_
 METRICS = ("ece", "auroc", "fpr95")
 MEASURED = (*COSTS, *METRICS)
 # Columns that are no keys. `kind`: which test a row is of, `OWN`, `BASE_TO_NEW` or `TRANSFER`.
+RUNS_OWN = "the run's"  # stands for a split's seed that is the seed of the run
 OUTCOME = ("seed", "acc", "macro_acc", "zero_shot", "path", "version", "kind", "uses", *MEASURED)
 OWN, BASE_TO_NEW, TRANSFER = KINDS = "own", "base to new", "transfer"
 # Of a method that learns nothing from images, all other keys mean nothing.

@@ -38,6 +38,7 @@ DECISIVE = (
     "view_sampling",
     "validation",
     "steps",
+    "steps_per_shot",
     "epochs_by_shots",
     "batch_size",
     "backbone",
