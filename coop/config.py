@@ -96,7 +96,7 @@ class TrainConfig:
     augmentation: str = "none"
     view_sampling: Annotated[str, one_of("per_image", "pooled")] = "per_image"
     validation: Annotated[str, one_of("choose", "none")] = "choose"
-    features: Features = "online"
+    features: Features = "cached"
     cache_dir: str | None = None
     batch_size: Annotated[int, between(1, MOST_IMAGES)] = 32
     num_workers: Workers = 2
@@ -117,7 +117,7 @@ class EvaluateConfig:
     data_root: str | None = None
     dataset: dict[str, Any] | None = None
     backbone: BackboneConfig | None = None
-    features: Features = "online"
+    features: Features = "cached"
     cache_dir: str | None = None
     accelerator: Text = "auto"
     num_workers: Workers = 2

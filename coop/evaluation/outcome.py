@@ -34,7 +34,8 @@ def evaluate(cfg: DictConfig, method: Method, data: FewShotData, targets: Sequen
     """What a trained method achieves on its own test images and on its targets, as in results.json."""
     scores, predictions = test(method, data, cfg.dataset.template)
     if targets:
-        scores["targets"] = test_targets(method, cfg.method, targets, data.extractor, data.target_features)
+        frozen = {target.name: data.test_features(target.name) for target in targets}
+        scores["targets"] = test_targets(method, cfg.method, targets, data.extractor, frozen)
         own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
         scores |= harmonic_mean(own | scores)
     return scores, predictions
@@ -54,7 +55,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
         return predict(method, features_for(method, data.extractor, splits, part, frozen), data.extractor.autocast)
 
     started = time.perf_counter()
-    labels, predictions = splits.labels("test"), predictions_on("test", data.test_features)
+    labels, predictions = splits.labels("test"), predictions_on("test", data.test_features())
     scores = figures("test", score(predictions, labels, classes))
     seconds = time.perf_counter() - started
     scores["val/acc"] = None
@@ -62,7 +63,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
         on_val = predictions_on("val", data.val_features[0])
         scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    frozen = pooled(data.test_features, data.extractor.kind)
+    frozen = pooled(data.test_features(), data.extractor.kind)
     without_training = predict(zero_shot, frozen, data.extractor.autocast)
     scores |= figures("zero_shot", score(without_training, labels, classes))
     return scores | {"test_seconds": seconds}, predictions
