@@ -99,7 +99,7 @@ class TrainConfig:
     view_sampling: Annotated[str, one_of("per_image", "pooled")] = "per_image"
     protocol: Annotated[str, one_of(*PROTOCOLS)] = "few_shot"  # which of a method's published settings it takes
     validation: Annotated[str, one_of("choose", "none")] = "choose"
-    features: Features = "online"
+    features: Features = "cached"
     cache_dir: str | None = None
     batch_size: Annotated[int, between(1, MOST_IMAGES)] = 32
     num_workers: Workers = 2
@@ -121,7 +121,7 @@ class EvaluateConfig:
     data_root: str | None = None
     dataset: dict[str, Any] | None = None
     backbone: BackboneConfig | None = None
-    features: Features = "online"
+    features: Features = "cached"
     cache_dir: str | None = None
     accelerator: Text = "auto"
     num_workers: Workers = 2
