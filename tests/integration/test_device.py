@@ -26,7 +26,7 @@ def check(path: Path) -> None:
     [
         ["method.class_specific=true"],
         ["method=image_encoder", "augmentation=online"],
-        ["method=two_stage", "steps=null", "augmentation=online"],
+        ["method=two_stage", "augmentation=online"],
     ],
     ids=str,
 )
