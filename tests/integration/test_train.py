@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import coop
 
+pytestmark = pytest.mark.usefixtures("plain")
 CONTRACT = {
     "task", "method", "backbone", "pretrained", "dataset", "shots", "seed", "n_ctx", "class_specific",
     "class_token_position", "num_classes", "trainable_params", "epochs", "n_train", "n_test", "test/acc",
