@@ -32,7 +32,7 @@ KINDS = {
 def uninterrupted(run, small, work) -> Path:
     """A whole run."""
     folder = work / "uninterrupted"
-    done = run("train", *small, EPOCHS, f"hydra.run.dir={folder}")
+    done = run("train", *small, EPOCHS, f"hydra.run.dir={folder}", COOP_TEST_PLAIN="1")
     assert done.code == 0, done.err
     return folder
 
