@@ -52,11 +52,16 @@ def prompts(names, n_ctx, position):
 
 def model(**options):
     """A tiny open_clip model in float64, frozen, every weight of it random; a copy of its own at each call."""
-    return copy.deepcopy(built(**options))
+    key = repr(sorted(options.items()))
+    if key not in BUILT:
+        BUILT[key] = build(**options)
+    return copy.deepcopy(BUILT[key])
 
 
-@functools.cache
-def built(custom=False, seed=0, cast_dtype=None, **text_cfg):
+BUILT = {}
+
+
+def build(custom=False, seed=0, cast_dtype=None, **text_cfg):
     quick_gelu = text_cfg.pop("quick_gelu", True)
     text = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 4, "layers": 3} | text_cfg
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 32, "patch_size": 16}
