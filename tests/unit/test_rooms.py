@@ -90,3 +90,13 @@ def test_methods_know_their_base_and_coops_prompt_alone():
         if module.startswith("methods.") and module != "methods.base":
             others = {other for other in imports(module) if other.startswith("methods.")}
             assert others <= {"methods.base", "methods.coop"}, f"coop.{module}: {sorted(others)}"
+
+
+def test_no_function_is_longer_than_40_lines():
+    functions = (
+        (module, node)
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    )
+    assert not [f"coop.{module}.{f.name}" for module, f in functions if f.end_lineno - f.lineno >= 40]
