@@ -1,6 +1,9 @@
 """The studies in conf/exp: which settings they have, and that every one of them is a config that may run."""
 
+from functools import cache
+
 import pytest
+from configs import composed
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -16,24 +19,30 @@ PAPER = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def configs():
-    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-        yield
+def hydra():
+    return initialize_config_dir(version_base="1.3", config_dir=str(conf_dir()))
+
+
+@cache
+def with_hydra(*overrides: str) -> DictConfig:
+    """The config of a command line, with Hydra's own part."""
+    with hydra():
+        return compose("train", overrides=list(overrides), return_hydra_config=True)
 
 
 def settings(study: str, *overrides: str) -> list[list[str]]:
     """The overrides of each run of `python -m coop.train -m +exp=STUDY OVERRIDES`, as Hydra's own sweeper takes them."""
-    params = compose("train", overrides=[f"+exp={study}"], return_hydra_config=True).hydra.sweeper.params
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+    params = with_hydra(f"+exp={study}").hydra.sweeper.params
     words = [f"+exp={study}", *(f"{key}={value}" for key, value in params.items()), *overrides]
-    (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
+    with hydra():
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
     assert len({tuple(setting) for setting in batch}) == len(batch)
     return batch
 
 
 def config(setting: list[str]) -> DictConfig:
-    cfg = compose("train", overrides=setting)
+    cfg = composed(*setting)
     check(cfg)
     return cfg
 
@@ -82,21 +91,20 @@ def test_a_paper_setting_on_another_backbone():
 
 def test_the_search_maximises_and_is_told_the_same_every_time():
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    cfg = compose("train", overrides=["+exp=search"], return_hydra_config=True)
+    cfg = with_hydra("+exp=search")
     assert cfg.hydra.sweeper.direction == "maximize"
     assert cfg.hydra.sweeper.sampler.seed == 1, "so that a search started again finds its finished settings"
 
 
 def test_slurm_asks_for_nothing_but_the_partition():
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    cfg = compose("train", overrides=["hydra/launcher=slurm", "hydra.launcher.partition=gpu"], return_hydra_config=True)
-    launcher = cfg.hydra.launcher
+    launcher = with_hydra("hydra/launcher=slurm", "hydra.launcher.partition=gpu").hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert (launcher.partition, launcher.gpus_per_node, launcher.array_parallelism) == ("gpu", 1, 16)
 
 
 def test_a_run_takes_one_device_and_a_study_the_launcher_for_all():
-    cfg = compose("train", return_hydra_config=True)
+    cfg = with_hydra()
     assert cfg.trainer.devices == 1
     assert cfg.hydra.launcher._target_ == "hydra_plugins.coop_launcher.GpuLauncher"
 
@@ -118,7 +126,7 @@ def methods(study: str, *overrides: str) -> set[str]:
 
 def transfers(name: str) -> bool:
     """Whether a method, as its config has it, has a meaning for classes that it has not seen."""
-    node = compose("train", overrides=[f"method={name}"]).method
+    node = composed(f"method={name}").method
     return locate("method", node).transfers_to_other_classes is not False
 
 
