@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from coop.cli.messages import exit_code
+from coop.cli.command import exit_code
 from coop.cli.options import parse
 from coop.errors import CoopError
 from coop.report import report

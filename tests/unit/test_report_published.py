@@ -5,7 +5,7 @@ import statistics
 from collections import Counter
 
 import pytest
-from hydra import compose, initialize_config_dir
+from configs import composed
 from synthetic_runs import write_evaluation, write_run
 
 from coop.config import conf_dir
@@ -72,9 +72,8 @@ def test_names_are_those_of_this_project():
     ours = {name for name in names["method"] if name == name.lower()}
     assert all((conf_dir() / "method" / f"{name}.yaml").is_file() for name in ours)
     assert len(ours) > 20 and "GalLoP" in names["method"] - ours
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        models = {compose("train", overrides=[f"backbone={name}"]).backbone.name for name in BACKBONES}
-        templates = {name: compose("train", overrides=[f"dataset={name}"]).dataset.template for name in PUBLISHED}
+    models = {composed(f"backbone={name}").backbone.name for name in BACKBONES}
+    templates = {name: composed(f"dataset={name}").dataset.template for name in PUBLISHED}
     assert names["backbone"] == models
     for figure in FIGURES:
         if "dataset.template" in figure.stated:
