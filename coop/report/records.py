@@ -181,7 +181,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     recorded = _recorded(results, RECORDED | {"seed": int, "options": dict})
     seed, options = recorded.pop("seed"), recorded.pop("options", None)
     config = _config((path.parent if task == "train" else Path(str(results.get("run")))) / CONFIG)
-    keys = _run_keys(recorded, config, options)
+    keys = _run_keys(recorded, config, options, seed)
     common = {"seed": seed, "path": shown(path), "version": str(results.get("version"))}
     uses = results.get("uses")
     common["uses"] = ", ".join(map(str, uses)) if isinstance(uses, list) else None
@@ -300,7 +300,7 @@ def flat(group: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_keys(
-    recorded: dict[str, Any], config: dict[str, Any] | None, options: dict[str, Any] | None
+    recorded: dict[str, Any], config: dict[str, Any] | None, options: dict[str, Any] | None, seed: int
 ) -> dict[str, Any]:
     """What results.json records, and what config.yaml adds to it under dotted names."""
     keys = {"classes": "all", "validation": "choose"} | recorded
@@ -328,8 +328,12 @@ def _run_keys(
         del keys["backbone.model"]
     elif "backbone.model" in keys:
         keys["backbone.model"] = Path(str(keys["backbone.model"]).removeprefix("local-dir:")).name
-    if "dataset.manifest_sha256" in keys:  # its content says more than its path
-        keys.pop("dataset.manifest", None)
+    if "dataset.manifest_sha256" in keys:  # its content says more than its path; where each seed has a file, its name
+        name = keys.pop("dataset.manifest", "")
+        of_all_seeds = re.sub(rf"(seed[-_=]?){seed}(?!\d)", r"\1*", name)
+        if of_all_seeds != name:
+            keys["dataset.manifest"] = Path(of_all_seeds).name
+            del keys["dataset.manifest_sha256"]
     return keys
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from coop.report.groups import ALWAYS_SAID, Curves, label, shots_text, sort_shots
+from coop.report.groups import ALWAYS_SAID, NOTHING, Curves, label, shots_text, sort_shots
 from coop.report.published import beside
 from coop.report.study import Study
 
-NOTHING, MINUS, UNCHECKED = "\N{EN DASH}", "\N{MINUS SIGN}", " †"
+MINUS, UNCHECKED = "\N{MINUS SIGN}", " †"
 MARKS = {"verified": "\N{BLACK DIAMOND}", "recalled": "\N{WHITE DIAMOND}", "low": "?"}  # the surest first
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": "\\textbackslash{}",
