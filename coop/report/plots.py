@@ -85,11 +85,14 @@ class Plot(NamedTuple):
 
 def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
     """All figures of a report."""
+    tables = pd.concat([curves.table for curves in (study.curves, study.base_to_new, study.transfers)])
+    trained_first = tables.sort_values("zero_shot", kind="stable")["label"]
+    styles = {label: number for number, label in enumerate(dict.fromkeys(trained_first))}
     with matplotlib.rc_context(STYLE):
-        return [*_few_shot(study), *_gains(study), *_costs(boards), *_contexts(study)]
+        return [*_few_shot(study, styles), *_gains(study), *_costs(boards, styles), *_contexts(study)]
 
 
-def _few_shot(study: Study) -> Iterator[Plot]:
+def _few_shot(study: Study, styles: dict[str, int]) -> Iterator[Plot]:
     """One per backbone where there is more than one number of shots: axes for the average, then for each data set."""
     for number, (panel, curves) in enumerate(panels(study), 1):
         figures = beside_curves(study, curves)
@@ -101,8 +104,8 @@ def _few_shot(study: Study) -> Iterator[Plot]:
             lines = []
             for curve, own in curves.average(members).reset_index("shots").groupby("curve"):
                 own = own.set_index("shots").loc[sort_shots(own["shots"])]
-                beside = published.get((curve, name), [])
-                lines.append(Line(curve, curves.table["label"][curve], list(own.index), *_interval(own), beside))
+                beside, label = published.get((curve, name), []), curves.table["label"][curve]
+                lines.append(Line(styles[label], label, list(own.index), *_interval(own), beside))
             found.append((name, lines))
         if len(sort_shots(curves.of(zero_shot=False).points["shots"])) > 1:
             title = f"Accuracy by shots, {panel}"
@@ -131,7 +134,7 @@ def _gains(study: Study) -> Iterator[Plot]:
             yield Plot(f"gain_{number}", "gain", title, gain(title, wide))
 
 
-def _costs(boards: Sequence[Board]) -> Iterator[Plot]:
+def _costs(boards: Sequence[Board], styles: dict[str, int]) -> Iterator[Plot]:
     """Of each kind of leaderboard, at its largest number of shots: accuracy against the seconds of fitting."""
     for board in {board.family: board for board in boards}.values():
         frame = board.frame[board.frame["rank"].notna()]
@@ -139,8 +142,8 @@ def _costs(boards: Sequence[Board]) -> Iterator[Plot]:
         if len(timed) > 2:
             stars = (100 * frame.loc[frame["zero_shot"], "mean"]).tolist()
             columns = timed["label"], timed["fit_seconds"], 100 * timed["mean"], 100 * timed["half"]
-            points = zip(timed.index, *columns, strict=True)
-            methods = [Line(curve, name, [seconds], [mean], [half]) for curve, name, seconds, mean, half in points]
+            points = zip(*columns, strict=True)
+            methods = [Line(styles[name], name, [seconds], [mean], [half]) for name, seconds, mean, half in points]
             title = f"Accuracy against cost, {board.title}"
             figure = cost(title, methods, stars, list(board.scores)[-1])
             yield Plot(f"cost_{board.family}", "cost", title, figure)
@@ -277,7 +280,9 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
     methods = sorted(methods, key=lambda line: -line.mean[0])
     entries = [(Line2D([], [], **_look(line) | {"ls": "none"}), line.label) for line in methods]
     zero_shot = "".join(f"; zero-shot: {star:.1f} %" for star in stars)
-    figure, (axes,) = _canvas(title, f"mean over seeds; bars: 95 % interval{zero_shot}", 1, 3.2, entries)
+    figure, (axes,) = _canvas(
+        title, f"mean over seeds; bars: 95 % interval{zero_shot}", 1, 3.2 if len(methods) > MANY else 2.2, entries
+    )
     for line in methods:
         half = pd.Series(line.half, dtype=float).fillna(0.0).tolist()
         axes.errorbar(line.places, line.mean, half, elinewidth=0.6, **_look(line) | {"ls": "none", "ms": 5})
