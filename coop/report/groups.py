@@ -48,7 +48,7 @@ class Curves:
     Attributes:
         table: a row for each curve, in the order in which they are shown: the keys that its settings agree in,
             "backbone" with its weights, "zero_shot" (whether it is), "source" (what it was trained on, of a transfer),
-            "label", and its "parts" by key.
+            "label" (the method, and what tells it from the others).
         points: a row for each curve, test set ("data"), number of shots and seed: "acc", "setting".
     """
 
@@ -219,21 +219,15 @@ def _shown(values: pd.DataFrame, members: pd.DataFrame) -> tuple[pd.DataFrame, d
         backbone=[backbone_name(*n) for n in zip(values["backbone"], column(values, "pretrained"), strict=True)],
         zero_shot=zero_shot,
         classes=column(values, "classes").fillna("all"),
-        parts=label_parts(values, members),
+        label=labels(values, members),
     )
-    shown["label"] = [label(*curve) for curve in zip(shown["method"], shown["parts"], strict=True)]
     names = zip(column(values, "trained_on"), column(values, "trained_classes"), strict=True)
     shown["source"] = [data_name(*pair) if pair[0] else None for pair in names]
     return shown.reset_index(drop=True), {old: new for new, old in enumerate(values.index)}
 
 
-def label(method: str, parts: dict[str, str], without: Sequence[str] = ()) -> str:
-    """The method, and what tells this curve from the others; some keys may stand elsewhere."""
-    return " ".join([method, ", ".join(part for key, part in parts.items() if key not in without)]).strip()
-
-
-def label_parts(values: pd.DataFrame, members: pd.DataFrame) -> list[dict[str, str]]:
-    """What tells curves apart, by key.
+def labels(values: pd.DataFrame, members: pd.DataFrame) -> list[str]:
+    """The method, and what tells its curve from the others.
 
     All trained curves name a key of `ALWAYS_SAID` in which any two of them differ; those of one method on one backbone
     name every key in which they differ, or that only some of them have.
@@ -264,7 +258,7 @@ def label_parts(values: pd.DataFrame, members: pd.DataFrame) -> list[dict[str, s
         for key in (key for key in {**values, "method.ctx_init": None} if key not in (*ELSEWHERE, "epochs")):
             if key != "epochs_rule" or len({parts[number].get("epochs") for number in numbers}) < len(numbers):
                 tell(numbers, key, absent=known or "." not in key)
-    return [parts[number] for number in values.index]
+    return [f"{curves[number]['method']} {', '.join(own.values())}".strip() for number, own in parts.items()]
 
 
 def _epochs_differ(members: pd.DataFrame) -> bool:
