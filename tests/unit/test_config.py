@@ -9,7 +9,7 @@ from configs import composed, names
 from omegaconf import OmegaConf
 
 from coop.cli.messages import explain
-from coop.config import AUTOCAST, build_method, check, conf_dir, resolve_epochs
+from coop.config import AUTOCAST, budget, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
 
@@ -191,6 +191,30 @@ def test_the_papers_epochs(shots, epochs):
     for own, of_dataset, expected in ((None, None, epochs), (7, None, 7), (None, 50, 50), (7, 50, 7)):
         cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}, "epochs_by_shots": PAPER_EPOCHS}
         assert resolve_epochs(OmegaConf.create(cfg)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], (500, 8000)),  # 320 images in batches of 20
+        (["shots=4"], (125, 2000)),
+        (["epochs=3"], (3, -1)),
+        (["steps=33"], (3, 33)),
+        (["epochs=3", "shots=-1"], (3, -1)),
+        (["dataset=imagenet"], (500, 8000)),
+    ],
+)
+def test_what_the_user_says_comes_before_the_published_steps(given, expected):
+    cfg = composed("method=clip_lora", "batch_size=20", *given)
+    check(cfg)
+    assert budget(cfg, 320) == expected
+
+
+def test_steps_for_each_shot_need_a_number_of_shots():
+    with pytest.raises(CoopError, match="shots=-1: method=clip_lora takes 500 steps for each shot; give steps=N or"):
+        check(composed("method=clip_lora", "shots=-1"))
+    with pytest.raises(CoopError, match="steps=5 with epochs=3: give one of the two"):
+        check(composed("method=clip_lora", "steps=5", "epochs=3"))
 
 
 def test_documented_precisions_are_accepted():
