@@ -82,7 +82,7 @@ def test_every_method_is_in_the_table():
 
 def test_figures_of_the_table_have_a_source():
     measured = (ROOT / "experiments" / "caltech101" / "README.md").read_text()
-    with (ROOT / "experiments" / "paper" / "expected.csv").open() as file:
+    with (ROOT / "coop" / "assets" / "published.csv").open() as file:
         lines = [line for line in csv.DictReader(file) if line["confidence"] == "verified"]
     published = {
         (line["method"], line["n_ctx"], line["accuracy_percent"])

@@ -366,9 +366,9 @@ def test_a_run_is_not_named(command):
     ("main", "words", "named", "fix"),
     [
         (report.main, ["/nowhere/runs"], "/nowhere/runs", "folders of runs"),
-        (report.main, ["otu=x", "/tmp"], "otu=x", "did you mean out"),
-        (report.main, ["/tmp", "mixed=perhaps"], "mixed=perhaps", "true or false"),
-        (report.main, ["-x"], "-x", "key=value"),
+        (report.main, ["otu=x", "/tmp"], "otu=x", "options are out="),
+        (report.main, ["/tmp", "mixed=perhaps"], "mixed=perhaps", "must be bool"),
+        (report.main, ["-x"], "-x", "options are out="),
         (cache_command.main, ["wipe"], "wipe", "list, clear"),
         (cache_command.main, ["clear"], "clear", "all, a kind"),
         (cache_command.main, ["cache_dir=/nowhere"], "cache_dir=/nowhere", "no such folder"),

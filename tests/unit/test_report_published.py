@@ -250,7 +250,7 @@ def test_no_average_where_one_data_set_has_no_figure(tmp_path):
     ],
 )
 def test_a_line_that_is_not_a_figure(tmp_path, line, message):
-    path = tmp_path / "expected.csv"
+    path = tmp_path / "mine.csv"
     path.write_text(f"{HEADER}{line}\n")
     with pytest.raises(CoopError, match=message):
         read_published(path)
