@@ -87,3 +87,15 @@ def test_one_file_of_others_for_each_seed(run, small, whole, photographs, tmp_pa
     assert Counter(results["n_train"] for results in found) == {10: 2}
     assert all(results["n_test"] == len(whole.test) and results["n_val"] == 0 for results in found)
     assert "(2)" in done.out, "two seeds of one setting"
+
+
+def test_zero_shot_needs_no_training_images(run, small, tmp_path):
+    """The shifted sets have none; what learns from images is refused there."""
+    options = [word for word in small if "dataset" not in word]
+    done = run("train", *options, "dataset=mini_blur", "method=zero_shot", f"hydra.run.dir={tmp_path}")
+    assert done.code == 0, done.err
+    results = results_of(tmp_path)
+    assert (results["n_train"], results["n_test"], results["uses"]) == (0, 500, ["class descriptions"])
+    assert results["test/acc"] == results["zero_shot/acc"] and results["step_seconds"] is None
+    done = run("train", *options, "dataset=mini_blur", f"hydra.run.dir={tmp_path / 'coop'}")
+    assert done.code == 1 and "dataset=mini_blur: has no training images" in done.error
