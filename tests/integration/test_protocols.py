@@ -8,8 +8,10 @@ import pytest
 import yaml
 from conftest import results_of
 
+from coop.cli.announce import summary
 from coop.data.readers.folder import read_folder
 from coop.data.sampling import sample
+from coop.runs.sweep import Standing
 
 
 def test_a_leaderboard_says_what_was_refused_and_computes_nothing_twice(run, small, tmp_path):
@@ -27,6 +29,16 @@ def test_a_leaderboard_says_what_was_refused_and_computes_nothing_twice(run, sma
     again = run("train", *study)
     assert again.code == 1 and again.err.count("nothing is computed again") == 4
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("results.json")} == results
+
+
+def test_many_failures_of_one_kind_are_said_once(tmp_path):
+    names = [f"seed={n}" for n in range(5)]
+    failed = {tmp_path / name: "no layers" for name in names} | {tmp_path / "seed=9": "no data"}
+    assert summary(tmp_path, Standing(finished=[tmp_path / "a"], failed=failed)) == [
+        f"{tmp_path}: 1 of 7 runs finished, 6 failed",
+        "failed: seed=0", "failed: seed=1", "failed: seed=2", "failed: 2 more", "    no layers",
+        "failed: seed=9", "    no data",
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
