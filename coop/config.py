@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import hydra
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from coop.clip.loading import PRECISIONS, check_source
-from coop.clip.templates import clip_templates
+from coop.clip import PRECISIONS
+from coop.clip.templates import check_template, clip_templates
 from coop.errors import CoopError
-from coop.optim.optimizers import DEFAULTS, check_optimizer
+from coop.optim import DEFAULTS
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
 from coop.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
 
 PACKAGE = Path(__file__).resolve().parent
 
 
-# Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
-AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+# Lightning's names of precisions, and torch's dtype that each computes matrix products in (None: the weights' own).
+AUTOCAST = {"32": None, "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 LOGGERS = ("wandb", "csv", "none")
 CLASSES = ("all", "base", "new")
 PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization")
@@ -94,12 +93,13 @@ class TrainConfig:
     data_root: str | None = None
     epochs: Epochs | None = None
     steps: Annotated[int, between(1, MOST_IMAGES)] | None = None
+    steps_per_shot: Annotated[int, between(1, MOST_IMAGES)] | None = None
     epochs_by_shots: dict[int, int] = field(default_factory=lambda: dict(PAPER_EPOCHS))
     augmentation: str = "none"
     view_sampling: Annotated[str, one_of("per_image", "pooled")] = "per_image"
     protocol: Annotated[str, one_of(*PROTOCOLS)] = "few_shot"  # which of a method's published settings it takes
     validation: Annotated[str, one_of("choose", "none")] = "choose"
-    features: Features = "online"
+    features: Features = "cached"
     cache_dir: str | None = None
     batch_size: Annotated[int, between(1, MOST_IMAGES)] = 32
     num_workers: Workers = 2
@@ -121,7 +121,7 @@ class EvaluateConfig:
     data_root: str | None = None
     dataset: dict[str, Any] | None = None
     backbone: BackboneConfig | None = None
-    features: Features = "online"
+    features: Features = "cached"
     cache_dir: str | None = None
     accelerator: Text = "auto"
     num_workers: Workers = 2
@@ -142,7 +142,6 @@ METHOD_KEYS = {"name": Text, "published": Any}
 
 ConfigStore.instance().store("train_schema", TrainConfig)
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
-OmegaConf.register_new_resolver("coop.times", lambda *factors: math.prod(factors), replace=True)
 OmegaConf.register_new_resolver("coop.over", lambda number, by: number / by, replace=True)
 OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
 OmegaConf.register_new_resolver("coop.templates", lambda n, *more: [*clip_templates(n), *more], replace=True)
@@ -161,15 +160,30 @@ def check(cfg: DictConfig) -> None:
         CoopError: names the key and what is allowed.
     """
     check_schema(cfg, TrainConfig)
-    check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
     views = parse_augmentation(cfg.augmentation)
     if cfg.view_sampling == "pooled" and not (views and views > 1):
         raise CoopError(f"view_sampling=pooled with augmentation={cfg.augmentation}: give augmentation=views:V, V > 1")
     if cfg.steps and cfg.epochs:
         raise CoopError(f"steps={cfg.steps} with epochs={cfg.epochs}: give one of the two; the other is null")
-    check_source(cfg.backbone.model, cfg.backbone.pretrained)
+    if cfg.shots == -1 and cfg.steps_per_shot and not (cfg.steps or cfg.epochs):
+        raise CoopError(
+            f"shots=-1: method={cfg.method.name} takes {cfg.steps_per_shot} steps for each shot; "
+            "give steps=N or epochs=N"
+        )
     check_dataset(cfg.dataset)
+    check_backbone(cfg.backbone)
+
+    from coop.optim.optimizers import check_optimizer  # brings torch, which no mistake above has to wait for
+
+    check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
     check_method(cfg.method, cfg.validation)
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """The same of the config of coop.evaluate."""
+    check_schema(cfg, EvaluateConfig)
+    if cfg.backbone is not None:
+        check_backbone(cfg.backbone)
 
 
 MOST_VIEWS = 1000
@@ -243,8 +257,6 @@ def _expected(key: str, value: str, annotation: Any, default: Any) -> str:
 
 def check_dataset(node: DictConfig) -> None:
     """The keys of a dataset config against the signature of its reader."""
-    from coop.clip.templates import check_template
-
     reader = locate("dataset", node)
     if next(iter(_parameters("dataset", node, reader)), None) != "data_root":
         raise CoopError(
@@ -253,6 +265,13 @@ def check_dataset(node: DictConfig) -> None:
         )
     check_arguments("dataset", node, reader, DATASET_KEYS, given={"data_root"})
     check_template("dataset.template", node.template)
+
+
+def check_backbone(node: DictConfig) -> None:
+    """The name of a backbone against what open_clip has."""
+    from coop.clip.loading import check_source
+
+    check_source(node.model, node.pretrained)
 
 
 def check_method(node: DictConfig, validation: str = "choose") -> None:
@@ -319,6 +338,13 @@ def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, in
     return own
 
 
+def autocast_dtype(precision: str):
+    """The torch.dtype of matrix products at a precision of the config (`trainer.precision`); None: the weights' own."""
+    import torch
+
+    return AUTOCAST[precision] and getattr(torch, AUTOCAST[precision])
+
+
 def build_method(node: DictConfig, clip, classnames: list[str]):
     """The method that a (checked) node describes."""
     return locate("method", node)(clip, classnames, **arguments(node, METHOD_KEYS))
@@ -330,8 +356,13 @@ def resolve_epochs(cfg: DictConfig) -> int:
 
 
 def budget(cfg: DictConfig, n_train: int) -> tuple[int, int]:
-    """Epochs, and steps in all (-1: those of the epochs), of a run on so many training images."""
-    if not cfg.steps:
+    """Epochs, and steps in all (-1: those of the epochs), of a run on so many training images.
+
+    What the user says, steps or epochs, comes before the method's published steps, and these before epochs.
+    """
+    published = None if cfg.epochs else cfg.steps_per_shot
+    steps = cfg.steps or (published and published * cfg.shots)
+    if not steps:
         return resolve_epochs(cfg), -1
     per_epoch = max(1, n_train // cfg.batch_size)  # the last incomplete batch is dropped, unless it is the only one
-    return math.ceil(cfg.steps / per_epoch), cfg.steps
+    return math.ceil(steps / per_epoch), steps

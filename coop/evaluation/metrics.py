@@ -75,7 +75,7 @@ def predict(
     Args:
         method: over K classes, on the CLIP's device; left in eval mode.
         image_features: (N, E), or as the method's `feature_kind` says.
-        autocast: the run's dtype of mixed precision (`coop.config.AUTOCAST`).
+        autocast: the run's dtype of mixed precision (`coop.config.autocast_dtype`).
         truth: (N) the true labels, where they are among the K.
 
     Raises:

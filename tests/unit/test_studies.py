@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from coop.config import check, conf_dir, locate, resolve_epochs
 from coop.errors import CoopError
-from coop.report.published import expected_file, read_published
+from coop.report.published import FILE, read_published
 
 PAPER = {
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
@@ -195,7 +195,7 @@ def test_an_unknown_protocol_is_refused():
 
 def test_zero_shot_has_openclips_figures_beside_it():
     """Every run with CLIP's 80 templates stands beside a published figure of the same weights and classes."""
-    published = read_published(expected_file())
+    published = read_published(FILE)
     published = published[published["table"] == "OpenCLIP, zero-shot"]
     known = {(row["dataset"], row["backbone"], row["setting"]["pretrained"]) for _, row in published.iterrows()}
     found = cells("zero_shot")
