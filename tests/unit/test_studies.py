@@ -197,7 +197,7 @@ def test_zero_shot_has_openclips_figures_beside_it():
     """Every run with CLIP's 80 templates stands beside a published figure of the same weights and classes."""
     published = read_published(FILE)
     published = published[published["table"] == "OpenCLIP, zero-shot"]
-    known = {(row["dataset"], row["backbone"], row["setting"]["pretrained"]) for _, row in published.iterrows()}
+    known = {(row["dataset"], row["backbone"], row["stated"]["pretrained"]) for _, row in published.iterrows()}
     found = cells("zero_shot")
     assert len(found) == 11 * 5 * 2
     configs = [config(cell) for cell in found if "method=zero_shot_ensemble" in cell]
@@ -207,4 +207,4 @@ def test_zero_shot_has_openclips_figures_beside_it():
     (best,) = published[published["backbone"].eq("ViT-bigG-14") & published["dataset"].eq("imagenet")].to_dict(
         "records"
     )
-    assert (best["accuracy_percent"], best["setting"]["num_classes"]) == (80.09, "1000")
+    assert (best["accuracy_percent"], best["stated"]["num_classes"]) == (80.09, "1000")
