@@ -21,6 +21,7 @@ from coop.cli.overrides import as_overrides, quoted
 from coop.config import check, conf_dir
 from coop.errors import CoopError
 from coop.evaluation.finished import Run, load_run
+from coop.system.memory import freed_memory_kept
 
 ONE = "coop.run is one run; several: a loop in Python, or `python -m coop.train -m ...`"
 
@@ -70,7 +71,7 @@ def undisturbed(words: Sequence[str]) -> Iterator[None]:
     """
     from coop.system.devices import quiet_lightning
 
-    with _command_line(words), _errors(), _interrupts(), _random_numbers(), quiet_lightning():
+    with _command_line(words), _errors(), _interrupts(), _random_numbers(), quiet_lightning(), freed_memory_kept():
         yield
 
 
