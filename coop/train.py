@@ -101,7 +101,7 @@ def learn(cfg: DictConfig, splits: Splits, run_dir: Path, targets: Sequence[Targ
     start_peak(trainer.strategy.root_device)
     data = build_data(cfg, splits, {t.name: t.splits for t in targets}, method, trainer.strategy.root_device)
     started = time.perf_counter()
-    fit(trainer, method, data, run_dir, cfg)
+    fit(trainer, method, data, run_dir, cfg)  # encodes all images with a fixed view first
     seconds = time.perf_counter() - started - data.extractor.seconds
     if trainer.is_global_zero:
         save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)

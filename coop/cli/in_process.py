@@ -16,9 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from coop.cli.checks import check_training
 from coop.cli.messages import explain
 from coop.cli.overrides import as_overrides, quoted
-from coop.config import check, conf_dir
+from coop.config import conf_dir
 from coop.errors import CoopError
 from coop.evaluation.finished import Run, load_run
 from coop.system.memory import freed_memory_kept
@@ -53,7 +54,7 @@ def composed(words: Sequence[str]) -> DictConfig:
     """The checked config that these words behind `python -m coop.train` make. Raises CoopError."""
     with _configs():
         cfg = compose("train", as_overrides(words))
-    check(cfg)
+    check_training(cfg)
     return cfg
 
 
@@ -93,7 +94,7 @@ def _train(hydra: Hydra, overrides: list[str]) -> tuple[Path, str]:
 
     def job(cfg: DictConfig) -> None:
         try:
-            check(cfg)
+            check_training(cfg)
             importlib.import_module("coop.train").main(cfg, show=False)
             done.append((Path(HydraConfig.get().runtime.output_dir), cfg.trainer.accelerator))
         except Exception as error:  # Hydra would print a line of its own
