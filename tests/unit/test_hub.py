@@ -119,7 +119,7 @@ def test_the_model_card(hub, folder):
     for text in (
         'run = coop.load_run("hf:ann/mine")', "4 images of each of the 3 classes of mini", "| mini: zero-shot | 40.00 |",
         "| mini: coop | 50.00 | 25.00 |", "99 test images", "seed: 1", "ibis, grey_cat", "2,048 trained parameters",
-        "licence of what was learned: cc-by-4.0",
+        "license of what was learned: cc-by-4.0",
     ):  # fmt: skip
         assert text in card.text.replace("\n", " ").replace("  ", " "), text
 
