@@ -63,6 +63,7 @@ def test_without_a_folder_it_is_named_by_the_time(small, monkeypatch):
         (["method=cop"], r"^method=cop: there is no such method; near matches: coop"),
         (["dataset=folder", "dataset.path=nowhere"], r"nowhere"),
         (["seed=1,2"], r"^seed=1,2: several values; coop.run is one run; .*python -m coop.train -m"),
+        (["trainer.devices=2"], r"^trainer.devices=2: here is one process; use python -m coop.train$"),
         (["-m", "seed=1"], r"^-m: expected key=value; coop.run is one run"),
         (["--config-dir", "mine"], r"^--config-dir: expected key=value; give config_dir=DIR to coop.run"),
         (
