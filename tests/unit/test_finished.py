@@ -71,7 +71,7 @@ def test_what_cannot_be_read_is_named_in_its_place(run, photographs, tmp_path):
 
 
 def test_no_classes_at_all_are_no_prediction(run, photographs):
-    with pytest.raises(CoopError, match="^top=0: must be at least 1$"):
+    with pytest.raises(CoopError, match=r"^top=0: must be at least 1$"):
         run.predict(photographs[0], top=0)
 
 
