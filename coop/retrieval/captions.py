@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from coop.data.readers.huggingface import image_paths, load
 from coop.data.readers.listing import shorten
 from coop.errors import CoopError
+from coop.retrieval.options import RetrieveOptions
 from coop.validation import read_json
 
 
@@ -42,31 +43,21 @@ class _Karpathy(BaseModel):
     dataset: str | None = None
 
 
-def read_captions(
-    source: Path, images: Path | None, split: str, image_column: str = "image", caption_column: str = "caption"
-) -> Captions:
-    """Read captions.
-
-    Args:
-        source: Karpathy's JSON (dataset_coco.json, dataset_flickr30k.json), a CSV file, or a folder that `datasets`
-            can load.
-        images: the folder that the names of images start from; None for the file's own.
-        split: which images of Karpathy's JSON, of a data set with several splits, or of a CSV file with that column.
-        image_column: of a CSV file or a data set.
-        caption_column: the same; a data set's may hold a list of captions.
+def read_captions(options: RetrieveOptions) -> Captions:
+    """Read the captions that `captions=` names, of the images of `split=`.
 
     Raises:
         CoopError: the file cannot be read, holds nothing of this split, an image has no caption, or a caption no image.
     """
-    source = source.expanduser()
-    folder, dataset = (images or source.parent).expanduser(), None
+    source, columns = Path(options.captions).expanduser(), (options.image_column, options.caption_column)
+    folder, dataset = Path(options.images or source.parent).expanduser(), None
     try:
         if source.is_dir():
-            captioned = _of_dataset(source, split, image_column, caption_column)
+            captioned = _of_dataset(source, options.split, *columns)
         elif source.suffix == ".json":
-            captioned, dataset = _of_karpathy(source, folder, split)
+            captioned, dataset = _of_karpathy(source, folder, options.split)
         else:
-            captioned = _of_table(source, folder, split, image_column, caption_column)
+            captioned = _of_table(source, folder, options.split, *columns)
         _check(captioned, folder)
     except CoopError as error:
         raise CoopError(f"captions={source}: {error}") from None

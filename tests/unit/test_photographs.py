@@ -143,7 +143,7 @@ def test_a_class_ranks_by_its_probability(small_clip, paths, encoder):
         label_of(method, "grand paino")
 
 
-def test_near_certainties_are_told_apart(small_clip):
+def test_near_certainties_are_told_apart(small_clip, encoder):
     class Certain(ZeroShot):
         def logits(self, image_features):
             return image_features
@@ -151,7 +151,11 @@ def test_near_certainties_are_told_apart(small_clip):
     logits = torch.tensor([[30.0, 0], [40.0, 0], [20.0, 0]])
     assert logits.softmax(dim=1)[:, 0].unique().numel() == 1
     method = Certain(small_clip, ["a", "b"], template="{}")
-    assert log_probabilities(method, logits, 0)[:, 0].argsort(descending=True).tolist() == [1, 0, 2]
+    assert log_probabilities(encoder._replace(method=method), logits, 0)[:, 0].argsort(descending=True).tolist() == [
+        1,
+        0,
+        2,
+    ]
 
 
 def test_texts_behind_a_learned_context(small_clip, encoder):
@@ -197,6 +201,8 @@ def test_the_page_escapes_and_links(tmp_path, paths):
         "query": "<script>x</script>",
         "summary": "3 photographs",
         "score": "cosine",
+        "photographs": 3,
+        "new": 1,
         "run": None,
         "backbone": "tiny",
     }
