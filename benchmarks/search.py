@@ -22,7 +22,7 @@ from coop.data.feature_cache import SHARD_ROWS, identify
 from coop.data.features import FeatureExtractor
 from coop.predict import find_images
 from coop.retrieval.encoding import Encoder, encode_photographs
-from coop.retrieval.ranking import best
+from coop.retrieval.ranking import best_photographs
 from coop.system.files import write_json
 
 PER_FOLDER, ADDED, TOP = 1000, 100, 20
@@ -55,7 +55,7 @@ def measure(root: Path, count: int, encoder: Encoder) -> dict[str, float]:
     photographs = timed("load the features", lambda: encode_photographs(encoder.photographs, paths))
     assert photographs.new == 0 and len(photographs.paths) == count
     query = torch.nn.functional.normalize(torch.randn(encoder.clip.embed_dim), dim=0)
-    timed("search", lambda: best(encoder, photographs.features, query, TOP))
+    timed("search", lambda: best_photographs(encoder, photographs.features, query, TOP))
     images = sorted((Path(coop.__file__).parent / "assets" / "mini" / "images").rglob("*.jpg"))[:ADDED]
     (root / "added").mkdir()
     for number, image in enumerate(images):

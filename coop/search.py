@@ -87,9 +87,10 @@ def show(found: dict[str, Any], page: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps([{**hit, "path": printable(hit["path"])} for hit in hits], indent=2, ensure_ascii=False))
     else:
-        table = Table("", "score", "photograph")
-        for number, hit in enumerate(hits, 1):
-            table.add_row(str(number), caption(hit), printable(hit["path"]))
+        table = Table("score")
+        table.add_column("photograph", overflow="fold")
+        for hit in hits:
+            table.add_row(caption(hit), printable(hit["path"]))
         Console(markup=False, emoji=False, highlight=False).print(table)
     for message in left_out[:NAMED]:
         print(f"error: {message}", file=sys.stderr)

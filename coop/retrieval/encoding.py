@@ -158,10 +158,9 @@ def _tokens_around(method: PromptLearner) -> int:
 
 def shorten(clip: FrozenCLIP, text: str, room: int) -> str:
     """A text without its last words, so many that it has at most `room` tokens with the special ones."""
-    words = text.split()
-    while len(words) > 1 and len(clip.token_ids([" ".join(words)])[0]) > room:
-        words.pop()
-    return " ".join(words)
+    while len(clip.token_ids([text])[0]) > room:
+        text = text.rpartition(" ")[0] or text[: len(text) // 2]
+    return text
 
 
 def _with_classes(method: Method, node: DictConfig, classnames: list[str]) -> Method:

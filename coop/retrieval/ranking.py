@@ -35,7 +35,7 @@ def search(paths: Sequence[str], words: Sequence[str], options: SearchOptions) -
     if not found.paths:
         message = next(iter(found.left_out.values()))
         raise CoopError(f"none of the {len(found.left_out)} photographs can be read: {message}")
-    scores, rows = best(encoder, found.features, query, options.top)
+    scores, rows = best_photographs(encoder, found.features, query, options.top)
     hits = [{"path": found.paths[r], "score": s} for r, s in zip(rows.tolist(), scores.tolist(), strict=True)]
     if encoder.method is not None:
         probabilities, labels = log_probabilities(encoder, found.features[rows]).exp().max(dim=1)
@@ -107,7 +107,7 @@ def log_probabilities(encoder: Encoder, image_features: Tensor, label: int | Non
         return torch.cat([part.double().log_softmax(dim=1)[:, columns] for part in logits])
 
 
-def best(encoder: Encoder, image_features: Tensor, query: Tensor | int, top: int) -> tuple[Tensor, Tensor]:
+def best_photographs(encoder: Encoder, image_features: Tensor, query: Tensor | int, top: int) -> tuple[Tensor, Tensor]:
     """Scores and rows of the photographs that come first.
 
     Args:
