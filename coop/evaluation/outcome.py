@@ -10,14 +10,13 @@ import torch
 from omegaconf import DictConfig
 
 import coop
-from coop.clip.backbone import pooled
 from coop.clip.handcrafted import HandCrafted
 from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
 from coop.evaluation.predictions import OOD, OWN, write_predictions
-from coop.evaluation.targets import Target, harmonic_mean, new_classes, ood_scores, test_targets
+from coop.evaluation.targets import Target, base_to_new, new_classes, ood_scores, test_targets
 from coop.evaluation.words import WORDS, nearest_words
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
@@ -44,12 +43,13 @@ def evaluate(
     """
     scores, sets = test(method, data, cfg.dataset.template)
     if targets:
+        frozen = {target.name: data.test_features(target.name) for target in targets}
         own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
         scores["targets"], kept = test_targets(
-            method, cfg.method, targets, data.extractor, data.target_features, ood=new_classes(own)
+            method, cfg.method, targets, data.extractor, frozen, ood=new_classes(own)
         )
         sets |= kept
-        scores |= harmonic_mean(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
+        scores |= base_to_new(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
     return scores, sets
 
 
@@ -68,7 +68,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[s
         return predict(method, features, data.extractor.autocast, splits.labels(part))
 
     started = time.perf_counter()
-    labels, predictions = splits.labels("test"), predictions_on("test", data.test_features)
+    labels, predictions = splits.labels("test"), predictions_on("test", data.test_features())
     scores = figures("test", score(predictions, labels, classes))
     seconds = time.perf_counter() - started
     scores["val/acc"] = None
@@ -76,7 +76,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[s
         on_val = predictions_on("val", data.val_features[0])
         scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    frozen = pooled(data.test_features, data.extractor.kind)
+    frozen = method.clip.pooled(data.test_features(), data.extractor.kind)
     without_training = predict(zero_shot, frozen, data.extractor.autocast)
     scores |= figures("zero_shot", score(without_training, labels, classes))
     return scores | {"test_seconds": seconds}, {OWN: predictions.kept(labels)}

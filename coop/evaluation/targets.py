@@ -14,7 +14,6 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from coop.clip.backbone import pooled
 from coop.config import CLASSES, build_method, check_dataset
 from coop.data.features import FeatureExtractor
 from coop.data.readers import read_dataset
@@ -24,6 +23,7 @@ from coop.evaluation.metrics import features_for, figures, predict, score
 from coop.evaluation.predictions import OOD, ood_detection
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
+from coop.runs.base_to_new import harmonic_mean
 
 log = logging.getLogger("coop")
 
@@ -210,7 +210,7 @@ def score_target(
     zero_shot = ZeroShot(method.clip, splits.classnames, template=target.dataset.template)
     seen = features_for(method, extractor, splits, "test", frozen)
     predictions = predict(method, seen, extractor.autocast, labels)
-    without_training = predict(zero_shot, pooled(frozen, extractor.kind), extractor.autocast)
+    without_training = predict(zero_shot, method.clip.pooled(frozen, extractor.kind), extractor.autocast)
     sets = {f"targets/{target.name}": predictions.kept(labels)}
     if learned is not None:
         sets[OOD] = predict(learned, seen, extractor.autocast).kept()
@@ -245,8 +245,8 @@ def ood_scores(base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarr
     return figures("test", ood_detection(base["confidence"], new["confidence"]))
 
 
-def harmonic_mean(results: dict) -> dict[str, float]:
-    """Base-to-new generalization (CoCoOp, section 4.1): harmonic means of the accuracies on base and new classes.
+def base_to_new(results: dict) -> dict[str, float]:
+    """Harmonic means of the accuracies on base and on new classes.
 
     Args:
         results: of a run trained on base classes whose targets may hold the new ones of the same data set.
@@ -260,7 +260,7 @@ def harmonic_mean(results: dict) -> dict[str, float]:
     if base is None or new is None:
         return {}
     pairs = {name: (base[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
-    return {f"{name}/harmonic_mean": 2 * a * b / (a + b) if a + b else 0.0 for name, (a, b) in pairs.items()}
+    return {f"{name}/harmonic_mean": harmonic_mean(*accuracies) for name, accuracies in pairs.items()}
 
 
 def _spaced(names: Sequence[str]) -> list[str]:

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from coop.clip.backbone import pooled
 from coop.data.images import open_image
 from coop.data.sampling import Item
 from coop.errors import CoopError
@@ -74,7 +73,7 @@ def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> T
     if like:
         open_image(like)  # says what is wrong before a model is at work
         features = encoder.photographs([Item(like, 0, "")], None, "query")
-        parts.append(pooled(features, encoder.photographs.kind))
+        parts.append(encoder.clip.pooled(features, encoder.photographs.kind))
     return F.normalize(torch.cat(parts).mean(dim=0), dim=0)
 
 
@@ -119,7 +118,7 @@ def best_photographs(encoder: Encoder, image_features: Tensor, query: Tensor | i
     top = min(top, len(image_features))
     if isinstance(query, Tensor):
         # One pass over the features, as fast as memory is: to copy them to a GPU would take longer.
-        scores, rows = (pooled(image_features, encoder.photographs.kind) @ query).topk(top)
+        scores, rows = (encoder.clip.pooled(image_features, encoder.photographs.kind) @ query).topk(top)
         return scores, rows
     scores, rows = log_probabilities(encoder, image_features, query)[:, 0].topk(top)
     return scores.exp(), rows

@@ -39,7 +39,7 @@ def convolutional() -> FrozenCLIP:
     torch.manual_seed(0)
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    return FrozenCLIP(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), open_clip.SimpleTokenizer())
+    return FrozenCLIP(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), small.tokenizer())
 
 
 def extractor(clip: FrozenCLIP, workers: int = 0, **options) -> FeatureExtractor:
@@ -165,7 +165,7 @@ def test_changed_weights_are_another_entry(small_clip, items, tmp_path):
     model = small.small_clip()
     with torch.no_grad():
         model.visual.proj[0] += 0.1
-    other = FrozenCLIP(model, open_clip.SimpleTokenizer())
+    other = FrozenCLIP(model, small.tokenizer())
     assert torch.equal(extractor(other, **options)(items[:4], None, "x"), extractor(other)(items[:4], None, "x"))
 
 
@@ -175,7 +175,7 @@ def test_another_activation_is_another_entry(small_clip, items, tmp_path):
     extractor(small_clip, **options)(items[:4], None, "x")
     model = open_clip.CLIP(**{**small.MODEL_CFG, "quick_gelu": False}).eval()
     model.load_state_dict(small.small_clip().state_dict())
-    other = FrozenCLIP(model, open_clip.SimpleTokenizer())
+    other = FrozenCLIP(model, small.tokenizer())
     assert torch.equal(extractor(other, **options)(items[:4], None, "x"), extractor(other)(items[:4], None, "x"))
 
 
@@ -225,6 +225,27 @@ def test_mixed_precision_is_float32_and_another_entry(small_clip, items, tmp_pat
     mixed = extractor(small_clip, autocast=dtype, **options)(items[:4], None, "x")
     assert mixed.dtype == torch.float32
     assert 0 < (mixed - plain).abs().max() < 1e-2
+
+
+def test_where_features_are_kept_is_said_once(small_clip, items, tmp_path, caplog):
+    caplog.set_level("INFO", logger="coop")
+    for number in (1, 2):
+        extractor(small_clip, cached=True, cache_dir=str(tmp_path))(items[:number], None, "x")
+    assert [record.message for record in caplog.records] == [
+        f"image features are kept in {tmp_path} (0 bytes so far; python -m coop.cache shows and clears them; "
+        "features=online: none kept)"
+    ]
+
+
+def test_a_cache_that_cannot_be_written_costs_one_warning(small_clip, items, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    extract = extractor(small_clip, cached=True, cache_dir=str(tmp_path / "file" / "cache"))
+    expected = extractor(small_clip)(items, None, "x")
+    for view in (None, 0, None):
+        features = extract(items, None, "x", view)
+        assert torch.equal(features, expected) == (view is None)
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("features are not kept for later runs: ") and "a part of this path is a file" in warning
 
 
 def test_no_images_no_features(small_clip):

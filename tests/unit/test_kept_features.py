@@ -1,23 +1,22 @@
 """No result depends on which call came first: not under which autocast, not on which device or in which dtype."""
 
-import open_clip
 import pytest
 import small_clip as small
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed, names
 from methods import quick
 
 from coop import FrozenCLIP, PromptLearner
-from coop.config import build_method, conf_dir
+from coop.config import build_method
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 
-METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+METHODS = names("method")
 NAMES = ["dog", "grey cat", "ox (old)"]
 
 
 def clip() -> FrozenCLIP:
-    return FrozenCLIP(small.small_clip(), open_clip.SimpleTokenizer())
+    return FrozenCLIP(small.small_clip(), small.tokenizer())
 
 
 def learner() -> PromptLearner:
@@ -72,11 +71,12 @@ def test_logits_are_those_of_full_precision_under_autocast():
 
 def built(method: str):
     """A method as a run builds and prepares it, the same each time."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        node = compose("train", overrides=quick(method)).method
+    node = composed(*quick(method)).method
     torch.manual_seed(0)
     method = build_method(node, clip(), NAMES)
     x = torch.nn.functional.normalize(torch.randn(6, method.clip.embed_dim), dim=-1)
+    if method.feature_kind in ("tokens", "last_layer"):  # several for each image
+        x = torch.stack([x, x.roll(1, dims=0), x.roll(2, dims=0)], dim=1)
     method.prepare(lambda part: (x[None], torch.arange(6) % len(NAMES)))
     return method, x
 
@@ -85,8 +85,7 @@ def all_of(built, autocast: bool, inference: bool) -> list[torch.Tensor]:
     """Logits, and text features where there are some."""
     method, x = built
     with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        seen = torch.stack([x, x.roll(1, dims=0), x.roll(2, dims=0)], dim=1) if method.feature_kind == "tokens" else x
-        results = [method.logits(seen)]
+        results = [method.logits(x)]
         if type(method).forward is not Method.forward and not method.text_depends_on_image:
             results.append(method.text_features())
     return results

@@ -89,6 +89,14 @@ RUNS = {
         ["method.iterations=150", "method.lr=[0.001]", "method.weight_decay=[0.01]", "validation=none"],
         {"trainable_params": K * E + E * E // 2, "epochs": 0, "validation": "none", "val/acc": None},
     ),
+    "cross_modal_partial": (
+        ["method.init=random", "method.weight_decay=[0.001]"],
+        {
+            "trainable_params": K * E + LAYER + 128 + 64 * E,
+            "epochs": 0,
+            "chosen": ["batch_size", "iteration", "lr", "weight_decay"],
+        },
+    ),
     "tip_adapter_without_validation": (
         ["method=tip_adapter", "validation=none"],
         {"trainable_params": 0, "validation": "none", "val/acc": None, "chosen": []},
@@ -199,7 +207,7 @@ def test_without_validation_images(run, small, tmp_path):
     for method, said, expected in (
         ("linear_probe", "C is chosen on 3 held-out training images", ["C"]),
         ("tip_adapter", "alpha and beta stay at 1.17 and 1", []),
-        ("clip_adapter", "no validation images to choose the ratio on; it is 0.2", ["ratio"]),
+        ("clip_adapter", "no validation images, the ratio stays at 0.2", ["ratio"]),
     ):
         done = run("train", *options, *quick(method), f"hydra.run.dir={tmp_path / method}")
         assert done.code == 0, done.err
