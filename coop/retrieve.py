@@ -30,11 +30,11 @@ import coop
 from coop.cli.options import parse
 from coop.errors import CoopError
 from coop.retrieval.captions import read_captions
-from coop.retrieval.options import RetrieveOptions
+from coop.retrieval.options import AT, RetrieveOptions
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.system.files import write_atomically, write_json
 
-AT, WAYS = (1, 5, 10), {"image_to_text": "image to text", "text_to_image": "text to image"}
+WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 RANKS = "ranks.csv"
 
 

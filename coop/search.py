@@ -34,7 +34,7 @@ from coop.cli.options import parse
 from coop.data.readers.listing import printable
 from coop.errors import CoopError
 from coop.retrieval.options import SearchOptions
-from coop.retrieval.page import caption, summary, write_page
+from coop.retrieval.page import caption, is_contact_sheet, summary, write_page
 
 NAMED = 10  # of the photographs that are left out, on the terminal; all are on the page
 
@@ -75,9 +75,10 @@ def find_photographs(photos: str) -> tuple[list[str], dict[str, str]]:
     from coop.predict import find_images  # brings torch
 
     found = list(find_images([photos]))
-    paths, unreachable = [path for path, error in found if error is None], {p: e for p, e in found if e is not None}
+    unreachable = {path: error for path, error in found if error is not None}
+    paths = [path for path, error in found if error is None and not is_contact_sheet(path)]
     if not paths:
-        raise CoopError(next(iter(unreachable.values())))
+        raise CoopError(next(iter(unreachable.values()), f"{photos}: holds nothing but the results of searches"))
     return paths, unreachable
 
 

@@ -96,7 +96,7 @@ def _of_table(source: Path, folder: Path, split: str, image_column: str, caption
             _check_columns(reader.fieldnames or [], image_column, caption_column)
             for row in reader:
                 if row.get("split", split) == split:
-                    by_image.setdefault(str(folder / row[image_column]), []).append(row[caption_column] or "")
+                    by_image.setdefault(str(folder / (row[image_column] or "")), []).append(row[caption_column] or "")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CoopError(f"can't be read as a CSV file in UTF-8: {error}") from None
     if not by_image:
@@ -110,7 +110,10 @@ def _of_dataset(source: Path, split: str, image_column: str, caption_column: str
     if part is None:
         raise CoopError(f"has no split={split}; there are {', '.join(parts)}")
     _check_columns(part.features, image_column, caption_column)
-    texts = [[text] if isinstance(text, str) else list(text or []) for text in part[caption_column]]
+    if (kind := type(part.features[image_column]).__name__) != "Image":
+        raise CoopError(f"the column {image_column!r} holds no images but {kind}; give image_column=")
+    several = (texts if isinstance(texts, list) else [texts] for texts in part[caption_column])
+    texts = [[str(text or "") for text in captions] for captions in several]
     return list(zip(image_paths(part, image_column), texts, strict=True))
 
 

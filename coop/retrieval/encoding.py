@@ -56,8 +56,9 @@ def load_encoder(options: EncoderOptions) -> Encoder:
         CoopError: both are given, or what they name cannot be loaded.
     """
     if options.run is None:
-        clip = load_backbone(options.backbone or DEFAULT_BACKBONE, options.pretrained)
-        return Encoder(clip, FeatureExtractor(clip, device_of(options.accelerator), options.num_workers, cached=True))
+        device = device_of(options.accelerator)
+        clip = load_backbone(options.backbone or DEFAULT_BACKBONE, options.pretrained).to(device)
+        return Encoder(clip, FeatureExtractor(clip, device, options.num_workers, cached=True))
     if given := options.backbone or options.pretrained:
         raise CoopError(f"{given} beside run={options.run}: a run brings its own backbone; leave out one of them")
     folder = local_folder(options.run)

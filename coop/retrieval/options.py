@@ -5,6 +5,8 @@ from typing import Annotated
 
 from coop.validation import between
 
+AT = (1, 5, 10)  # recall at
+
 
 @dataclass
 class EncoderOptions:

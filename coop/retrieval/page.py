@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,12 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
     write_atomically(folder / SHEET, _encoded(contact_sheet(found["query"], tiles, captions), "PNG"))
     write_atomically(folder / PAGE, page.encode("utf-8", "backslashreplace"))
     return folder / PAGE
+
+
+def is_contact_sheet(path: str) -> bool:
+    """Whether an image is what an earlier search has written, perhaps into the folder of photographs."""
+    folder, name = os.path.split(path)
+    return name == SHEET and os.path.isfile(os.path.join(folder, HITS))
 
 
 def summary(found: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Which photographs come first: by cosine similarity to a query, or by a run's probability of one of its classes."""
 
 import difflib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -71,6 +72,7 @@ def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> T
             raise CoopError(f'"{longest}": longer than the text encoder takes ({encoder.clip.context_length} tokens)')
         parts.append(features)
     if like:
+        like = os.path.expanduser(like)
         open_image(like)  # says what is wrong before a model is at work
         features = encoder.photographs([Item(like, 0, "")], None, "query")
         parts.append(encoder.clip.pooled(features, encoder.photographs.kind))

@@ -10,10 +10,9 @@ from torch import Tensor
 from coop.data.sampling import Item
 from coop.retrieval.captions import Captions
 from coop.retrieval.encoding import encode_texts, load_encoder
-from coop.retrieval.options import RetrieveOptions
+from coop.retrieval.options import AT, RetrieveOptions
 
 PUBLISHED = Path(__file__).parent / "published.csv"
-AT = (1, 5, 10)
 SCORES_AT_ONCE = 2**25  # bounds the memory: 128 MB of similarities
 
 
@@ -62,7 +61,7 @@ def ranks(queries: Tensor, owners: Tensor, gallery: Tensor, gallery_owners: Tens
     for part, owner in zip(queries.split(rows), owners.split(rows), strict=True):
         scores, right = part @ gallery.T, owner[:, None] == gallery_owners
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        found.append(1 + ((scores >= best) & ~right).sum(dim=1))
+        found.append(1 + (~(scores < best) & ~right).sum(dim=1))  # what is no number counts against it, too
     return torch.cat(found)
 
 

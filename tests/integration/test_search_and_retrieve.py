@@ -70,11 +70,14 @@ def test_broken_photographs_are_named_and_the_others_searched(run, photographs, 
     folder = shutil.copytree(photographs / "val", tmp_path / "photos")
     for index in range(12):
         (folder / f"broken{index:02d}.jpg").write_bytes(b"x")
-    done = run("search", str(folder), "snow", backbone, f"out={tmp_path / 'out'}", "num_workers=0")
+    out = folder / "search_results"  # its contact sheet is not a photograph of the second search
+    for _ in range(2):
+        done = run("search", str(folder), "snow", backbone, f"out={out}", "num_workers=0")
     assert done.code == 1 and "Traceback" not in done.err
-    assert "10 photographs, 10 of them new, 12 left out." in done.out
+    assert "10 photographs, 0 of them new, 12 left out." in done.out
     assert done.err.count("not a readable image") == 10 and "and 2 more could not be read" in done.err
-    assert (tmp_path / "out" / "page.html").read_text().count("not a readable image") == 12
+    assert (out / "page.html").read_text().count("not a readable image") == 12
+    shutil.rmtree(out)
     for path in folder.rglob("image*.jpg"):
         path.write_bytes(b"x")
     done = run("search", str(folder), "snow", backbone, f"out={tmp_path / 'none'}")

@@ -71,6 +71,7 @@ def test_ties_count_against_the_model():
     same, owners = torch.ones(6, 4) / 2, torch.tensor([0, 0, 1, 1, 2, 2])
     assert ranks(same[:3], torch.arange(3), same, owners).tolist() == [5, 5, 5]
     assert ranks(same, owners, same[:3], torch.arange(3)).tolist() == [3] * 6
+    assert ranks(same * torch.nan, owners, same[:3], torch.arange(3)).tolist() == [3] * 6
 
 
 def test_published_figures_stand_beside_the_same_setting_alone():
@@ -145,6 +146,8 @@ def test_a_hugging_face_data_set(folder, monkeypatch):
     assert (found.texts, found.owners, len(found.images)) == (["A", "B", "C"], [0, 0, 1], 2)
     with pytest.raises(CoopError, match="has no column 'image' but picture, captions; give image_column="):
         read(folder / "set", None)
+    with pytest.raises(CoopError, match="the column 'captions' holds no images but"):
+        read(folder / "set", image_column="captions", caption_column="captions")
     with pytest.raises(CoopError, match="has no split=val; there are test, train"):
         read(folder / "set", split="val", **columns)
 
@@ -161,6 +164,7 @@ def test_a_hugging_face_data_set(folder, monkeypatch):
         ("x.csv", "image,caption\n", "no rows of split=test"),
         ("x.csv", "image,caption\na.jpg, \n", "1 images have no caption, or an empty one"),
         ("x.csv", "image,caption\na.jpg\n", "1 images have no caption, or an empty one"),
+        ("x.csv", "caption,image\nA\n", "images are not there"),
         ("x.csv", "", "has no column 'image' but no header line"),
         ("missing.csv", None, "can't be read as a CSV file in UTF-8"),
     ],
