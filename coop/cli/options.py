@@ -4,13 +4,13 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 from omegaconf import MISSING
 
-from coop.cli.messages import exit_code
+from coop.cli.command import exit_code, main_of
 from coop.errors import CoopError
 from coop.system.files import check_utf8
 from coop.system.memory import keep_freed_memory
@@ -63,12 +63,15 @@ def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
 
 
 @stoppable()
-def run(main: Callable[[list[str]], int], usage: str) -> None:
-    """Run a command that loads a model, and exit; without words, or with --help, show its usage."""
+def run(command: str, usage: str) -> None:
+    """Run a command that loads a model, and exit; without words, or with --help, show its usage.
+
+    Its module, coop.COMMAND, is imported only where there is more to do.
+    """
     words = sys.argv[1:]
     if not words or {"-h", "--help"} & set(words):
         print(usage)
         sys.exit(0)
     keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    sys.exit(exit_code(main, words))
+    sys.exit(exit_code(lambda words: main_of(command)(words), words))

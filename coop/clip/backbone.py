@@ -134,17 +134,18 @@ class FrozenCLIP(nn.Module):
         return normalize(image_features) if kind == "raw" else image_features[:, 0]
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
+    def encode_text(self, texts: Sequence[str], normalize: bool = True, cut: bool = False) -> Tensor:
         """Texts (N) to text_features (N, E), at least float32; on the model's device.
 
         Args:
             texts: the texts.
             normalize: L2-normalise the features.
+            cut: cut texts that are longer than the context length, as open_clip does.
 
         Raises:
-            CoopError: a text longer than the context length.
+            CoopError: a text longer than the context length, unless it may be cut.
         """
-        ids = self.tokenize(texts).to(self.device)
+        ids = (self.tokenizer(list(texts)) if cut else self.tokenize(texts)).to(self.device)
         features = torch.cat([at_least_float32(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
         return F.normalize(features, dim=-1) if normalize else features
 

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from coop.config import AUTOCAST, parse_augmentation
+from coop.config import autocast_dtype, parse_augmentation
 from coop.data.features import FeatureExtractor, FixedViews
 from coop.data.images import open_image
 from coop.data.sampling import Item, Splits
@@ -159,7 +159,7 @@ def build_data(
         method.clip,
         device,
         cfg.num_workers,
-        autocast=AUTOCAST[cfg.trainer.precision],
+        autocast=autocast_dtype(cfg.trainer.precision),
         cached=cfg.features == "cached",
         cache_dir=cfg.cache_dir,
         dataset=cfg.dataset.name,

@@ -75,6 +75,8 @@ class Method(nn.Module):
     needs_images = False
     #: Whether each step also brings the frozen CLIP's features of the same views.
     needs_teacher = False
+    #: Whether hand-crafted prompts tell it of the classes; one that holds `HandCrafted` features need not say so.
+    hand_crafted = False
     #: Whether it has a rule for every choice where there are no validation images; one that has `prepare` or `select`
     #: must say so, or is refused with `validation=none`.
     works_without_validation = False

@@ -5,18 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from configs import composed, names
 from omegaconf import OmegaConf
 
-from coop.cli.hydra_app import explain
+from coop.cli.messages import explain
 from coop.config import AUTOCAST, budget, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
-
-
-def composed(*overrides: str, command: str = "train"):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(command, overrides=list(overrides))
 
 
 def message(*overrides: str) -> str:
@@ -26,10 +21,6 @@ def message(*overrides: str) -> str:
     explained = explain(caught.value)
     assert explained is not None, f"a traceback: {caught.value!r}"
     return explained
-
-
-def group(name: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / name).glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -129,19 +120,22 @@ def test_a_template_takes_the_class_name_once_and_nothing_else(template):
     assert "{}" in message(f'dataset.template="{template}"')
 
 
-@pytest.mark.parametrize("name", group("method"))
+@pytest.mark.parametrize("name", names("method"))
 def test_every_method_config_passes(name):
     check(composed(f"method={name}"))
 
 
-@pytest.mark.parametrize("name", group("dataset"))
+@pytest.mark.parametrize("name", names("dataset"))
 def test_every_dataset_config_passes(name):
-    check(composed(f"dataset={name}"))
+    cfg = composed(f"dataset={name}")
+    check(cfg)
+    assert cfg.dataset.name == name
+    assert cfg.dataset.template.count("{}") == 1
     if name == "imagenet":
         assert resolve_epochs(composed("dataset=imagenet", "shots=16")) == 50
 
 
-@pytest.mark.parametrize("name", group("backbone"))
+@pytest.mark.parametrize("name", names("backbone"))
 def test_every_backbone_config_passes(name):
     if name == "open_clip":
         assert message("backbone=open_clip").startswith("backbone.model: must be given; add backbone.model=")
@@ -151,14 +145,14 @@ def test_every_backbone_config_passes(name):
     assert cfg.backbone.name in (cfg.backbone.model, "tiny")
 
 
-@pytest.mark.parametrize("name", group("exp"))
+@pytest.mark.parametrize("name", names("exp"))
 def test_every_experiment_config_passes(name):
     if name == "search":  # needs a plugin that is an extra
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     check(composed(f"+exp={name}"))
 
 
-@pytest.mark.parametrize("name", [name for name in group("backbone") if name not in ("tiny", "open_clip")])
+@pytest.mark.parametrize("name", [name for name in names("backbone") if name not in ("tiny", "open_clip")])
 def test_backbones_have_the_activation_of_their_weights(name):
     """The registry's names and tags exist, and no config pairs GELU with weights trained with QuickGELU."""
     from open_clip.factory import get_model_config

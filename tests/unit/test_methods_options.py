@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed, names
 from methods import quick
 
 from coop import CoopError
-from coop.config import build_method, check, conf_dir, resolve_epochs
+from coop.config import build_method, check, resolve_epochs
 from coop.methods.base import Batch, Labelled, Method
 from coop.methods.clip_adapter import ClipAdapter
 from coop.methods.image_encoder import ImageEncoder
@@ -17,12 +17,7 @@ from coop.runs.folder import load_into, load_prompt, save_prompt
 from coop.training.module import LitClassifier
 
 NAMES = ["dog", "sea_horse", "grand piano"]
-METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+METHODS = names("method")
 
 
 @pytest.mark.parametrize(
