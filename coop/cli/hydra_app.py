@@ -7,10 +7,11 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
+from coop.cli.checks import CHECKS
 from coop.cli.command import exit_code, main_of
 from coop.cli.messages import explain
 from coop.cli.overrides import as_overrides
-from coop.config import check, check_evaluation, conf_dir
+from coop.config import conf_dir
 from coop.runs.sweep import in_sweep, run_setting
 from coop.system import stop
 from coop.system.memory import keep_freed_memory
@@ -30,8 +31,6 @@ hydra_bash_completion()
 }
 COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F hydra_bash_completion python python3"""
-
-CHECKS = {"train": check, "evaluate": check_evaluation}
 
 
 def run(command: str) -> None:

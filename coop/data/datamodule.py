@@ -18,9 +18,9 @@ from coop.methods import Method
 
 
 class FewShotData(pl.LightningDataModule):
-    """Batches {"image" or "image_features", "label"} for training and validation, and the features of the test set.
+    """Batches {"image" or "image_features", "label"} for training and validation, and the features of test images.
 
-    Whatever has a fixed view is encoded once, in `setup`, before the first step: an unreadable image shows up there.
+    Whatever has a fixed view is encoded once, before the first step.
 
     Args:
         splits: sampled images: `train` and `val` hold the shots.
@@ -58,20 +58,27 @@ class FewShotData(pl.LightningDataModule):
         self.batch_size, self.num_workers, self.with_images = batch_size, num_workers, with_images
         self.with_teacher, self.view_sampling, self.validation = with_teacher, view_sampling, validation
         self.targets = targets or {}
-        self.test_features: Tensor | None = None
-        self.target_features: dict[str, Tensor] = {}
+        self._test_features: dict[str | None, Tensor] = {}
+        self.train_set: Dataset | None = None
+
+    def test_features(self, target: str | None = None) -> Tensor:
+        """The frozen CLIP's features (N, E) of the test images, or a target's; encoded when first asked for."""
+        if target not in self._test_features:
+            splits = self.splits if target is None else self.targets[target]
+            self._test_features[target] = self.extractor(splits.test, splits.preprocess, target or "test images")
+        return self._test_features[target]
 
     def setup(self, stage: str) -> None:
-        if self.test_features is not None:
+        if self.train_set is not None:
             return
         clip, splits = self.extractor.clip, self.splits
-        self.test_features = self.extractor(splits.test, splits.preprocess, "test images")
-        for name, target in self.targets.items():
-            self.target_features[name] = self.extractor(target.test, target.preprocess, name)
+        # Ahead of evaluation: an unreadable image ends the run before its first step, and the image tower can go.
+        for target in (None, *self.targets):
+            self.test_features(target)
         self.val_features = self.extractor(splits.val, splits.preprocess, "validation images")[None]
         self.val_set: Dataset = FeatureSet(self.val_features, splits.val, self.seed)
         if self.views is None:
-            self.train_set: Dataset = AugmentedImages(splits, train_transform(clip.preprocess_cfg), self.seed)
+            self.train_set = AugmentedImages(splits, train_transform(clip.preprocess_cfg), self.seed)
         elif self.with_images:
             features = self._train_views() if self.with_teacher else None
             self.train_set = self._fixed_views(splits.train, [None] if self.views == 1 else range(self.views), features)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from filelock import FileLock, Timeout
+from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -41,6 +42,21 @@ SLICE = 16384  # rows read at once: a shard may be as large as all features of I
 SHARD_ROWS, SHARD_SECONDS = 4096, 30
 
 _warned: set[Path] = set()
+_shown: set[Path] = set()
+_refused: set[Path] = set()
+
+
+def show_once(root: Path) -> None:
+    """Say where image features are kept and how much there is of them: once in a process."""
+    if root in _shown:
+        return
+    _shown.add(root)
+    size = 0
+    for shard in (root / "features").glob("*/*.safetensors"):
+        with suppress(OSError):  # another process has removed it
+            size += shard.stat().st_size
+    how = "python -m coop.cache shows and clears them; features=online: none kept"
+    log.info("image features are kept in %s (%s so far; %s)", root, decimal(size), how)
 
 
 def default_cache_dir() -> Path:
@@ -60,7 +76,7 @@ class FeatureCache:
         import torch
 
         name = hashlib.sha256(repr((FORMAT, torch.__version__, *key)).encode()).hexdigest()[:32]
-        self.folder = root / "features" / name
+        self.root, self.folder = root, root / "features" / name
 
     def lookup(self, identities: np.ndarray, features: "Tensor") -> np.ndarray:
         """Which images are in the cache.
@@ -107,7 +123,7 @@ class FeatureCache:
             yield
 
     def add(self, identities: np.ndarray, features: "Tensor", about: Mapping[str, str] | None = None) -> bool:
-        """Keep features of these images. A folder that cannot be written costs a warning, not the run.
+        """Keep features of these images. A folder that cannot be written costs one warning, and is not tried again.
 
         Args:
             identities: (N), of the images; one whose file has gone away is not kept.
@@ -118,6 +134,8 @@ class FeatureCache:
             Whether they could be kept.
         """
         there = identities != NO_FILE
+        if self.root in _refused:
+            return False
         if not there.any():
             return True
         tensors = {
@@ -130,6 +148,7 @@ class FeatureCache:
             write_atomically(self.folder / f"{uuid.uuid4().hex}.safetensors", content)
         except CoopError as error:
             log.warning("features are not kept for later runs: %s", error)
+            _refused.add(self.root)
             return False
         return True
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from coop.clip.backbone import FeatureKind, FrozenCLIP
 from coop.data import processes as shares
-from coop.data.feature_cache import NO_FILE, FeatureCache, ShardWriter, default_cache_dir
+from coop.data.feature_cache import NO_FILE, FeatureCache, ShardWriter, default_cache_dir, show_once
 from coop.data.images import Preprocess, open_image
 from coop.data.sampling import Item
 from coop.data.transforms import reproducible, test_transform, train_transform
@@ -140,6 +140,7 @@ class FeatureExtractor:
         about = {"backbone": self.clip.name, "images": f"{self.dataset or ''} {label}".strip()}
         writer = ShardWriter(cache, paths, features, about)
         if shares.rank() == 0:
+            show_once(cache.root)
             identities = writer.identify(np.arange(len(paths)))
             found = cache.lookup(identities, features)
             if not found.all():

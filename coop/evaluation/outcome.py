@@ -43,9 +43,10 @@ def evaluate(
     """
     scores, sets = test(method, data, cfg.dataset.template)
     if targets:
+        frozen = {target.name: data.test_features(target.name) for target in targets}
         own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
         scores["targets"], kept = test_targets(
-            method, cfg.method, targets, data.extractor, data.target_features, ood=new_classes(own)
+            method, cfg.method, targets, data.extractor, frozen, ood=new_classes(own)
         )
         sets |= kept
         scores |= base_to_new(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
@@ -67,7 +68,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[s
         return predict(method, features, data.extractor.autocast, splits.labels(part))
 
     started = time.perf_counter()
-    labels, predictions = splits.labels("test"), predictions_on("test", data.test_features)
+    labels, predictions = splits.labels("test"), predictions_on("test", data.test_features())
     scores = figures("test", score(predictions, labels, classes))
     seconds = time.perf_counter() - started
     scores["val/acc"] = None
@@ -75,7 +76,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[s
         on_val = predictions_on("val", data.val_features[0])
         scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    frozen = method.clip.pooled(data.test_features, data.extractor.kind)
+    frozen = method.clip.pooled(data.test_features(), data.extractor.kind)
     without_training = predict(zero_shot, frozen, data.extractor.autocast)
     scores |= figures("zero_shot", score(without_training, labels, classes))
     return scores | {"test_seconds": seconds}, {OWN: predictions.kept(labels)}

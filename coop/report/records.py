@@ -35,6 +35,7 @@ COSTS = ("encode_seconds", "fit_seconds", "test_seconds", "step_seconds", "peak_
 METRICS = ("ece", "auroc", "fpr95")
 MEASURED = (*COSTS, *METRICS)
 # Columns that are no keys. `kind`: which test a row is of, `OWN`, `BASE_TO_NEW` or `TRANSFER`.
+RUNS_OWN = "the run's"  # stands for a split's seed that is the seed of the run
 OUTCOME = ("seed", "acc", "macro_acc", "zero_shot", "path", "version", "kind", "uses", *MEASURED)
 OWN, BASE_TO_NEW, TRANSFER = KINDS = "own", "base to new", "transfer"
 # Of a method that learns nothing from images, all other keys mean nothing.
@@ -181,7 +182,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     recorded = _recorded(results, RECORDED | {"seed": int, "options": dict})
     seed, options = recorded.pop("seed"), recorded.pop("options", None)
     config = _config((path.parent if task == "train" else Path(str(results.get("run")))) / CONFIG)
-    keys = _run_keys(recorded, config, options)
+    keys = _run_keys(recorded, config, options, seed)
     common = {"seed": seed, "path": shown(path), "version": str(results.get("version"))}
     uses = results.get("uses")
     common["uses"] = ", ".join(map(str, uses)) if isinstance(uses, list) else None
@@ -300,7 +301,7 @@ def flat(group: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_keys(
-    recorded: dict[str, Any], config: dict[str, Any] | None, options: dict[str, Any] | None
+    recorded: dict[str, Any], config: dict[str, Any] | None, options: dict[str, Any] | None, seed: int
 ) -> dict[str, Any]:
     """What results.json records, and what config.yaml adds to it under dotted names."""
     keys = {"classes": "all", "validation": "choose"} | recorded
@@ -328,8 +329,14 @@ def _run_keys(
         del keys["backbone.model"]
     elif "backbone.model" in keys:
         keys["backbone.model"] = Path(str(keys["backbone.model"]).removeprefix("local-dir:")).name
-    if "dataset.manifest_sha256" in keys:  # its content says more than its path
-        keys.pop("dataset.manifest", None)
+    if "dataset.manifest_sha256" in keys:  # its content says more than its path; where each seed has a file, its name
+        name = keys.pop("dataset.manifest", "")
+        of_all_seeds = re.sub(rf"(seed[-_=]?){seed}(?!\d)", r"\1*", name)
+        if of_all_seeds != name:
+            keys["dataset.manifest"] = Path(of_all_seeds).name
+            del keys["dataset.manifest_sha256"]
+    if keys.get("dataset.seed") == seed:
+        keys["dataset.seed"] = RUNS_OWN
     return keys
 
 

@@ -1,102 +1,16 @@
-"""Getting data sets: downloads that resume, and UCF101's middle frames. A local server stands in for the network."""
+"""Getting data sets: downloads by torchvision, and UCF101's middle frames."""
 
-import hashlib
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torchvision
 from PIL import Image
-from torchvision.datasets import utils
 
 from coop.data.tools import frames
 from coop.data.tools.catalogue import PUBLISHED
-from coop.data.tools.prepare import prepare, resume_download, resumed_downloads
+from coop.data.tools.prepare import prepare
 from coop.errors import CoopError
-
-CONTENT = bytes(range(256)) * 4096
-
-
-class Server(ThreadingHTTPServer):
-    """Serves CONTENT; may break off after some bytes, or know nothing of ranges."""
-
-    breaks_after, ranges, seen = None, True, ()
-
-
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *args) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if self.server.ranges else 0
-        self.server.seen += ((self.command, start),)
-        if start >= len(CONTENT):
-            self.send_error(416)
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(CONTENT[start:][: self.server.breaks_after])
-
-    do_HEAD = do_GET
-
-
-@pytest.fixture
-def server():
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def url(server: Server) -> str:
-    return f"http://127.0.0.1:{server.server_port}/data.tar"
-
-
-def gets(server: Server) -> list[int]:
-    return [start for command, start in server.seen if command == "GET"]
-
-
-def test_goes_on_where_it_stopped(server, tmp_path):
-    server.breaks_after = 100_000
-    with pytest.raises(OSError, match=r"connection ended after 100000 of 1048576 bytes"):
-        resume_download(url(server), tmp_path / "x.tar")
-    assert not (tmp_path / "x.tar").exists()
-    server.breaks_after = None
-    resume_download(url(server), tmp_path / "x.tar")
-    assert gets(server) == [0, 100_000]
-    assert (tmp_path / "x.tar").read_bytes() == CONTENT
-    assert not (tmp_path / "x.tar.part").exists()
-
-
-def test_starts_anew_if_the_server_can_not_resume(server, tmp_path):
-    server.ranges = False
-    (tmp_path / "x.tar.part").write_bytes(b"half")
-    resume_download(url(server), tmp_path / "x.tar")
-    assert (tmp_path / "x.tar").read_bytes() == CONTENT
-
-
-def test_whole_part_is_only_renamed(server, tmp_path):
-    (tmp_path / "x.tar.part").write_bytes(CONTENT)
-    resume_download(url(server), tmp_path / "x.tar")
-    assert (tmp_path / "x.tar").read_bytes() == CONTENT
-
-
-def test_torchvision_resumes_and_checks_the_sum(server, tmp_path):
-    (tmp_path / "data.tar.part").write_bytes(CONTENT[:5000])
-    original = utils._urlretrieve
-    with resumed_downloads():
-        utils.download_url(url(server), str(tmp_path), md5=hashlib.md5(CONTENT).hexdigest())
-        assert gets(server)[-1] == 5000
-        (tmp_path / "data.tar").unlink()
-        with pytest.raises(RuntimeError, match=r"corrupted"):
-            utils.download_url(url(server), str(tmp_path), md5="0" * 32)
-    assert utils._urlretrieve is original
 
 
 def layout(root: Path, fails: Exception | None = None) -> type:

@@ -244,10 +244,20 @@ def test_no_validation_images(make):
     assert len(data.labelled("val")[1]) == 0
 
 
-def test_the_test_set_is_encoded_before_training(make, items):
-    data = make()
-    assert data.test_features.shape == (4, 16)
-    assert torch.allclose(data.test_features.norm(dim=1), torch.ones(4), atol=1e-6)
+def test_test_images_are_encoded_once_whoever_asks_first(clip, items):
+    splits = Splits(items[:4], items[4:6], items[17:], NAMES)
+    asked = []
+
+    def extractor(images, preprocess, label, view=None):
+        asked.append(label)
+        return torch.full((len(images), 16), float(len(asked)))
+
+    extractor.clip = clip
+    data = FewShotData(splits, extractor, 1, "online", 4, 0, targets={"elsewhere": splits})
+    assert data.test_features("elsewhere").shape == (4, 16), "without a Trainer"
+    data.setup("fit")
+    assert asked == ["elsewhere", "test images", "validation images"], "before the first step"
+    assert (data.test_features()[0, 0], data.test_features("elsewhere")[0, 0]) == (2, 1)
 
 
 def test_feature_set_gives_whole_batches(items):

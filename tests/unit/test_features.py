@@ -227,6 +227,27 @@ def test_mixed_precision_is_float32_and_another_entry(small_clip, items, tmp_pat
     assert 0 < (mixed - plain).abs().max() < 1e-2
 
 
+def test_where_features_are_kept_is_said_once(small_clip, items, tmp_path, caplog):
+    caplog.set_level("INFO", logger="coop")
+    for number in (1, 2):
+        extractor(small_clip, cached=True, cache_dir=str(tmp_path))(items[:number], None, "x")
+    assert [record.message for record in caplog.records] == [
+        f"image features are kept in {tmp_path} (0 bytes so far; python -m coop.cache shows and clears them; "
+        "features=online: none kept)"
+    ]
+
+
+def test_a_cache_that_cannot_be_written_costs_one_warning(small_clip, items, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    extract = extractor(small_clip, cached=True, cache_dir=str(tmp_path / "file" / "cache"))
+    expected = extractor(small_clip)(items, None, "x")
+    for view in (None, 0, None):
+        features = extract(items, None, "x", view)
+        assert torch.equal(features, expected) == (view is None)
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("features are not kept for later runs: ") and "a part of this path is a file" in warning
+
+
 def test_no_images_no_features(small_clip):
     assert len(extractor(small_clip)([], None, "x")) == 0
 

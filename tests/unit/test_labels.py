@@ -85,7 +85,7 @@ def outcome(tmp_path_factory):
         )  # fmt: skip
         trainer.fit(LitClassifier(clip, method, cfg.optimizer, 2), data)
         method.select(data.labelled)
-        features = features_for(method, extractor, splits, "test", data.test_features)
+        features = features_for(method, extractor, splits, "test", data.test_features())
         return predict(method, features), method.chosen
 
     return run

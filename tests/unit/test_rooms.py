@@ -10,7 +10,8 @@ import coop
 PACKAGE = Path(coop.__file__).parent
 # From the top down. A module may import modules of its own room and of the rooms below.
 ROOMS = [
-    {"train", "evaluate", "predict", "export", "interpret", "convert", "cache", "dashboard", "search", "retrieve"},
+    {"train", "evaluate", "predict", "export", "interpret", "convert", "cache", "dashboard", "search", "retrieve"}
+    | {"sklearn"},
     {"cli"},
     {"evaluation", "training", "report", "retrieval"},
     {"runs"},

@@ -6,7 +6,6 @@ import os
 import time
 import zlib
 from collections.abc import Iterator
-from itertools import accumulate
 from pathlib import Path
 
 from coop.data.feature_cache import default_cache_dir
@@ -14,12 +13,12 @@ from coop.data.readers.listing import Listing, list_folder, log
 from coop.errors import CoopError
 from coop.system.files import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 # A folder changed this shortly before it was listed may change again without a visible change of its time stamp.
 SETTLED_NS = 2_000_000_000
 
 Stamp = tuple[int, int, int]  # modification time (ns), inode, time of listing (ns)
-Index = dict[str, tuple[Stamp, bytes]]  # by folder; the bytes are an encoded listing
+Index = dict[str, tuple[Stamp, Listing]]  # by folder
 
 
 def list_class_folders(root: Path, folders: list[str]) -> Iterator[tuple[str, Listing]]:
@@ -35,13 +34,10 @@ def list_class_folders(root: Path, folders: list[str]) -> Iterator[tuple[str, Li
     for folder in folders:
         path = os.path.join(root, folder)
         status = os.stat(path)
-        stamp, encoded = known.get(folder, ((0, 0, 0), b""))
-        if _settled(stamp) and (status.st_mtime_ns, status.st_ino) == stamp[:2]:
-            listing = _decode(encoded)
-        else:
+        stamp, listing = known.get(folder, ((0, 0, 0), None))
+        if not _settled(stamp) or (status.st_mtime_ns, status.st_ino) != stamp[:2]:
             stamp, listing = (status.st_mtime_ns, status.st_ino, time.time_ns()), list_folder(path)
-            encoded = _encode(listing)
-        index[folder] = stamp, encoded
+        index[folder] = stamp, listing
         yield folder, listing
     if index != known:
         _write(file, index)
@@ -57,38 +53,26 @@ def _index_file(root: Path) -> Path:
     return default_cache_dir() / "listings" / name
 
 
-# One listing is its names with "/" between them, kinds with "//" between them: no file name holds a slash. The file is
-# one line of JSON, then the listings. Parsing a million names from JSON would take the second that we have.
-
-
-def _encode(listing: Listing) -> bytes:
-    return os.fsencode("//".join("/".join(names) for names in listing))
-
-
-def _decode(encoded: bytes) -> Listing:
-    return Listing(*(names.split("/") if names else [] for names in os.fsdecode(encoded).split("//")))
+# A line of JSON with a checksum, then one JSON object of all folders. A million names are read in a tenth of a second.
 
 
 def _read(file: Path) -> Index:
     try:
-        header, body = file.read_bytes().split(b"\n", 1)
-        head = json.loads(header)
-        if head["format"] != FORMAT or head["checksum"] != zlib.crc32(body):
+        head, body = file.read_bytes().split(b"\n", 1)
+        if json.loads(head) != _head(body):
             return {}
-        ends = list(accumulate(row[-1] for row in head["folders"]))
-        return {
-            folder: ((modified, inode, listed), body[end - size : end])
-            for (folder, modified, inode, listed, size), end in zip(head["folders"], ends, strict=True)
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+        return {folder: (tuple(stamp), Listing(*names)) for folder, (stamp, names) in json.loads(body).items()}
+    except (OSError, ValueError):
         return {}
 
 
 def _write(file: Path, index: Index) -> None:
-    body = b"".join(encoded for _, encoded in index.values())
-    rows = [(folder, *stamp, len(encoded)) for folder, (stamp, encoded) in index.items()]
-    header = json.dumps({"format": FORMAT, "checksum": zlib.crc32(body), "folders": rows}).encode()
+    body = json.dumps(index, ensure_ascii=False).encode()
     try:
-        write_atomically(file, header + b"\n" + body)
+        write_atomically(file, json.dumps(_head(body)).encode() + b"\n" + body)
     except CoopError as error:
         log.info("The index of a large listing can't be kept, so it is listed anew every time: %s", error)
+
+
+def _head(body: bytes) -> dict[str, int]:
+    return {"format": FORMAT, "checksum": zlib.crc32(body)}

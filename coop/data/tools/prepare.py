@@ -3,30 +3,24 @@
 import logging
 import os
 import shutil
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torchvision
-from torchvision.datasets import utils
 
 from coop.data.tools.catalogue import PUBLISHED
 from coop.data.tools.frames import extract_middle_frames
 from coop.errors import CoopError
-from coop.system.progress import progress
 
 log = logging.getLogger("coop")
 
-ARCHIVES = (".zip", ".gz", ".tgz", ".tar", ".part")
-CHUNK = 1 << 20
+ARCHIVES = (".zip", ".gz", ".tgz", ".tar")
 
 
 def prepare(name: str, data_root: str) -> None:
     """Download or build one data set under `data_root`, in a layout that its reader takes.
 
-    What is interrupted goes on where it stopped when it is called again.
+    Called again after an interruption, it keeps the archives that are whole.
 
     Raises:
         CoopError: there is nothing that could download or build it (how to get it), or a step failed.
@@ -49,14 +43,13 @@ def download(name: str, torchvision_class: str, root: Path) -> None:
     try:
         staging.mkdir(parents=True, exist_ok=True)
         _drop_all_but_archives(staging)
-        with resumed_downloads():
-            getattr(torchvision.datasets, torchvision_class)(str(staging), download=True)
+        getattr(torchvision.datasets, torchvision_class)(str(staging), download=True)
     except ImportError as error:
         # Flowers102 reads its labels with scipy once all is unpacked; our split file has them already.
         log.info("%s: not needed here: %s", name, error)
     except (OSError, RuntimeError, EOFError) as error:
         raise CoopError(
-            f"{name}: the download did not succeed ({error}). Run the same command again to go on where it stopped, or "
+            f"{name}: the download did not succeed ({error}). Run the same command again (whole archives are kept), or "
             f"get it by hand: {PUBLISHED[name].how}"
         ) from error
     _move_folders(staging, root)
@@ -87,49 +80,6 @@ def _move_folders(staging: Path, root: Path) -> None:
             if file.is_file() and file.suffix in ARCHIVES:
                 file.unlink()
         os.replace(folder, root / folder.name)
-
-
-@contextmanager
-def resumed_downloads() -> Iterator[None]:
-    """Let torchvision's downloads go on where they stopped: by itself it starts every file anew."""
-    original = getattr(utils, "_urlretrieve", None)
-    if original is None:
-        log.warning("this version of torchvision downloads in its own way: an interrupted file starts anew")
-        yield
-        return
-    utils._urlretrieve = resume_download
-    try:
-        yield
-    finally:
-        utils._urlretrieve = original
-
-
-def resume_download(url: str, filename: str | os.PathLike, chunk_size: int = CHUNK) -> None:
-    """Download to `filename`.part, from where an earlier attempt stopped, and rename it when it is whole."""
-    part = Path(f"{os.fspath(filename)}.part")
-    have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": utils.USER_AGENT} | ({"Range": f"bytes={have}-"} if have else {})
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as response:
-            have = have if response.status == 206 else 0
-            total = have + response.length if response.length is not None else None
-            _receive(response, part, have, total)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing is left to send
-            raise
-    os.replace(part, filename)
-
-
-def _receive(response, part: Path, have: int, total: int | None) -> None:
-    with (
-        open(part, "ab" if have else "wb") as file,
-        progress(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
-    ):
-        while chunk := response.read(CHUNK):
-            file.write(chunk)
-            bar.update(len(chunk))
-    if total is not None and part.stat().st_size < total:
-        raise OSError(f"the connection ended after {part.stat().st_size} of {total} bytes")
 
 
 def unpack_imagenet(root: Path) -> None:
