@@ -23,7 +23,7 @@ META_TCP = E * (E // 4) + E // 4 + (E // 4) * 4 * D + 4 * D
 # Steps that a random CLIP's accuracy feels.
 LARGE = ["epochs=2", "optimizer.lr=0.5"]
 TOWER_STEPS = [*LARGE, "batch_size=25"]
-COUPLED = {"trainable_params": 2 * 4 * 128 + 2 * (128 * 64 + 64), "epochs": 2}
+COUPLED = {"trainable_params": 2 * 2 * 128 + 2 * (128 * 64 + 64), "epochs": 2}
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ RUNS = {
     "ivlp_text": (["method=ivlp", "method.depth_vision=0", *TOWER_STEPS], {"trainable_params": 2 * 2 * 128}),
     "maple": (TOWER_STEPS, {"trainable_params": 2 * 2 * 128 + 2 * (128 * 64 + 64), "epochs": 2}),
     "promptsrc": (TOWER_STEPS, {"trainable_params": 2 * 4 * (64 + 128), "epochs": 2}),
-    "promptsrc_views": (["method=promptsrc", "method.coupled=true", "augmentation=views:2", *TOWER_STEPS], COUPLED),
+    "promptsrc_maple": (["augmentation=views:2", *TOWER_STEPS], COUPLED),
     "dept": (TOWER_STEPS, {"trainable_params": 16 * 128 + 4 * E + K * E + K, "epochs": 2}),
     "clip_lora": (TOWER_STEPS, {"trainable_params": 3 * 2 * 2 * (2 * 64 + 4 * 128), "epochs": 2}),
     "clip_lora_text": (
