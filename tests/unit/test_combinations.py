@@ -48,5 +48,5 @@ def test_a_learned_context_beside_low_rank_weights_is_coops(small_vit):
 
 
 def test_a_context_needs_words():
-    with pytest.raises(CoopError, match="method.learn_context=true: no word stands before"):
+    with pytest.raises(CoopError, match=r"method\.learn_context=true: no word stands before"):
         check(composed("method=clip_lora_context", "method.templates=['{} there']"))
