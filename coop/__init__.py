@@ -17,8 +17,9 @@ _HOMES = {
     "PromptLearner": "coop.methods.coop",
     "few_shot": "coop.data.sampling",
     "learning_rate": "coop.schedule",
+    "load_run": "coop.evaluation.finished",
 }
-__all__ = ["CoopError", "FrozenCLIP", "Item", "PromptLearner", "__version__", "few_shot", "learning_rate"]
+__all__ = ["CoopError", "FrozenCLIP", "Item", "PromptLearner", "__version__", "few_shot", "learning_rate", "load_run"]
 
 
 def __getattr__(name: str):

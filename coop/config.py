@@ -10,22 +10,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import hydra
-import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from coop.clip.loading import PRECISIONS, check_source
-from coop.clip.templates import clip_templates
+from coop.clip import PRECISIONS
+from coop.clip.templates import check_template, clip_templates
 from coop.errors import CoopError
-from coop.optim.optimizers import DEFAULTS, check_optimizer
+from coop.optim import DEFAULTS
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
 from coop.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
 
 PACKAGE = Path(__file__).resolve().parent
 
 
-# Lightning's names of precisions, and the dtype that each computes matrix products in (None: the weights' own).
-AUTOCAST = {"32": None, "16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+# Lightning's names of precisions, and torch's dtype that each computes matrix products in (None: the weights' own).
+AUTOCAST = {"32": None, "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 LOGGERS = ("wandb", "csv", "none")
 CLASSES = ("all", "base", "new")
 
@@ -156,15 +155,25 @@ def check(cfg: DictConfig) -> None:
         CoopError: names the key and what is allowed.
     """
     check_schema(cfg, TrainConfig)
-    check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
     views = parse_augmentation(cfg.augmentation)
     if cfg.view_sampling == "pooled" and not (views and views > 1):
         raise CoopError(f"view_sampling=pooled with augmentation={cfg.augmentation}: give augmentation=views:V, V > 1")
     if cfg.steps and cfg.epochs:
         raise CoopError(f"steps={cfg.steps} with epochs={cfg.epochs}: give one of the two; the other is null")
-    check_source(cfg.backbone.model, cfg.backbone.pretrained)
     check_dataset(cfg.dataset)
+    check_backbone(cfg.backbone)
+
+    from coop.optim.optimizers import check_optimizer  # brings torch, which no mistake above has to wait for
+
+    check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
     check_method(cfg.method, cfg.validation)
+
+
+def check_evaluation(cfg: DictConfig) -> None:
+    """The same of the config of coop.evaluate."""
+    check_schema(cfg, EvaluateConfig)
+    if cfg.backbone is not None:
+        check_backbone(cfg.backbone)
 
 
 MOST_VIEWS = 1000
@@ -238,8 +247,6 @@ def _expected(key: str, value: str, annotation: Any, default: Any) -> str:
 
 def check_dataset(node: DictConfig) -> None:
     """The keys of a dataset config against the signature of its reader."""
-    from coop.clip.templates import check_template
-
     reader = locate("dataset", node)
     if next(iter(_parameters("dataset", node, reader)), None) != "data_root":
         raise CoopError(
@@ -248,6 +255,13 @@ def check_dataset(node: DictConfig) -> None:
         )
     check_arguments("dataset", node, reader, DATASET_KEYS, given={"data_root"})
     check_template("dataset.template", node.template)
+
+
+def check_backbone(node: DictConfig) -> None:
+    """The name of a backbone against what open_clip has."""
+    from coop.clip.loading import check_source
+
+    check_source(node.model, node.pretrained)
 
 
 def check_method(node: DictConfig, validation: str = "choose") -> None:
@@ -311,6 +325,13 @@ def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, in
         del own[passes_on[0]]
         return {**_parameters(key, node, target.__mro__[1]), **own}
     return own
+
+
+def autocast_dtype(precision: str):
+    """The torch.dtype of matrix products at a precision of the config (`trainer.precision`); None: the weights' own."""
+    import torch
+
+    return AUTOCAST[precision] and getattr(torch, AUTOCAST[precision])
 
 
 def build_method(node: DictConfig, clip, classnames: list[str]):

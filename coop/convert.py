@@ -1,32 +1,6 @@
 """python -m coop.convert CHECKPOINT: a prompt that the original CoOp code has trained, as a run of this project."""
 
-import os
-import re
-import zipfile
-from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
-
-import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
-
 from coop.cli.options import run
-from coop.cli.overrides import as_overrides
-from coop.clip.backbone import FrozenCLIP
-from coop.config import build_method, check, conf_dir
-from coop.data.readers import read_dataset
-from coop.data.readers.classnames import named_in_config, packaged_names
-from coop.data.sampling import Splits, selected_labels
-from coop.errors import CoopError
-from coop.evaluation.outcome import describe_prompt
-from coop.methods.coop import PromptLearner
-from coop.runs.checkpoint import check_archive
-from coop.runs.folder import CHECKPOINT, CONFIG, PROMPT, RESULTS, save_prompt
-from coop.system.files import write_atomically, write_json
 
 USAGE = """python -m coop.convert CHECKPOINT out=RUN_DIR dataset=NAME backbone=NAME shots=N seed=N [key=value ...]
 
@@ -41,6 +15,36 @@ list of classes that comes with the package.
 
 The length of the context, and whether it is class-specific, are read from the file, and its embeddings of the class
 names are compared with ours. No code in the file is run."""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("convert", USAGE)
+
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from coop.cli.overrides import as_overrides
+from coop.clip.backbone import FrozenCLIP
+from coop.config import build_method, check, conf_dir
+from coop.data.readers import read_dataset
+from coop.data.readers.classnames import named_in_config, packaged_names
+from coop.data.sampling import Splits, selected_labels
+from coop.errors import CoopError
+from coop.evaluation.outcome import describe_prompt
+from coop.methods.coop import PromptLearner
+from coop.runs.checkpoint import check_archive
+from coop.runs.folder import CHECKPOINT, CONFIG, PROMPT, RESULTS, save_prompt
+from coop.system.files import write_atomically, write_json
 
 REQUIRED = ("dataset", "backbone", "shots", "seed")
 # Embeddings of half precision, whose largest values are below 1.
@@ -215,7 +219,3 @@ def write_run(out: Path, method: PromptLearner, cfg: DictConfig, splits: Splits,
     save_prompt(out / PROMPT, method, cfg, splits.classnames)
     results = {"task": "convert", "converted_from": str(checkpoint), **describe_prompt(cfg, method, splits)}
     write_json(out / RESULTS, results)
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

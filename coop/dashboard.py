@@ -1,11 +1,6 @@
 """python -m coop.dashboard: a saved W&B workspace laid out for the runs of this project."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from coop.cli.options import parse, run
-from coop.errors import CoopError
+from coop.cli.options import run
 
 USAGE = """python -m coop.dashboard [entity=NAME] [project=coop] [group=NAME] [name=coop]
 
@@ -16,6 +11,17 @@ USAGE = """python -m coop.dashboard [entity=NAME] [project=coop] [group=NAME] [n
 
 Makes a saved view in the W&B project: accuracies by shots, training curves, tables of classes, of confusions and of the
 words nearest to what was learned. Needs: pip install 'coop-clip[dashboard]', and a W&B key."""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("dashboard", USAGE)
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from coop.cli.options import parse
+from coop.errors import CoopError
+
 STEP = "trainer/global_step"  # the axis that Lightning logs
 
 
@@ -134,7 +140,3 @@ def sections() -> Sequence[tuple[str, int, int, list[Any]]]:
             ],
         ),
     ]
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

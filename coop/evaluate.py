@@ -1,17 +1,30 @@
 """python -m coop.evaluate run=RUN_DIR: a trained prompt on any data sets, zero-shot beside it."""
 
+from coop.cli.hydra_app import run
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("evaluate")
+
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 import coop
-from coop.cli.hydra_app import launch
-from coop.clip.loading import check_source
-from coop.config import AUTOCAST, EvaluateConfig, check_dataset, check_schema
+from coop.config import autocast_dtype, check_dataset
 from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
-from coop.evaluation.targets import Target, check_transfer, harmonic_mean, read_targets, target_configs, test_targets
+from coop.evaluation.predictions import OOD, OWN, PREDICTIONS, read_predictions, write_predictions
+from coop.evaluation.targets import (
+    Target,
+    check_transfer,
+    harmonic_mean,
+    new_classes,
+    ood_scores,
+    read_targets,
+    target_configs,
+    test_targets,
+)
 from coop.runs.folder import (
     CONFIG,
     PROMPT,
@@ -23,36 +36,36 @@ from coop.runs.folder import (
     load_prompt,
     read_results,
 )
+from coop.runs.hub import local_folder
 from coop.runs.trained import Trained, load_trained
 from coop.runs.trust import check_offered
 from coop.system.files import write_json
 
 
 def main(cfg: DictConfig) -> None:
-    """Check, evaluate, write."""
-    check_schema(cfg, EvaluateConfig)
-    if cfg.backbone is not None:
-        check_source(cfg.backbone.model, cfg.backbone.pretrained)
-    out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), Path(cfg.run).expanduser()
+    """Evaluate as a checked config says, and write."""
+    out_dir, run_dir = Path(HydraConfig.get().runtime.output_dir), local_folder(cfg.run)
     claim_for_evaluation(out_dir, run_dir)
     load_prompt(run_dir / PROMPT)  # a folder that is not a run's shows up before any data set is read
     run_cfg, trained_results = load_config(run_dir), read_results(run_dir)
     cfg.seed = run_cfg.seed if cfg.seed is None else cfg.seed
-    targets = read_targets(chosen_datasets(cfg, run_cfg), cfg.data_root or run_cfg.data_root, run_cfg.seed)
+    targets = read_targets(chosen_datasets(cfg, run_cfg, run_dir), cfg.data_root or run_cfg.data_root, run_cfg.seed)
     trained = load_trained(run_dir, cfg.backbone, cfg.accelerator)
+    scores, sets = evaluate(cfg, trained, targets, new_classes(trained_results))
     results = {
         **trained_results,
         "task": "evaluate",
         "run": str(run_dir),
         "version": coop.__version__,
-        "targets": evaluate(cfg, trained, targets),
+        "targets": scores,
     }
-    results |= harmonic_mean(results)
+    results |= harmonic_mean(results) | ood_scores(base_predictions(run_dir, trained_results, sets), sets.get(OOD))
+    write_predictions(out_dir, sets)
     write_json(out_dir / RESULTS, results)
     show(results, out_dir)
 
 
-def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, DictConfig]:
+def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
     """The configs of the data sets to evaluate on, by name: `targets`, else `dataset`, else the run's own.
 
     Raises:
@@ -61,7 +74,7 @@ def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, DictConfi
     if cfg.targets and cfg.dataset:
         raise CoopError(f"targets={list(cfg.targets)} beside dataset={cfg.dataset.get('name')}: give one of the two")
     if not cfg.dataset and any(text.startswith(":") for text in cfg.targets or [":all"]):
-        check_offered("dataset", run_cfg.dataset, Path(cfg.run) / CONFIG)
+        check_offered("dataset", run_cfg.dataset, run_dir / CONFIG)
     if cfg.targets:
         return target_configs(cfg.targets, run_cfg.dataset, cfg.seed)
     node = cfg.dataset or run_cfg.dataset
@@ -69,8 +82,22 @@ def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig) -> dict[str, DictConfi
     return {node.name: node}
 
 
-def evaluate(cfg: DictConfig, trained: Trained, targets: list[Target]) -> dict[str, dict]:
-    """Accuracies of a trained method and of zero-shot on each data set, by its name.
+def base_predictions(run_dir: Path, results: dict, sets: dict[str, dict]) -> dict | None:
+    """What is predicted for the test images of the classes that a run learned on: here, or when it was trained."""
+    here = sets.get(f"targets/{results['dataset']}:{results['classes']}")
+    return here or ((run_dir / PREDICTIONS).is_file() and read_predictions(run_dir).get(OWN)) or None
+
+
+def evaluate(
+    cfg: DictConfig, trained: Trained, targets: list[Target], ood: str | None
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Accuracies of a trained method and of zero-shot on each data set, by its name; and what was predicted.
+
+    Args:
+        cfg: of the command.
+        trained: the run.
+        targets: what to test on.
+        ood: the one that has classes which the run has not seen.
 
     Raises:
         CoopError: what was learned means nothing for the classes of a data set; an image that cannot be read.
@@ -78,7 +105,7 @@ def evaluate(cfg: DictConfig, trained: Trained, targets: list[Target]) -> dict[s
     method, run_cfg, prompt = trained
     for target in targets:
         check_transfer(method, target, prompt.metadata["dataset"])
-    clip, autocast = method.clip, AUTOCAST[run_cfg.trainer.precision]
+    clip, autocast = method.clip, autocast_dtype(run_cfg.trainer.precision)
     extractor = FeatureExtractor(
         clip,
         clip.device,
@@ -89,7 +116,7 @@ def evaluate(cfg: DictConfig, trained: Trained, targets: list[Target]) -> dict[s
         kind=method.feature_kind,
     )
     frozen = {t.name: extractor(t.splits.test, t.splits.preprocess, t.name) for t in targets}
-    return test_targets(method, run_cfg.method, targets, extractor, frozen)
+    return test_targets(method, run_cfg.method, targets, extractor, frozen, ood)
 
 
 def show(results: dict, out_dir: Path) -> None:
@@ -99,7 +126,3 @@ def show(results: dict, out_dir: Path) -> None:
         f"seed {results['seed']}, {results['backbone']}"
     )
     closing_table(title, accuracy_rows(results), {"results": out_dir / RESULTS})
-
-
-if __name__ == "__main__":
-    launch(main, "evaluate")

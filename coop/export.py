@@ -1,4 +1,23 @@
-"""python -m coop.export run=RUN: a learned prompt as class weights, and as an ONNX model of images to logits."""
+"""python -m coop.export run=RUN: a learned prompt as class weights, as an ONNX model, or on the Hugging Face hub."""
+
+from coop.cli.options import run
+
+USAGE = """python -m coop.export run=RUN [out=DIR] [onnx=true] [--config-dir DIR]
+python -m coop.export run=RUN push=USER/NAME [license=mit] [private=true]
+
+  run=RUN          a run's folder, the one that holds prompt.safetensors; or hf:USER/NAME, on the Hugging Face hub
+  out=DIR          where the files go (without it: the run's folder; of the hub, the current one)
+  --config-dir DIR the folder of your own configs, where the run's method is one of them
+  onnx=true        also write model.onnx: image encoder and classifier (pip install 'coop-clip[onnx]')
+  push=USER/NAME   upload prompt, config, results and a model card to the hub instead; run=hf:USER/NAME reads them
+  license=NAME     of what was learned, as the hub calls it
+  private=true     for a new repository
+
+class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
+preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("export", USAGE)
 
 import importlib.util
 import io
@@ -12,23 +31,14 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import coop
-from coop.cli.options import parse, run
+from coop.cli.options import parse
 from coop.clip.backbone import normalize
 from coop.clip.local import image_tokens
 from coop.errors import CoopError
 from coop.methods import Method
+from coop.runs.hub import local_folder, output_folder, upload
 from coop.runs.trained import load_trained
 from coop.system.files import write_atomically
-
-USAGE = """python -m coop.export run=RUN_DIR [out=DIR] [onnx=true] [--config-dir DIR]
-
-  run=RUN_DIR    a run's folder, the one that holds prompt.safetensors
-  out=DIR        where the files go (without it: the run's folder)
-  --config-dir DIR    the folder of your own configs, where the run's method is one of them
-  onnx=true      also write model.onnx: image encoder and classifier (pip install 'coop-clip[onnx]')
-
-class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
-preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
 
 WEIGHTS, ONNX = "class_weights.safetensors", "model.onnx"
 OPSET = 18
@@ -42,15 +52,21 @@ class Options:
     out: str | None = None
     onnx: bool = False
     config_dir: str | None = None
+    push: str | None = None
+    license: str | None = None
+    private: bool = False
 
 
 def main(words: list[str]) -> int:
     """Write the files and say where they are; returns the exit code."""
     plain, options = parse(words, Options)
     if plain:
-        raise CoopError(f"{plain[0]}: expected key=value; run=RUN_DIR takes the folder of a run")
-    run_dir = Path(options.run).expanduser()
-    out = Path(options.out).expanduser() if options.out else run_dir
+        raise CoopError(f"{plain[0]}: expected key=value; run=RUN takes the folder of a run")
+    run_dir = local_folder(options.run)
+    if options.push:
+        print(f"uploaded {upload(run_dir, options.push, options.license, options.private)}")
+        return 0
+    out = Path(options.out).expanduser() if options.out else output_folder(options.run)
     if options.onnx:
         require_onnx()
     method = load_trained(run_dir, accelerator="cpu", config_dir=options.config_dir).method
@@ -166,7 +182,3 @@ def write_onnx(method: Method, path: Path) -> None:
     buffer = io.BytesIO()
     onnx.save(model, buffer)
     write_atomically(path, buffer.getvalue())
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

@@ -1,5 +1,20 @@
 """python -m coop.interpret run=RUN: words near the context vectors (CoOp, "Interpreting the Learned Prompts")."""
 
+from coop.cli.options import run
+
+USAGE = """python -m coop.interpret run=RUN [top=5] [metric=euclidean|cosine] [only_words=true] [out=FILE.json]
+         [--config-dir DIR]
+
+  run=RUN             a run's folder, the one that holds prompt.safetensors; or hf:USER/NAME, on the Hugging Face hub
+  top=N               how many words for each context vector
+  metric=euclidean    as in the paper; or cosine
+  only_words=true     leave out special tokens and parts of words and of characters
+  out=FILE.json       where the words go (without it: words.json in the run's folder; of the hub, in the current one)
+  --config-dir DIR    the folder of your own configs, where the run's method is one of them"""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("interpret", USAGE)
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +23,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from coop.cli.options import parse, run
+from coop.cli.options import parse
 from coop.errors import CoopError
 from coop.evaluation.words import WORDS, nearest_words
+from coop.runs.hub import local_folder, output_folder
 from coop.runs.trained import load_trained
 from coop.system.files import write_json
 from coop.training.history import HISTORY
-
-USAGE = """python -m coop.interpret run=RUN_DIR [top=5] [metric=euclidean|cosine] [only_words=true] [out=FILE.json]
-         [--config-dir DIR]
-
-  run=RUN_DIR         a run's folder, the one that holds prompt.safetensors
-  top=N               how many words for each context vector
-  metric=euclidean    as in the paper; or cosine
-  only_words=true     leave out special tokens and parts of words and of characters
-  out=FILE.json       where the words go (without it: words.json in the run's folder)
-  --config-dir DIR    the folder of your own configs, where the run's method is one of them"""
 
 CLASSES_SHOWN = 5
 
@@ -44,11 +50,11 @@ def main(words: list[str]) -> int:
     """Find, write and show the nearest words; returns the exit code."""
     plain, options = parse(words, Options)
     if plain:
-        raise CoopError(f"{plain[0]}: expected key=value; run=RUN_DIR takes the folder of a run")
-    run_dir = Path(options.run).expanduser()
+        raise CoopError(f"{plain[0]}: expected key=value; run=RUN takes the folder of a run")
+    run_dir = local_folder(options.run)
     method = load_trained(run_dir, accelerator="cpu", config_dir=options.config_dir).method
     contents = nearest_words(method, options.top, options.metric, options.only_words)
-    out = Path(options.out).expanduser() if options.out else run_dir / WORDS
+    out = Path(options.out).expanduser() if options.out else output_folder(options.run) / WORDS
     write_json(out, contents)
     show(contents, out, run_dir)
     return 0
@@ -72,7 +78,3 @@ def show(contents: dict[str, Any], out: Path, run_dir: Path) -> None:
     console.print(f"words    {out}", soft_wrap=True)
     if (picture := (run_dir / HISTORY).with_suffix(".png")).exists():
         console.print(f"movement {picture}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

@@ -1,5 +1,23 @@
 """python -m coop.predict run=RUN IMAGE...: what a learned prompt sees in images."""
 
+from coop.cli.options import run
+
+USAGE = """python -m coop.predict run=RUN IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
+         [--config-dir DIR]
+
+  run=RUN          a run's folder, the one that holds prompt.safetensors; or hf:USER/NAME, on the Hugging Face hub
+  IMAGE            an image file, a folder (with all that is beneath it), or a pattern such as 'photos/*.jpg'
+  top=N            how many classes for each image
+  json=true        print JSON instead of a table
+  out=FILE.json    write the same JSON to a file
+  --config-dir DIR the folder of your own configs, where the run's method is one of them
+
+An image that is missing or cannot be read is named, the others go on, and the exit code is 1; in JSON its entry has an
+"error" in place of "classes"."""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("predict", USAGE)
+
 import glob
 import json
 import os
@@ -10,38 +28,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
-from PIL.Image import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from coop.cli.options import parse, run
-from coop.data.images import open_image
+from coop.cli.options import parse
 from coop.data.readers.listing import is_ignored, is_image_name, printable
-from coop.data.transforms import test_transform
 from coop.errors import CoopError
-from coop.evaluation.metrics import check_probabilities
-from coop.methods import Method
-from coop.runs.trained import load_trained
+from coop.evaluation.finished import load_run
+from coop.evaluation.images import failure
 from coop.system.files import write_json
-from coop.system.progress import progress
 from coop.validation import MOST_CLASSES, between
-
-USAGE = """python -m coop.predict run=RUN_DIR IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
-         [--config-dir DIR]
-
-  run=RUN_DIR      a run's folder, the one that holds prompt.safetensors
-  IMAGE            an image file, a folder (with all that is beneath it), or a pattern such as 'photos/*.jpg'
-  top=N            how many classes for each image
-  json=true        print JSON instead of a table
-  out=FILE.json    write the same JSON to a file
-  --config-dir DIR the folder of your own configs, where the run's method is one of them
-
-An image that is missing or cannot be read is named, the others go on, and the exit code is 1; in JSON its entry has an
-"error" in place of "classes"."""
-
-BATCH_SIZE = 32
 
 Found = tuple[str, str | None]
 
@@ -81,14 +77,7 @@ def main(words: list[str]) -> int:
 
 
 def _predict(options: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
-    run_dir = Path(options.run).expanduser()
-    method = load_trained(run_dir, accelerator=options.accelerator, config_dir=options.config_dir).method
-    return predict_images(method, paths, options.top)
-
-
-def failure(path: str, error: object) -> dict[str, Any]:
-    """What stands among the predictions for an image that has none."""
-    return {"path": printable(path), "error": str(error)}
+    return load_run(options.run, options.accelerator, options.config_dir).predict(paths, options.top)
 
 
 def find_images(words: Sequence[str]) -> Iterator[Found]:
@@ -151,57 +140,6 @@ def _beneath(folder: str, above: tuple = ()) -> Iterator[Found]:
         yield from _beneath(inner, (*above, (here.st_dev, here.st_ino)))
 
 
-@torch.no_grad()
-def predict_images(method: Method, paths: Sequence[str], top: int) -> list[dict[str, Any]]:
-    """The most probable classes of each image.
-
-    Args:
-        method: a trained method.
-        paths: of images.
-        top: how many classes, at most all.
-
-    Returns:
-        For each image, in the same order, "path", and under "classes" the most probable first, each with its
-        "classname" and "probability"; for one that cannot be read a message under "error" in place of "classes".
-    """
-    transform, predictions = test_transform(method.clip.preprocess_cfg), []
-    starts = range(0, len(paths), BATCH_SIZE)
-    for start in progress(starts, desc="images", unit="batch", hidden=len(starts) <= 1, leave=False):
-        batch = paths[start : start + BATCH_SIZE]
-        opened = [_open(path) for path in batch]
-        images = [transform(image) for image in opened if not isinstance(image, CoopError)]
-        classes = iter(_classes(method, torch.stack(images), top) if images else [])
-        for path, image in zip(batch, opened, strict=True):
-            unreadable = isinstance(image, CoopError)
-            entry = failure(path, image) if unreadable else {"path": printable(path), "classes": next(classes)}
-            predictions.append(entry)
-    return predictions
-
-
-def _open(path: str) -> Image | CoopError:
-    try:
-        return open_image(path)
-    except CoopError as error:
-        return error
-
-
-def _classes(method: Method, images: Tensor, top: int) -> list[list[dict[str, Any]]]:
-    """The most probable classes of each of the images (B, 3, H, W)."""
-    probabilities, labels = _most_probable(method, images.to(method.clip.device), top)
-    check_probabilities(probabilities)
-    return [
-        [{"classname": method.classnames[k], "probability": p} for k, p in zip(columns, row, strict=True)]
-        for row, columns in zip(probabilities.tolist(), labels.tolist(), strict=True)
-    ]
-
-
-def _most_probable(method: Method, images: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Probabilities and labels (B, top), the most probable first."""
-    parts = method.encode_image(images).float().split(method.images_at_once)
-    probabilities = torch.cat([method.logits(part).float().softmax(dim=1) for part in parts])
-    return probabilities.topk(min(top, probabilities.shape[1]), dim=1)
-
-
 def show(predictions: Sequence[dict[str, Any]]) -> None:
     """One line per image that could be read; none of them, no table."""
     predictions = [prediction for prediction in predictions if "classes" in prediction]
@@ -214,7 +152,3 @@ def show(predictions: Sequence[dict[str, Any]]) -> None:
         classes = ",  ".join(f"{c['classname']} {100 * c['probability']:.1f}" for c in prediction["classes"])
         table.add_row(prediction["path"], classes)
     Console(markup=False, emoji=False, highlight=False).print(table)
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

@@ -1,5 +1,10 @@
 """python -m coop.train: few-shot training of a method on a frozen CLIP, tested with the last epoch's weights."""
 
+from coop.cli.hydra_app import run
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("train")
+
 import logging
 import time
 from pathlib import Path
@@ -8,27 +13,26 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from coop.cli.hydra_app import launch
 from coop.clip.backbone import FrozenCLIP
-from coop.config import budget, build_method, check
+from coop.config import budget, build_method
 from coop.data.datamodule import build_data
 from coop.data.readers import read_splits
-from coop.evaluation.outcome import describe, evaluate, write_run
+from coop.evaluation.outcome import cost, describe, evaluate, write_run
 from coop.evaluation.targets import check_transfer, targets_of_run
 from coop.runs.folder import PROMPT, RESULTS, claim_folder, read_finished, save_prompt, show_run
 from coop.runs.sweep import check_search, exclusive, in_sweep
+from coop.system.memory import start_peak
 from coop.training.trainer import build_trainer, fit
 
 log = logging.getLogger("coop")
 
 
 def main(cfg: DictConfig) -> float | None:
-    """Check the config, then run it, unless its folder already holds the result.
+    """Run a checked config, unless its folder already holds the result.
 
     Returns:
         The validation accuracy: what a sweeper may optimise.
     """
-    check(cfg)
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with exclusive(run_dir):
         claim_folder(run_dir, cfg)
@@ -67,6 +71,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
 
     epochs, steps = budget(cfg, len(splits.train)) if method.trained_in_steps else (0, -1)
     trainer = build_trainer(cfg, run_dir, epochs, steps)
+    start_peak(trainer.strategy.root_device)
     data = build_data(cfg, splits, {t.name: t.splits for t in targets}, method, trainer.strategy.root_device)
     started = time.perf_counter()
     fit(trainer, method, data, run_dir, cfg)  # encodes all images with a fixed view first
@@ -74,13 +79,8 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     if trainer.is_global_zero:
         save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
 
-    scores, predictions = evaluate(cfg, method, data, targets)
-    times = {"encode_seconds": data.extractor.seconds, "fit_seconds": seconds}
-    results = describe(cfg, method, splits, epochs) | scores | times
+    scores, predicted = evaluate(cfg, method, data, targets)
+    results = describe(cfg, method, splits, epochs) | scores | cost(trainer, data, seconds)
     if trainer.is_global_zero:
-        write_run(run_dir, results, method, data, predictions, trainer)
+        write_run(run_dir, results, method, data, predicted, trainer)
     return results
-
-
-if __name__ == "__main__":
-    launch(main, "train")

@@ -8,10 +8,12 @@ A few tests start the interpreter as a user does instead (`interpreter`).
 import importlib
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -123,12 +125,9 @@ def run_command(command: str, args: tuple[str, ...], folder: Path, env: dict[str
     if slow := env.get("COOP_TEST_SLOW"):
         slow_down(*slow.rsplit(".", 1))
     sys.argv = [f"{command}.py", *args]
-    module = importlib.import_module(f"coop.{command}")
+    warnings.simplefilter("ignore", RuntimeWarning)  # runpy's: the fork server has imported the module already
     try:
-        if hasattr(module, "launch"):
-            module.launch(module.main, command)
-        else:
-            module.run(module.main, module.USAGE)
+        runpy.run_module(f"coop.{command}", run_name="__main__")
     finally:
         if report:
             seen.write(Path(report))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
-from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 
 from coop.runs.sweep import Standing, standing
@@ -33,6 +32,8 @@ class Announce(Callback):
             self.started = os.fstat(file.fileno()).st_mtime
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
+        from pytorch_lightning.utilities import rank_zero_only  # which the runs have imported
+
         if rank_zero_only.rank:  # the other processes of distributed runs go through the same sweep
             return
         folder = Path(config.hydra.sweep.dir)

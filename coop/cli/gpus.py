@@ -3,12 +3,14 @@
 Each run has a process of its own, which sees one GPU and writes into `log.txt` of its folder.
 """
 
+import importlib
 import multiprocessing
 import os
 import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -85,6 +87,8 @@ class Pool:
 
     def run(self, jobs: Sequence[Job]) -> list[JobReturn]:
         """Run all; their results in the order of `jobs`."""
+        with suppress(ImportError):  # the command: once, rather than in each process
+            importlib.import_module(f"coop.{jobs[0].config.hydra.job.config_name}")
         waiting, done = deque(jobs), {}
         try:
             while waiting or self.running:

@@ -1,34 +1,45 @@
-"""How every command starts under Hydra, and what a user reads when something is wrong."""
+"""How coop.train and coop.evaluate start under Hydra."""
 
-import difflib
+import importlib
 import logging
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
+from coop.cli.ending import exit_code
+from coop.cli.messages import explain
 from coop.cli.overrides import as_overrides
-from coop.config import conf_dir, expected
-from coop.errors import CoopError
+from coop.config import check, check_evaluation, conf_dir
 from coop.runs.sweep import in_sweep, run_setting
 from coop.system import stop
-from coop.system.files import FIXES, check_utf8, explain_os_error
 from coop.system.memory import keep_freed_memory
 
 # Hydra prints exceptions itself, as shortened tracebacks; here they come to `explain`.
 hydra._internal.utils.run_and_report = lambda call: call()
 
+CHECKS = {"train": check, "evaluate": check_evaluation}
+
+
+def run(command: str) -> None:
+    """Run coop.train or coop.evaluate, and exit. Its module is imported once its config has been checked.
+
+    So --help, completion and most mistakes are answered before torch is there.
+    """
+
+    def task(cfg: DictConfig) -> float | None:
+        CHECKS[command](cfg)
+        with stop.importing():
+            module = importlib.import_module(f"coop.{command}")
+        return module.main(cfg)
+
+    launch(task, command)
+    sys.exit()
+
 
 def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None:
-    """Run a command under Hydra; what the user can fix ends as one message and exit code 1.
-
-    With HYDRA_FULL_ERROR set, the traceback is shown as well.
-    """
+    """Run a task under Hydra; what the user can fix ends as one message and exit code 1."""
     keep_freed_memory()
     logging.raiseExceptions = False  # a log file on a full disk; what matters is said when a result is written
 
@@ -38,124 +49,11 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
                 return job(cfg)
         return run_setting(task, cfg, explain) if in_sweep() else task(cfg)
 
-    with stop.stoppable(), one_message():
-        sys.argv[1:] = as_overrides(sys.argv[1:])
+    def start(words: list[str]) -> int:
+        sys.argv[1:] = as_overrides(words)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
+        return 0
 
-
-@contextmanager
-def one_message() -> Iterator[None]:
-    """End with a message instead of an exception that a user can do something about."""
-    try:
-        yield
-    except Exception as error:
-        message = explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR") or stop.received():
-            raise
-        print(f"\nerror: {message}", file=sys.stderr)
-        sys.exit(1)
-
-
-def explain(error: BaseException) -> str | None:
-    """The message for a user; None for an error that is ours."""
-    chain = list(_causes(error))
-    for link in chain:
-        if isinstance(link, CoopError):
-            # A data-loader worker puts its own traceback in front of the message.
-            return str(link).rpartition("CoopError: ")[2]
-    if meaning := _said_by_a_plugin(str(error)):
-        return meaning
-    for link in chain:
-        if isinstance(link, MissingConfigException) and (link.options or link.missing_cfg_file in PLUGINS):
-            return _unknown_choice(link)
-    for link in reversed(chain):
-        if isinstance(link, OmegaConfBaseException):
-            return _unknown_key_or_type(link)
-    if "Got NoneType" in str(error):  # how Hydra says that there is a group without a choice
-        empty = [word for word in sys.argv[1:] if word.lower().endswith(("=null", "="))] or ["GROUP=null"]
-        group = empty[0].partition("=")[0]
-        return f"{empty[0]}: a group needs a choice: {group}=NAME; leave it out for the default"
-    if "Unexpected type for root: NoneType" in str(error):  # how OmegaConf says that there is no such group
-        return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
-    for link in chain:
-        if isinstance(link, OSError) and link.filename:
-            return f"{link.filename}: {explain_os_error(link)}"
-        if isinstance(link, OSError) and link.errno in FIXES:
-            return f"a file could not be written: {explain_os_error(link)} (hydra.run.dir=DIR chooses the folder)"
-        if isinstance(link, UnicodeEncodeError) and link.reason == "surrogates not allowed":
-            return _not_utf8(link.object)
-        if isinstance(link, HydraException) or "Config group override must be" in str(link):
-            return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
-    return None
-
-
-def _not_utf8(text: str) -> str | None:
-    """The message about the line, of whatever was to be written, that holds a name which is not UTF-8."""
-    for line in text.splitlines():
-        try:
-            check_utf8(line)
-        except CoopError as error:
-            return str(error)
-    return None
-
-
-def _causes(error: BaseException | None):
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
-# Choices that Hydra's plugins bring, and the extra of this package that installs the plugin.
-PLUGINS = {
-    "hydra/launcher/joblib": "joblib",
-    "hydra/launcher/submitit_slurm": "slurm",
-    "hydra/launcher/submitit_local": "slurm",
-    "hydra/sweeper/optuna": "optuna",
-    "hydra/sweeper/sampler/tpe": "optuna",
-}
-
-
-# Words of Hydra's plugins, and what they mean here.
-PLUGINS_SAY = {
-    "No trials are completed": "no run of this search finished; what each failed with stands above",
-    'Could not detect "srun"': "hydra/launcher=slurm: no SLURM here (no srun); start it on a login node",
-    "sbatch: error: ": (
-        "hydra/launcher=slurm: sbatch refuses the jobs: {line}; set hydra.launcher.partition, account, qos, "
-        "gpus_per_node (null: none), mem_gb, cpus_per_task, timeout_min to what this cluster has (sinfo lists it)"
-    ),
-    "has not produced any output": (
-        "hydra/launcher=slurm: a job {line}; start the same command again once none of its jobs runs (squeue --me): "
-        "what is finished is kept, what was interrupted resumes"
-    ),
-}
-
-
-def _said_by_a_plugin(text: str) -> str | None:
-    for words, meaning in PLUGINS_SAY.items():
-        if words in text:
-            line = next(line for line in reversed(text.splitlines()) if words in line)
-            return meaning.format(line=line.strip().removeprefix("sbatch: error: "))
-    return None
-
-
-def _unknown_choice(error: MissingConfigException) -> str:
-    file = error.missing_cfg_file or ""
-    # Only Hydra's own groups lie deeper: the slash of backbone=ViT-B/16 belongs to the name.
-    group, _, name = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
-    if extra := PLUGINS.get(file):
-        return f"{group}={name}: needs a plugin of Hydra: pip install 'coop-clip[{extra}]'"
-    near = difflib.get_close_matches(name.lower(), error.options, n=4, cutoff=0.4)
-    hint = f"near matches: {', '.join(near)}; " if near else ""
-    return f"{group}={name}: there is no such {group}; {hint}all: {', '.join(error.options)}"
-
-
-def _unknown_key_or_type(error: OmegaConfBaseException) -> str:
-    allowed = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
-    if error.key is not None and allowed and error.key not in allowed:
-        near = difflib.get_close_matches(str(error.key), allowed, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{error.full_key}: there is no such key; {hint}Allowed here: {', '.join(allowed)}"
-    given = dict(word.lstrip("+").split("=", 1) for word in sys.argv[1:] if "=" in word)
-    if error.full_key in given and (wanted := expected(error.full_key, given[error.full_key])):
-        return f"{error.full_key}={given[error.full_key]}: {wanted}"
-    return f"{error.full_key}: {str(error).splitlines()[0]}"
+    with stop.stoppable():
+        if code := exit_code(start, sys.argv[1:]):
+            sys.exit(code)

@@ -1,33 +1,117 @@
-"""How a command ends: with its exit code, or with one message about what the user can fix."""
+"""What a user reads when something is wrong: one message about what to fix."""
 
-import os
+import difflib
 import sys
-from collections.abc import Callable
-from contextlib import suppress
 
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from coop.config import expected
 from coop.errors import CoopError
+from coop.system.files import FIXES, check_utf8, explain_os_error
 
 
-def exit_code(main: Callable[[list[str]], int], words: list[str]) -> int:
-    """Run a command and give its exit code; what the user can fix ends as one message and 1.
+def explain(error: BaseException) -> str | None:
+    """The message for a user; None for an error that is ours."""
+    chain = list(_causes(error))
+    for link in chain:
+        if isinstance(link, CoopError):
+            # A data-loader worker puts its own traceback in front of the message.
+            return str(link).rpartition("CoopError: ")[2]
+    if meaning := _said_by_a_plugin(str(error)):
+        return meaning
+    for link in chain:
+        if isinstance(link, MissingConfigException) and (link.options or link.missing_cfg_file in PLUGINS):
+            return _unknown_choice(link)
+    for link in reversed(chain):
+        if isinstance(link, OmegaConfBaseException):
+            return _unknown_key_or_type(link)
+    if "Got NoneType" in str(error):  # how Hydra says that there is a group without a choice
+        empty = [word for word in sys.argv[1:] if word.lower().endswith(("=null", "="))] or ["GROUP=null"]
+        group = empty[0].partition("=")[0]
+        return f"{empty[0]}: a group needs a choice: {group}=NAME; leave it out for the default"
+    if "Unexpected type for root: NoneType" in str(error):  # how OmegaConf says that there is no such group
+        return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
+    for link in chain:
+        if isinstance(link, OSError) and link.filename:
+            return f"{link.filename}: {explain_os_error(link)}"
+        if isinstance(link, OSError) and link.errno in FIXES:
+            return f"a file could not be written: {explain_os_error(link)} (hydra.run.dir=DIR chooses the folder)"
+        if isinstance(link, UnicodeEncodeError) and link.reason == "surrogates not allowed":
+            return _not_utf8(link.object)
+        if isinstance(link, HydraException) or "Config group override must be" in str(link):
+            return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
+    return None
 
-    With HYDRA_FULL_ERROR set, the traceback is shown as well.
-    """
-    with suppress(AttributeError):  # a notebook's
-        sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that no terminal can show
-    try:
-        return main(words)
-    except Exception as error:
-        message = _explain(error)
-        if message is None or os.environ.get("HYDRA_FULL_ERROR"):
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+
+def _not_utf8(text: str) -> str | None:
+    """The message about the line, of whatever was to be written, that holds a name which is not UTF-8."""
+    for line in text.splitlines():
+        try:
+            check_utf8(line)
+        except CoopError as error:
+            return str(error)
+    return None
 
 
-def _explain(error: Exception) -> str | None:
-    if type(error) is CoopError:
-        return str(error)
-    from coop.cli.hydra_app import explain  # brings torch, which not every command needs
+def _causes(error: BaseException | None):
+    while error is not None:
+        yield error
+        error = error.__cause__
 
-    return explain(error)
+
+# Choices that Hydra's plugins bring, and the extra of this package that installs the plugin.
+PLUGINS = {
+    "hydra/launcher/joblib": "joblib",
+    "hydra/launcher/submitit_slurm": "slurm",
+    "hydra/launcher/submitit_local": "slurm",
+    "hydra/sweeper/optuna": "optuna",
+    "hydra/sweeper/sampler/tpe": "optuna",
+}
+
+
+# Words of Hydra's plugins, and what they mean here.
+PLUGINS_SAY = {
+    "No trials are completed": "no run of this search finished; what each failed with stands above",
+    'Could not detect "srun"': "hydra/launcher=slurm: no SLURM here (no srun); start it on a login node",
+    "sbatch: error: ": (
+        "hydra/launcher=slurm: sbatch refuses the jobs: {line}; set hydra.launcher.partition, account, qos, "
+        "gpus_per_node (null: none), mem_gb, cpus_per_task, timeout_min to what this cluster has (sinfo lists it)"
+    ),
+    "has not produced any output": (
+        "hydra/launcher=slurm: a job {line}; start the same command again once none of its jobs runs (squeue --me): "
+        "what is finished is kept, what was interrupted resumes"
+    ),
+}
+
+
+def _said_by_a_plugin(text: str) -> str | None:
+    for words, meaning in PLUGINS_SAY.items():
+        if words in text:
+            line = next(line for line in reversed(text.splitlines()) if words in line)
+            return meaning.format(line=line.strip().removeprefix("sbatch: error: "))
+    return None
+
+
+def _unknown_choice(error: MissingConfigException) -> str:
+    file = error.missing_cfg_file or ""
+    # Only Hydra's own groups lie deeper: the slash of backbone=ViT-B/16 belongs to the name.
+    group, _, name = file.rpartition("/") if file.startswith("hydra/") else file.partition("/")
+    if extra := PLUGINS.get(file):
+        return f"{group}={name}: needs a plugin of Hydra: pip install 'coop-clip[{extra}]'"
+    near = difflib.get_close_matches(name.lower(), error.options, n=4, cutoff=0.4)
+    hint = f"near matches: {', '.join(near)}; " if near else ""
+    return f"{group}={name}: there is no such {group}; {hint}all: {', '.join(error.options)}"
+
+
+def _unknown_key_or_type(error: OmegaConfBaseException) -> str:
+    allowed = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
+    if error.key is not None and allowed and error.key not in allowed:
+        near = difflib.get_close_matches(str(error.key), allowed, n=3)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        return f"{error.full_key}: there is no such key; {hint}Allowed here: {', '.join(allowed)}"
+    given = dict(word.lstrip("+").split("=", 1) for word in sys.argv[1:] if "=" in word)
+    if error.full_key in given and (wanted := expected(error.full_key, given[error.full_key])):
+        return f"{error.full_key}={given[error.full_key]}: {wanted}"
+    return f"{error.full_key}: {str(error).splitlines()[0]}"

@@ -1,5 +1,6 @@
 """Commands that do not start under Hydra: their words and options, and what a user reads when something is wrong."""
 
+import importlib
 import logging
 import os
 import sys
@@ -10,11 +11,11 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from coop.cli.messages import exit_code
+from coop.cli.ending import exit_code
 from coop.errors import CoopError
 from coop.system.files import check_utf8
 from coop.system.memory import keep_freed_memory
-from coop.system.stop import stoppable
+from coop.system.stop import importing, stoppable
 from coop.validation import read_text
 
 
@@ -63,12 +64,20 @@ def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
 
 
 @stoppable()
-def run(main: Callable[[list[str]], int], usage: str) -> None:
-    """Run a command that loads a model, and exit; without words, or with --help, show its usage."""
+def run(command: str, usage: str) -> None:
+    """Run a command that loads a model, and exit; without words, or with --help, show its usage.
+
+    Its module, coop.COMMAND, is imported only where there is more to do.
+    """
     words = sys.argv[1:]
     if not words or {"-h", "--help"} & set(words):
         print(usage)
         sys.exit(0)
     keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    sys.exit(exit_code(main, words))
+    sys.exit(exit_code(lambda words: _main(command)(words), words))
+
+
+def _main(command: str) -> Callable[[list[str]], int]:
+    with importing():
+        return importlib.import_module(f"coop.{command}").main

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from open_clip.transform import PreprocessCfg
 from torch import Tensor, nn
 
+from coop.clip.last_layer import PART, LastLayer, into_last_layer
 from coop.clip.loading import load_model
 from coop.clip.local import image_tokens
 from coop.clip.text.plain import text_blocks, token_embedding
@@ -17,8 +18,9 @@ from coop.errors import CoopError
 
 TEXT_BATCH = 256
 #: What the image tower gives of an image: "normalized" (B, E), L2-normalised; "raw" (B, E), before that; "tokens"
-#: (B, 1 + L, E), the pooled feature and L local ones, each L2-normalised.
-FeatureKind = Literal["normalized", "raw", "tokens"]
+#: (B, 1 + L, E), the pooled feature and L local ones, each L2-normalised; "last_layer" (B, ...), what comes into the
+#: last layer (`coop.clip.last_layer`).
+FeatureKind = Literal["normalized", "raw", "tokens", "last_layer"]
 
 
 class FrozenCLIP(nn.Module):
@@ -109,6 +111,8 @@ class FrozenCLIP(nn.Module):
         images = self.as_tower_takes(images)
         if kind == "tokens":
             return normalize(image_tokens(self.model, images))
+        if kind == "last_layer":
+            return at_least_float32(into_last_layer(self.model.visual, images))
         features = self.model.encode_image(images)
         return normalize(features) if kind == "normalized" else at_least_float32(features)
 
@@ -119,17 +123,29 @@ class FrozenCLIP(nn.Module):
         return images.to(dtype, memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], normalize: bool = True) -> Tensor:
+    def pooled(self, image_features: Tensor, kind: FeatureKind) -> Tensor:
+        """The pooled features (N, E), L2-normalised, of image_features of any kind, where these are."""
+        if kind == "normalized":
+            return image_features
+        if kind == "last_layer":
+            last = LastLayer(self)
+            parts = (last(part.to(self.device)) for part in image_features.split(PART))
+            return torch.cat([normalize(part).to(image_features) for part in parts])
+        return normalize(image_features) if kind == "raw" else image_features[:, 0]
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], normalize: bool = True, cut: bool = False) -> Tensor:
         """Texts (N) to text_features (N, E), at least float32; on the model's device.
 
         Args:
             texts: the texts.
             normalize: L2-normalise the features.
+            cut: cut texts that are longer than the context length, as open_clip does.
 
         Raises:
-            CoopError: a text longer than the context length.
+            CoopError: a text longer than the context length, unless it may be cut.
         """
-        ids = self.tokenize(texts).to(self.device)
+        ids = (self.tokenizer(list(texts)) if cut else self.tokenize(texts)).to(self.device)
         features = torch.cat([at_least_float32(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
         return F.normalize(features, dim=-1) if normalize else features
 
@@ -246,10 +262,3 @@ def normalize(features: Tensor) -> Tensor:
 def at_least_float32(features: Tensor) -> Tensor:
     """Half precision raised to float32."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
-
-
-def pooled(image_features: Tensor, kind: FeatureKind) -> Tensor:
-    """The pooled features (N, E), L2-normalised, of image_features of any kind."""
-    if kind == "normalized":
-        return image_features
-    return normalize(image_features) if kind == "raw" else image_features[:, 0]

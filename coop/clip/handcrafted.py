@@ -51,6 +51,14 @@ class HandCrafted(nn.Module):
         with torch.inference_mode(False), torch.autocast(clip.device.type, enabled=False):
             return torch.stack([self._encode(clip, template) for template in self.templates])
 
+    def as_shots(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Each text as a sample of its class: features (K * T, E), L2-normalised, by class, and labels; and zero-shot
+        weights (K, E), L2-normalised means of each class's features before normalisation.
+        """
+        texts = self.each().transpose(0, 1)
+        labels = torch.arange(len(texts), device=texts.device).repeat_interleave(texts.shape[1])
+        return normalize(texts.flatten(0, 1)), labels, normalize(texts.mean(dim=1))
+
     @torch.no_grad()
     def _average(self, clip: FrozenCLIP) -> Tensor:
         if self.raw:

@@ -11,19 +11,16 @@ layer only what is pooled. No more is computed.
 
 import copy
 from collections.abc import Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
-from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, at_least_float32
-from coop.clip.blocks import Deltas, read_block, run
+from coop.clip.blocks import Deltas, read_block
+from coop.clip.vits import vit_parts
 from coop.errors import CoopError
 
 if TYPE_CHECKING:
@@ -46,15 +43,11 @@ class ImageTower:
 
     def __init__(self, clip: FrozenCLIP, deltas: bool = False):
         self._clip = clip
-        visual = clip.model.visual
-        if isinstance(visual, TimmModel) and isinstance(visual.trunk, TimmVisionTransformer | Eva):
-            self._tower: _OpenClip | _Timm = _Timm(visual)
-        elif isinstance(visual, VisionTransformer) and visual.attn_pool is None and _readable(visual):
-            self._tower = _OpenClip(visual)
-        else:
+        self._tower = vit_parts(clip.model.visual)
+        if self._tower is None:
             raise CoopError(
-                f"backbone {clip.name}: its image tower ({_kind(visual)}) has no layers that prompts could stand in "
-                f"front of; ViTs have: {VITS}"
+                f"backbone {clip.name}: its image tower ({_kind(clip.model.visual)}) has no layers that prompts could "
+                f"stand in front of; ViTs have: {VITS}"
             )
         if deltas and not self._tower.readable:
             kind = type(self._tower.blocks[0]).__name__
@@ -112,10 +105,6 @@ class ImageTower:
         return F.normalize(features, dim=-1) if normalize else features
 
 
-def _readable(visual: VisionTransformer) -> bool:
-    return all(read_block(block) is not None for block in visual.transformer.resblocks)
-
-
 def _kind(visual: nn.Module) -> str:
     """What a user knows an image tower by: its class, and what of it is unlike a plain ViT."""
     kind = type(getattr(visual, "trunk", visual)).__name__
@@ -127,82 +116,3 @@ def _kind(visual: nn.Module) -> str:
 
 def _join(x: Tensor, prompts: Tensor) -> Tensor:
     return torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], *prompts.shape)], dim=1)
-
-
-class _OpenClip:
-    """The parts of open_clip's own ViT."""
-
-    readable = True
-
-    def __init__(self, visual: VisionTransformer):
-        self.visual, self.blocks = visual, visual.transformer.resblocks
-
-    @property
-    def width(self) -> int:
-        return self.visual.positional_embedding.shape[1]
-
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 1 + G, V), in front of the norm that prompts go through too."""
-        visual = self.visual
-        x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
-        first = visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
-        return torch.cat([first, x], dim=1) + visual.positional_embedding.to(x.dtype)
-
-    def enter(self, x: Tensor) -> Tensor:
-        return self.visual.ln_pre(x)
-
-    def pooled_rows(self, count: int) -> int:
-        return 1 if self.visual.pool_type == "tok" else count
-
-    def block(self, layer: int, x: Tensor, rows: int, deltas: Deltas | None, checkpoint: bool) -> Tensor:
-        return run(read_block(self.blocks[layer]), x, checkpoint, rows=rows, deltas=deltas)
-
-    def leave(self, x: Tensor) -> Tensor:
-        pooled, _ = self.visual._pool(x)
-        return pooled if self.visual.proj is None else pooled @ self.visual.proj
-
-
-class _Timm:
-    """The parts of timm's ViTs (SigLIP's among them) and of EVA."""
-
-    def __init__(self, visual: TimmModel):
-        self.visual, self.trunk, self.blocks = visual, visual.trunk, visual.trunk.blocks
-        self.rope: Tensor | None = None
-
-    @property
-    def width(self) -> int:
-        return self.trunk.embed_dim
-
-    @cached_property
-    def readable(self) -> bool:
-        return all(read_block(block) is not None for block in self.blocks)
-
-    def embed(self, images: Tensor) -> Tensor:
-        x = self.trunk.patch_embed(images.to(next(self.trunk.patch_embed.parameters()).dtype))
-        x = self.trunk._pos_embed(x)
-        x, self.rope = x if isinstance(x, tuple) else (x, None)
-        self.count = x.shape[1]
-        return x
-
-    def enter(self, x: Tensor) -> Tensor:
-        return self.trunk.norm_pre(x)
-
-    def pooled_rows(self, count: int) -> int:
-        return 1 if self.trunk.global_pool == "token" and self.trunk.attn_pool is None else count
-
-    def block(self, layer: int, x: Tensor, rows: int, deltas: Deltas | None, checkpoint: bool) -> Tensor:
-        if self.readable:
-            return run(read_block(self.blocks[layer]), x, checkpoint, rows=rows, deltas=deltas)
-        options = {} if self.rope is None else {"rope": self._rope_of(layer, x.shape[1])}
-        return run(self.blocks[layer], x, checkpoint, **options)[:, :rows]
-
-    def _rope_of(self, layer: int, length: int) -> Tensor:
-        """The rotations of a layer; prompts have no place, and are not turned."""
-        rope = self.rope[layer] if getattr(self.trunk, "rope_mixed", False) else self.rope
-        sin, cos = rope.chunk(2, dim=-1)
-        more = (*rope.shape[:-2], length - self.count, sin.shape[-1])
-        return torch.cat([torch.cat([sin, sin.new_zeros(more)], -2), torch.cat([cos, cos.new_ones(more)], -2)], -1)
-
-    def leave(self, x: Tensor) -> Tensor:
-        # The pool never sees the prompts.
-        return self.visual.head(self.trunk.forward_head(self.trunk.norm(x[:, : self.count])))

@@ -18,11 +18,11 @@ from open_clip.factory import get_model_config, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg, is_pretrained_cfg
 from torch import nn
 
+from coop.clip import PRECISIONS
 from coop.errors import CoopError
 
 PROBE_SECONDS = 5
 EXAMPLES = {"hf-hub:": "hf-hub:ORG/NAME", "local-dir:": "local-dir:FOLDER"}
-PRECISIONS = ("fp32", "fp16", "bf16", "pure_fp16", "pure_bf16")
 
 
 def load_model(
@@ -162,6 +162,18 @@ def is_program(path: str) -> bool:
             digest.update(chunk)
     urls = [get_pretrained_cfg(*pair).get("url", "") for pair in open_clip.list_pretrained()]
     return not any("openaipublic" in url and digest.hexdigest() in url for url in urls)
+
+
+def hub_repository(model: str, pretrained: str | None) -> str | None:
+    """The repository of the Hugging Face hub that holds a backbone's weights; None where that is not known."""
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:")
+    return (get_pretrained_cfg(model, pretrained).get("hf_hub", "").rstrip("/") or None) if pretrained else None
+
+
+def has_public_weights(model: str, pretrained: str | None) -> bool:
+    """Whether another machine can load a backbone by the same name: neither a file nor a folder of one's own."""
+    return model.startswith("hf-hub:") or bool(pretrained and get_pretrained_cfg(model, pretrained))
 
 
 def _check_finite(model: nn.Module, source: str) -> None:

@@ -51,11 +51,14 @@ def _tokens_of(visual: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | Non
     return None
 
 
+def resnet_map(visual: ModifiedResNet, images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) to what the attention pool is given, (B, C, h, w)."""
+    return visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
+
+
 def _resnet_tokens(visual: ModifiedResNet, images: Tensor) -> Tensor:
-    x = visual.stem(images)
-    x = visual.layer4(visual.layer3(visual.layer2(visual.layer1(x))))
     pool = visual.attnpool
-    x = x.flatten(start_dim=2).permute(2, 0, 1)
+    x = resnet_map(visual, images).flatten(start_dim=2).permute(2, 0, 1)
     x = torch.cat([x.mean(dim=0, keepdim=True), x], dim=0)
     x = x + pool.positional_embedding[:, None, :].to(x.dtype)
     tokens, _ = nn.functional.multi_head_attention_forward(

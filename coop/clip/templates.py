@@ -1,10 +1,6 @@
 """CLIP's own lists of prompt templates."""
 
-from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
-
 from coop.errors import CoopError
-
-_BY_NUMBER = {80: OPENAI_IMAGENET_TEMPLATES, 7: SIMPLE_IMAGENET_TEMPLATES}
 
 
 def clip_templates(number: int) -> list[str]:
@@ -15,9 +11,12 @@ def clip_templates(number: int) -> list[str]:
     Raises:
         CoopError: there is no list of that many.
     """
-    if number not in _BY_NUMBER:
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+    by_number = {80: OPENAI_IMAGENET_TEMPLATES, 7: SIMPLE_IMAGENET_TEMPLATES}
+    if number not in by_number:
         raise CoopError(f"templates={number}: CLIP's lists have 80 or 7 templates; a list of your own can be given too")
-    return [fill("{}") for fill in _BY_NUMBER[number]]
+    return [fill("{}") for fill in by_number[number]]
 
 
 def check_templates(key: str, templates: list) -> None:

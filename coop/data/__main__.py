@@ -7,15 +7,14 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from coop.cli.messages import exit_code
+from coop.cli.ending import exit_code
 from coop.cli.overrides import as_overrides
-from coop.config import check, conf_dir
+from coop.config import TrainConfig, check_dataset, check_schema, conf_dir
 from coop.data.manifest import write_manifest
 from coop.data.readers import read_dataset
 from coop.data.sampling import Splits, sample
 from coop.data.tools.catalogue import PUBLISHED
 from coop.data.tools.check import report, show_reports
-from coop.data.tools.prepare import prepare
 from coop.data.tools.show import write_picture
 from coop.errors import CoopError
 from coop.system.stop import stoppable
@@ -56,11 +55,12 @@ def parse(words: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def load_config(name: str, options: dict[str, str]) -> DictConfig:
-    """The config that coop.train would have for this data set, checked."""
+    """The config that coop.train would have for this data set; what is about the data is checked."""
     overrides = as_overrides([f"dataset={name}", *(f"{key}={value}" for key, value in options.items())])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", overrides=overrides)
-    check(cfg)
+    check_schema(cfg, TrainConfig)
+    check_dataset(cfg.dataset)
     return cfg
 
 
@@ -76,6 +76,8 @@ def run_check(names: list[str], options: dict[str, str]) -> int:
 
 def run_prepare(names: list[str], options: dict[str, str]) -> int:
     """Download or build, unless it is complete already; then check."""
+    from coop.data.tools.prepare import prepare  # brings torchvision
+
     name = only(names, "prepare")
     cfg = load_config(name, options)
     if cfg.data_root is None:

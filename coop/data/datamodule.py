@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from coop.config import AUTOCAST, parse_augmentation
+from coop.config import autocast_dtype, parse_augmentation
 from coop.data.features import FeatureExtractor, FixedViews
 from coop.data.images import open_image
 from coop.data.sampling import Item, Splits
@@ -84,7 +84,8 @@ class FewShotData(pl.LightningDataModule):
             self.train_set = self._fixed_views(splits.train, [None] if self.views == 1 else range(self.views), features)
         else:
             self.train_set = FeatureSet(self._train_views(), splits.train, self.seed)
-            clip.release_image_tower()
+            if self.extractor.kind != "last_layer":  # which is still needed
+                clip.release_image_tower()
 
         if self.with_images:
             self.val_set = self._fixed_views(splits.val, [None])
@@ -165,7 +166,7 @@ def build_data(
         method.clip,
         device,
         cfg.num_workers,
-        autocast=AUTOCAST[cfg.trainer.precision],
+        autocast=autocast_dtype(cfg.trainer.precision),
         cached=cfg.features == "cached",
         cache_dir=cfg.cache_dir,
         dataset=cfg.dataset.name,

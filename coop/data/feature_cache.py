@@ -16,17 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from rich.filesize import decimal
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from torch import Tensor
 
 from coop.errors import CoopError
 from coop.system.files import write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("coop")
 
@@ -71,10 +73,12 @@ class FeatureCache:
     """
 
     def __init__(self, root: Path, *key: object):
+        import torch
+
         name = hashlib.sha256(repr((FORMAT, torch.__version__, *key)).encode()).hexdigest()[:32]
         self.root, self.folder = root, root / "features" / name
 
-    def lookup(self, identities: np.ndarray, features: Tensor) -> np.ndarray:
+    def lookup(self, identities: np.ndarray, features: "Tensor") -> np.ndarray:
         """Which images are in the cache.
 
         A shard that is damaged is set aside with a warning, and its images count as not found.
@@ -118,7 +122,7 @@ class FeatureCache:
                 held.callback(lock.release)
             yield
 
-    def add(self, identities: np.ndarray, features: Tensor, about: Mapping[str, str] | None = None) -> bool:
+    def add(self, identities: np.ndarray, features: "Tensor", about: Mapping[str, str] | None = None) -> bool:
         """Keep features of these images. A folder that cannot be written costs one warning, and is not tried again.
 
         Args:
@@ -157,7 +161,7 @@ class _Wanted:
         self.found = self.identities == NO_FILE  # nothing to look for
         self.missing_file = self.found.copy()
 
-    def read(self, shard: Path, features: Tensor) -> None:
+    def read(self, shard: Path, features: "Tensor") -> None:
         """Fill in the rows that a shard has and that are not there yet.
 
         Raises:
@@ -176,7 +180,7 @@ class _Wanted:
                 self._copy(file, header, stored, np.where(hits, place, -1), features)
         self.found[place[hits]] = True
 
-    def _copy(self, file, header: "Header", stored: np.ndarray, place: np.ndarray, features: Tensor) -> None:
+    def _copy(self, file, header: "Header", stored: np.ndarray, place: np.ndarray, features: "Tensor") -> None:
         rows, checksum = file.get_slice("features"), zlib.crc32(stored)
         for start in range(0, header.rows, SLICE):
             end = min(start + SLICE, header.rows)
@@ -188,7 +192,7 @@ class _Wanted:
         if header.checksum not in (None, f"{checksum:08x}"):
             raise ValueError("its checksum does not fit its content")
 
-    def fill(self, features: Tensor) -> np.ndarray:
+    def fill(self, features: "Tensor") -> np.ndarray:
         """The mask of what was found, after images that were asked for twice have their rows twice."""
         found, first = (self.found & ~self.missing_file)[self.inverse], self.first[self.inverse]
         again = np.flatnonzero(found & (first != np.arange(len(first))))
@@ -270,7 +274,7 @@ class ShardWriter:
         about: as in `FeatureCache.add`.
     """
 
-    def __init__(self, cache: FeatureCache, paths: Sequence[str], features: Tensor, about: Mapping[str, str]):
+    def __init__(self, cache: FeatureCache, paths: Sequence[str], features: "Tensor", about: Mapping[str, str]):
         self.cache, self.paths, self.features, self.about = cache, paths, features, about
         self.identities = np.zeros(len(paths), f"S{IDENTITY_BYTES}")
         self.pending: list[int] = []
@@ -301,7 +305,7 @@ class ShardWriter:
         if len(rows) and self.works:
             # An image that was replaced meanwhile must not be found under its new identity.
             rows = rows[identify([self.paths[row] for row in rows]) == self.identities[rows]]
-            self.works = self.cache.add(self.identities[rows], self.features[torch.from_numpy(rows)], self.about)
+            self.works = self.cache.add(self.identities[rows], self.features[rows], self.about)
         self.since = time.monotonic()
 
 

@@ -12,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from coop.clip.backbone import FeatureKind, FrozenCLIP, normalize
+from coop.clip.backbone import FeatureKind, FrozenCLIP
 from coop.data import processes as shares
 from coop.data.feature_cache import NO_FILE, FeatureCache, ShardWriter, default_cache_dir, show_once
 from coop.data.images import Preprocess, open_image
 from coop.data.sampling import Item
 from coop.data.transforms import reproducible, test_transform, train_transform
+from coop.errors import CoopError
 from coop.system.progress import progress
 
 # Small batches stay in a CPU's caches: several times faster there than batches that suit a GPU.
@@ -41,6 +43,10 @@ class FeatureExtractor:
         encode: encodes images in place of `clip.encode_image`; belongs together with `cached=False`.
         kind: of the features.
         dataset: the data set's name, for whoever looks into the cache.
+        skip_unreadable: give an image that cannot be read features of NaN, which are not kept, instead of raising.
+
+    Attributes:
+        encoded: how many images were not in the cache.
     """
 
     clip: FrozenCLIP
@@ -52,7 +58,9 @@ class FeatureExtractor:
     encode: Callable[[Tensor], Tensor] | None = None
     dataset: str | None = None
     kind: FeatureKind = "normalized"
+    skip_unreadable: bool = False
     seconds: float = 0.0
+    encoded: int = 0
 
     def __call__(
         self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None = None
@@ -88,12 +96,15 @@ class FeatureExtractor:
             if len(missing):
                 self.clip.to(self.device)
             if len(share):
-                self._encode(FixedViews(items, preprocess, self.clip, view), share, features, label, writer)
+                images = FixedViews(items, preprocess, self.clip, view, self.skip_unreadable)
+                self._encode(images, share, features, label, writer)
+        self.encoded += len(missing)
         owner = np.zeros(len(items), int)  # what is in the cache comes from the first process
         owner[missing] = np.arange(len(missing)) % world
         shares.exchange(features, owner, self.device)
         features = features.view(-1, *shape)
-        return normalize(features) if self.kind != self.encoded_kind else features
+        # In place: of a million images features take gigabytes.
+        return F.normalize(features, dim=-1, out=features) if self.kind != self.encoded_kind else features
 
     @property
     def encoded_kind(self) -> FeatureKind:
@@ -103,11 +114,9 @@ class FeatureExtractor:
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the features of one image."""
-        if self.kind != "tokens":
+        if self.kind in ("normalized", "raw"):
             return (self.clip.embed_dim,)
-        size = self.clip.preprocess_cfg.size
-        height, width = (size, size) if isinstance(size, int) else size
-        blank = torch.zeros(1, 3, height, width, device=self.device)
+        blank = torch.zeros(1, 3, *image_size(self.clip), device=self.device)
         return tuple(self.clip.to(self.device).encode_image(blank, self.kind).shape[1:])
 
     def _look_up(
@@ -170,27 +179,47 @@ class FeatureExtractor:
                 # Always a full batch: kernels differ with its size, and features must not depend on an image's company.
                 full = batch[torch.arange(batch_size) % len(batch)].to(device, non_blocking=True)
                 now = rows[done : done + len(batch)]
-                features[torch.from_numpy(now)] = encode(full)[: len(batch)].flatten(1).float().cpu()
+                encoded = encode(full)[: len(batch)].flatten(1).float().cpu()
+                features[torch.from_numpy(now)] = encoded
                 done += len(batch)
                 if writer:
-                    writer.computed(now)
+                    writer.computed(now[encoded.isfinite().all(dim=1).numpy()])
                 bar.update(len(batch))
+
+
+def image_size(clip: FrozenCLIP) -> tuple[int, int]:
+    """Height and width that the image tower takes."""
+    size = clip.preprocess_cfg.size
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 class FixedViews(Dataset):
     """One fixed view (3, H, W) of each image."""
 
-    def __init__(self, items: Sequence[Item], preprocess: Preprocess | None, clip: FrozenCLIP, view: int | None):
+    def __init__(
+        self,
+        items: Sequence[Item],
+        preprocess: Preprocess | None,
+        clip: FrozenCLIP,
+        view: int | None,
+        skip_unreadable: bool = False,
+    ):
         self.items, self.preprocess, self.view = items, preprocess, view
         make = test_transform if view is None else train_transform
         self.transform = make(clip.preprocess_cfg)
+        self.in_place_of_unreadable = torch.full((3, *image_size(clip)), torch.nan) if skip_unreadable else None
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Tensor:
         item = self.items[index]
-        image = open_image(item.path, self.preprocess)
+        try:
+            image = open_image(item.path, self.preprocess)
+        except CoopError:
+            if self.in_place_of_unreadable is None:
+                raise
+            return self.in_place_of_unreadable
         return reproducible(self.transform, image, "view", self.view, *Path(item.path).parts[-2:])
 
 

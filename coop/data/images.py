@@ -38,7 +38,7 @@ def open_image(path: str, preprocess: Preprocess | None = None) -> Image.Image:
             raise CoopError("not a readable image: a folder, a pipe or a device, not a file. Take it out.")
         with Image.open(path) as image:
             image.load()
-            rgb = _to_rgb(image)
+            rgb = to_rgb(image)
     except CoopError as error:
         raise CoopError(f"{shown}: {error}") from None
     except FileNotFoundError:
@@ -57,7 +57,8 @@ def open_image(path: str, preprocess: Preprocess | None = None) -> Image.Image:
     return preprocess(rgb) if preprocess else rgb
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An opened image as 8-bit RGB. Raises CoopError for pixels without a known range."""
     if image.mode.startswith("I") or image.mode == "F":
         return _from_high_bit_depth(image).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

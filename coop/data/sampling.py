@@ -6,13 +6,14 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from PIL.Image import Image
-from torch import Tensor
 
 from coop.errors import CoopError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger("coop")
 
@@ -48,8 +49,10 @@ class Splits:
     origin: str = "published"
     preprocess: Callable[[Image], Image] | None = field(default=None, compare=False)
 
-    def labels(self, part: str) -> Tensor:
+    def labels(self, part: str) -> "Tensor":
         """Labels (N) of the images of "train", "val" or "test"."""
+        import torch
+
         return torch.tensor([item.label for item in getattr(self, part)], dtype=torch.long)
 
 

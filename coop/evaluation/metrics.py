@@ -4,23 +4,46 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_calibration_error, multiclass_accuracy
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from coop.data.features import FeatureExtractor
 from coop.data.sampling import Splits
 from coop.errors import CoopError
+from coop.evaluation.predictions import calibration_bins, calibration_error
 from coop.methods.base import Method
-
-CALIBRATION_BINS = 15
 
 
 class Predictions(NamedTuple):
-    """The predicted labels (N) and the probability (N) that each was given, on the CPU."""
+    """What is predicted for N images, on the CPU.
+
+    Attributes:
+        labels: (N) the most probable classes.
+        confidence: (N) their probabilities.
+        entropy: (N) of the probabilities of all classes, in nats.
+        truth_probability: (N) probabilities of the true classes, where these are known.
+        truth_rank: (N) how many classes are more probable than the true one.
+    """
 
     labels: Tensor
     confidence: Tensor
+    entropy: Tensor | None = None
+    truth_probability: Tensor | None = None
+    truth_rank: Tensor | None = None
+
+    def kept(self, truth: Tensor | None = None) -> dict[str, np.ndarray]:
+        """As `predictions.safetensors` holds them: arrays (N) by name; `truth` (N) are the true labels."""
+        arrays = {
+            "label": truth,
+            "predicted": self.labels,
+            "confidence": self.confidence,
+            "entropy": self.entropy,
+            "label_probability": self.truth_probability,
+            "label_rank": self.truth_rank,
+        }
+        return {name: tensor.numpy() for name, tensor in arrays.items() if tensor is not None}
 
 
 def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, part: str, frozen: Tensor) -> Tensor:
@@ -42,7 +65,9 @@ def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, pa
 
 
 @torch.no_grad()
-def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None = None) -> Predictions:
+def predict(
+    method: Method, image_features: Tensor, autocast: torch.dtype | None = None, truth: Tensor | None = None
+) -> Predictions:
     """The most probable class of each image, computed where the frozen CLIP is.
 
     The text features are computed once, whatever the number of images, unless they depend on the image.
@@ -50,21 +75,31 @@ def predict(method: Method, image_features: Tensor, autocast: torch.dtype | None
     Args:
         method: over K classes, on the CLIP's device; left in eval mode.
         image_features: (N, E), or as the method's `feature_kind` says.
-        autocast: the run's dtype of mixed precision (`coop.config.AUTOCAST`).
+        autocast: the run's dtype of mixed precision (`coop.config.autocast_dtype`).
+        truth: (N) the true labels, where they are among the K.
 
     Raises:
         CoopError: probabilities that are NaN.
     """
     method.eval()
-    device, labels, confidence = method.clip.device, [], []
+    device, size, parts = method.clip.device, method.images_at_once, []
+    truths = [None] * len(image_features) if truth is None else truth.to(device).split(size)
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for features in image_features.split(method.images_at_once):
-            logits = method.logits(features.to(device)).float()
-            labels.append(logits.argmax(dim=1))
-            confidence.append(logits.softmax(dim=1).amax(dim=1))
-    predictions = Predictions(torch.cat(labels).cpu(), torch.cat(confidence).cpu())
+        for features, labels in zip(image_features.split(size), truths, strict=False):
+            parts.append(_predictions(method.logits(features.to(device)).float(), labels))
+    predictions = Predictions(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
     check_probabilities(predictions.confidence)
     return predictions
+
+
+def _predictions(logits: Tensor, truth: Tensor | None) -> tuple[Tensor, ...]:
+    """The columns of `Predictions` from logits (N, K); the last two if the true labels (N) are known."""
+    probabilities = logits.softmax(dim=1)
+    columns = logits.argmax(dim=1), probabilities.amax(dim=1), torch.special.entr(probabilities).sum(dim=1)
+    if truth is None:
+        return columns
+    rank = (logits > logits.gather(1, truth[:, None])).sum(dim=1)
+    return *columns, probabilities.gather(1, truth[:, None])[:, 0], rank
 
 
 def check_probabilities(probabilities: Tensor) -> None:
@@ -92,11 +127,10 @@ def score(predictions: Predictions, labels: Tensor, num_classes: int) -> dict[st
         num_classes: K.
     """
     by_class = accuracy_by_class(predictions, labels, num_classes)
-    correct = (predictions.labels == labels).long()
     return {
         "acc": multiclass_accuracy(predictions.labels, labels, num_classes, average="micro").item(),
         "macro_acc": by_class[labels.unique()].mean().item(),
-        "ece": binary_calibration_error(predictions.confidence, correct, n_bins=CALIBRATION_BINS).item(),
+        "ece": calibration_error(predictions.confidence.numpy(), (predictions.labels == labels).numpy()),
     }
 
 
@@ -118,21 +152,6 @@ def confused_pairs(predictions: Predictions, labels: Tensor, top: int) -> list[t
     return [(*pairs[index].tolist(), int(counts[index])) for index in order]
 
 
-def calibration_bins(predictions: Predictions, labels: Tensor) -> list[dict[str, float]]:
-    """Mean confidence, accuracy and number of images of each bin of confidence that has any."""
-    edges = torch.linspace(0, 1, CALIBRATION_BINS + 1)
-    bins = torch.bucketize(predictions.confidence, edges, right=True)
-    correct = (predictions.labels == labels).double()
-    return [
-        {
-            "confidence": predictions.confidence[bins == index].double().mean().item(),
-            "acc": correct[bins == index].mean().item(),
-            "count": int((bins == index).sum()),
-        }
-        for index in bins.unique().tolist()
-    ]
-
-
 def per_class(predictions: Predictions, labels: Tensor, classnames: Sequence[str], top: int = 20) -> dict:
     """What per_class.json holds: accuracy by class, the pairs that are confused most, calibration."""
     by_class, counts = (
@@ -150,6 +169,6 @@ def per_class(predictions: Predictions, labels: Tensor, classnames: Sequence[str
         ],
         "calibration": {
             "ece": score(predictions, labels, len(classnames))["ece"],
-            "bins": calibration_bins(predictions, labels),
+            "bins": calibration_bins(predictions.confidence.numpy(), (predictions.labels == labels).numpy()),
         },
     }

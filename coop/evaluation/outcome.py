@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig
 
 import coop
-from coop.clip.backbone import pooled
+from coop.clip.handcrafted import HandCrafted
 from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
-from coop.evaluation.targets import Target, harmonic_mean, test_targets
+from coop.evaluation.predictions import OOD, OWN, write_predictions
+from coop.evaluation.targets import Target, harmonic_mean, new_classes, ood_scores, test_targets
 from coop.evaluation.words import WORDS, nearest_words
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 from coop.runs.folder import RESULTS
 from coop.system.files import write_json
+from coop.system.memory import peak_mb
 from coop.training.history import History
 from coop.training.loggers import log_results
 
@@ -30,18 +33,27 @@ PER_CLASS = "per_class.json"
 VECTORS_COMPARED = 2000
 
 
-def evaluate(cfg: DictConfig, method: Method, data: FewShotData, targets: Sequence[Target]) -> tuple[dict, Predictions]:
-    """What a trained method achieves on its own test images and on its targets, as in results.json."""
-    scores, predictions = test(method, data, cfg.dataset.template)
+def evaluate(
+    cfg: DictConfig, method: Method, data: FewShotData, targets: Sequence[Target]
+) -> tuple[dict, dict[str, dict]]:
+    """What a trained method achieves on its own test images and on its targets, as in results.json.
+
+    Returns:
+        The scores; and what was predicted, by test set, as `coop.evaluation.predictions` keeps it.
+    """
+    scores, sets = test(method, data, cfg.dataset.template)
     if targets:
-        frozen = {target.name: data.test_features(target.name) for target in targets}
-        scores["targets"] = test_targets(method, cfg.method, targets, data.extractor, frozen)
         own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
-        scores |= harmonic_mean(own | scores)
-    return scores, predictions
+        frozen = {target.name: data.test_features(target.name) for target in targets}
+        scores["targets"], kept = test_targets(
+            method, cfg.method, targets, data.extractor, frozen, ood=new_classes(own)
+        )
+        sets |= kept
+        scores |= harmonic_mean(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
+    return scores, sets
 
 
-def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predictions]:
+def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[str, dict]]:
     """Accuracies on the test and validation images, zero-shot beside them, as in results.json; and the predictions.
 
     Args:
@@ -52,7 +64,8 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
     splits, classes = data.splits, len(method.classnames)
 
     def predictions_on(part: str, frozen) -> Predictions:
-        return predict(method, features_for(method, data.extractor, splits, part, frozen), data.extractor.autocast)
+        features = features_for(method, data.extractor, splits, part, frozen)
+        return predict(method, features, data.extractor.autocast, splits.labels(part))
 
     started = time.perf_counter()
     labels, predictions = splits.labels("test"), predictions_on("test", data.test_features())
@@ -63,10 +76,10 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, Predic
         on_val = predictions_on("val", data.val_features[0])
         scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    frozen = pooled(data.test_features(), data.extractor.kind)
+    frozen = method.clip.pooled(data.test_features(), data.extractor.kind)
     without_training = predict(zero_shot, frozen, data.extractor.autocast)
     scores |= figures("zero_shot", score(without_training, labels, classes))
-    return scores | {"test_seconds": seconds}, predictions
+    return scores | {"test_seconds": seconds}, {OWN: predictions.kept(labels)}
 
 
 def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> dict:
@@ -81,11 +94,38 @@ def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> di
         "tf32": cfg.trainer.tf32,
         "chosen": method.chosen,
         "validation": cfg.validation,
+        "uses": uses(cfg, method, splits),
         "epochs": epochs,
         "n_train": len(splits.train),
         "n_val": len(splits.val),
         "n_test": len(splits.test),
     }
+
+
+def cost(trainer: pl.Trainer, data: FewShotData, fit_seconds: float) -> dict:
+    """Time and memory, in the words of results.json; a step's time is null where nothing is trained in steps."""
+    steps = trainer.global_step - _history(trainer).first_step
+    return {
+        "encode_seconds": data.extractor.seconds,
+        "fit_seconds": fit_seconds,
+        "step_seconds": fit_seconds / steps if steps else None,
+        "peak_memory_mb": peak_mb(data.extractor.device),
+    }
+
+
+def _history(trainer: pl.Trainer) -> History:
+    return next(callback for callback in trainer.callbacks if isinstance(callback, History))
+
+
+def uses(cfg: DictConfig, method: Method, splits: Splits) -> list[str]:
+    """What a trained method rests on, beside a frozen CLIP, class names and the few shots."""
+    hand_crafted = method.hand_crafted or any(isinstance(module, HandCrafted) for module in method.modules())
+    marked = {
+        "validation images": bool(cfg.validation == "choose" and splits.val and method.chosen),
+        "image tower": method.needs_images,  # a changed one: each step encodes images
+        "class descriptions": hand_crafted,  # hand-crafted prompts
+    }
+    return [name for name, used in marked.items() if used]
 
 
 def describe_prompt(cfg: DictConfig, method: Method, splits: Splits) -> dict:
@@ -110,11 +150,12 @@ def describe_prompt(cfg: DictConfig, method: Method, splits: Splits) -> dict:
 
 
 def write_run(
-    run_dir: Path, results: dict, method: Method, data: FewShotData, predictions: Predictions, trainer: pl.Trainer
+    run_dir: Path, results: dict, method: Method, data: FewShotData, sets: dict[str, dict], trainer: pl.Trainer
 ) -> None:
     """Write what a run's folder shows of it, results.json last: its presence says that the run is finished."""
-    history = next(callback for callback in trainer.callbacks if isinstance(callback, History))
-    describe_run(run_dir, method, data, predictions, history)
+    write_predictions(run_dir, sets)
+    predictions = Predictions(*(torch.from_numpy(sets[OWN][key]) for key in ("predicted", "confidence")))
+    describe_run(run_dir, method, data, predictions, _history(trainer))
     write_json(run_dir / RESULTS, results)
     log_results(trainer.logger, results, run_dir)
 

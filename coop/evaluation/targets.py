@@ -7,19 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from coop.clip.backbone import pooled
 from coop.config import CLASSES, build_method, check_dataset
 from coop.data.features import FeatureExtractor
 from coop.data.readers import read_dataset
 from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
 from coop.evaluation.metrics import features_for, figures, predict, score
+from coop.evaluation.predictions import OOD, ood_detection
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 
@@ -169,8 +170,9 @@ def test_targets(
     targets: Sequence[Target],
     extractor: FeatureExtractor,
     frozen: Mapping[str, Tensor],
-) -> dict[str, dict]:
-    """What `targets` in results.json holds.
+    ood: str | None,
+) -> tuple[dict[str, dict], dict[str, dict]]:
+    """What `targets` in results.json holds; and the predictions, by test set.
 
     Args:
         method: for the classes it was trained with.
@@ -178,37 +180,68 @@ def test_targets(
         targets: what to test on, already checked by `check_transfer`.
         extractor: of the frozen CLIP.
         frozen: the frozen CLIP's features (N, E) of the test images of each target.
+        ood: the target, if there is one, whose images are also classified among the classes of the training.
     """
-    return {
-        target.name: score_target(for_target(method, node, target), extractor, target, frozen[target.name])
-        for target in targets
-    }
+    scores, sets = {}, {}
+    for target in targets:
+        learned = method if target.name == ood else None
+        method_there = for_target(method, node, target)
+        scores[target.name], kept = score_target(method_there, extractor, target, frozen[target.name], learned)
+        sets |= kept
+    return scores, sets
 
 
-def score_target(method: Method, extractor: FeatureExtractor, target: Target, frozen: Tensor) -> dict:
-    """One entry of `targets` in results.json: the method and zero-shot CLIP.
+def score_target(
+    method: Method, extractor: FeatureExtractor, target: Target, frozen: Tensor, learned: Method | None = None
+) -> tuple[dict, dict[str, dict]]:
+    """One entry of `targets` in results.json: the method and zero-shot CLIP; and the method's predictions.
 
     Args:
         method: for the target's classes.
         extractor: of the frozen CLIP.
         target: what to test on.
         frozen: the frozen CLIP's features (N, E) of its test images, or as the method's `feature_kind` says.
+        learned: the method for other classes, which the images are out of distribution to.
     """
     started = time.perf_counter()
     splits, classes = target.splits, len(target.splits.classnames)
     labels = splits.labels("test")
     zero_shot = ZeroShot(method.clip, splits.classnames, template=target.dataset.template)
     seen = features_for(method, extractor, splits, "test", frozen)
-    frozen = pooled(frozen, extractor.kind)
+    predictions = predict(method, seen, extractor.autocast, labels)
+    without_training = predict(zero_shot, method.clip.pooled(frozen, extractor.kind), extractor.autocast)
+    sets = {f"targets/{target.name}": predictions.kept(labels)}
+    if learned is not None:
+        sets[OOD] = predict(learned, seen, extractor.autocast).kept()
     return {
         "classes": target.dataset.classes,
         "split": splits.origin,
         "num_classes": classes,
         "n_test": len(splits.test),
-        **figures("test", score(predict(method, seen, extractor.autocast), labels, classes)),
-        **figures("zero_shot", score(predict(zero_shot, frozen, extractor.autocast), labels, classes)),
+        **figures("test", score(predictions, labels, classes)),
+        **figures("zero_shot", score(without_training, labels, classes)),
         "test_seconds": time.perf_counter() - started,
-    }
+    }, sets
+
+
+def new_classes(run: Mapping) -> str | None:
+    """The target that holds the classes which a run has not seen, if it learned on the base classes."""
+    return f"{run['dataset']}:new" if run["classes"] == "base" else None
+
+
+def ood_scores(base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarray] | None) -> dict[str, float]:
+    """How well images of new classes are told from those of base classes, by the probability among base classes.
+
+    Args:
+        base: predictions for images of base classes.
+        new: those for images of new classes, among the same base classes.
+
+    Returns:
+        "test/auroc" and "test/fpr95"; empty where one of the two is not known.
+    """
+    if not (base and new):
+        return {}
+    return figures("test", ood_detection(base["confidence"], new["confidence"]))
 
 
 def harmonic_mean(results: dict) -> dict[str, float]:
@@ -222,8 +255,8 @@ def harmonic_mean(results: dict) -> dict[str, float]:
     """
     tested = results["targets"]
     base = results if "test/acc" in results else tested.get(f"{results['dataset']}:base")  # a converted prompt has none
-    new = tested.get(f"{results['dataset']}:new")
-    if results["classes"] != "base" or base is None or new is None:
+    new = tested.get(new_classes(results))
+    if base is None or new is None:
         return {}
     pairs = {name: (base[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
     return {f"{name}/harmonic_mean": 2 * a * b / (a + b) if a + b else 0.0 for name, (a, b) in pairs.items()}

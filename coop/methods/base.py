@@ -64,7 +64,7 @@ class Method(nn.Module):
 
     #: Whether the trained state has a meaning for other classes than those it was trained with.
     transfers_to_other_classes = True
-    #: Names of buffers that `prepare` fits to the training images.
+    #: Names in the state_dict of what `prepare` fits to the training images, and no optimiser trains.
     fitted: tuple[str, ...] = ()
     #: Names of parameters and buffers whose length is known with the training data alone; loading takes a file's.
     sized_by_training: tuple[str, ...] = ()
@@ -72,6 +72,8 @@ class Method(nn.Module):
     needs_images = False
     #: Whether each step also brings the frozen CLIP's features of the same views.
     needs_teacher = False
+    #: Whether hand-crafted prompts tell it of the classes; one that holds `HandCrafted` features need not say so.
+    hand_crafted = False
     #: Whether it has a rule for every choice where there are no validation images; one that has `prepare` or `select`
     #: must say so, or is refused with `validation=none`.
     works_without_validation = False
@@ -124,7 +126,12 @@ class Method(nn.Module):
     def trainable_params(self) -> int:
         """How many numbers are fitted to the training images; final after `select`."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return sum(tensor.numel() for tensor in [*trained, *(getattr(self, name) for name in self.fitted)])
+        return sum(tensor.numel() for tensor in [*trained, *self.fitted_tensors()])
+
+    def fitted_tensors(self) -> list[Tensor]:
+        """What `fitted` names, without gradient; writing into these changes the method's own."""
+        state = self.state_dict()
+        return [state[name] for name in self.fitted]
 
     @classmethod
     def check_without_validation(cls, **options) -> None:

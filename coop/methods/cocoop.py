@@ -47,7 +47,8 @@ class CoCoOp(PromptLearner):
         super().__init__(clip, classnames, n_ctx or (None if ctx_init else 4), ctx_init, **options)
         hidden, linear = clip.embed_dim // 16, partial(nn.Linear, dtype=self.ctx.dtype)
         self.meta_net = nn.Sequential(linear(clip.embed_dim, hidden), nn.ReLU(), linear(hidden, clip.text_width))
-        self.condition, self.teacher = condition, HandCrafted(clip, self.classnames, [template])
+        self.condition = condition
+        self.teacher = HandCrafted(clip, self.classnames, [template]) if condition == "class" else None
         self.text_depends_on_image = condition != "class"
         self.images_at_once = max(1, PROMPTS_AT_ONCE // len(classnames)) if self.text_depends_on_image else 4096
         # Other images, hence other contexts, on each process; and a context for each class.

@@ -9,6 +9,7 @@ from open_clip import SimpleTokenizer
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
+from coop.clip.deep_prompts import DeepPrompts
 from coop.clip.templates import check_template
 from coop.clip.text.plain import prompt_embeddings
 from coop.errors import CoopError
@@ -46,6 +47,8 @@ class PromptLearner(Method):
 
     #: What a subclass fixes of the options, and their only values.
     fixed: Mapping[str, Any] = {}
+    #: Whether of `ctx_init` the first n_ctx tokens are learned while the others stay where they are.
+    words_stay = False
 
     def __init__(
         self,
@@ -59,21 +62,26 @@ class PromptLearner(Method):
         class_chunk: int | None = None,
         prompt_template: str | None = None,
     ):
-        PromptLearner.check(n_ctx, ctx_init, class_token_position, class_chunk, prompt_template)
+        # Not the subclass's own check, which may want options of its own.
+        PromptLearner.check.__func__(type(self), n_ctx, ctx_init, class_token_position, class_chunk, prompt_template)
         super().__init__(clip, classnames)
         self.class_specific, self.class_token_position = class_specific, class_token_position
         self.transfers_to_other_classes = not class_specific
+        self.deep: DeepPrompts | None = None  # a subclass's
         copies = (len(classnames),) if class_specific else ()
         if ctx_init:
             words = word_context(clip, ctx_init)
-            if n_ctx is not None and n_ctx != len(words):
+            if self.words_stay:
+                words = words[:n_ctx]
+                prompt_template = prompt_template or f"{ctx_init.replace('_', ' ')} {{}}."
+            elif n_ctx is not None and n_ctx != len(words):
                 raise CoopError(_conflict(n_ctx, ctx_init, str(len(words))))
             start = words.expand(*copies, *words.shape).clone()
         else:
             start = torch.empty(*copies, n_ctx or DEFAULT_N_CTX, clip.text_width, dtype=_context_dtype(clip))
             nn.init.normal_(start, std=INIT_STD)
         self.ctx = nn.Parameter(start)
-        prompts = _layout(clip, self.classnames, self.n_ctx, class_token_position, prompt_template)
+        prompts = _layout(clip, self.classnames, n_ctx or self.n_ctx, class_token_position, prompt_template)
         _check_lengths(clip, self.classnames, prompts, self.n_ctx, ctx_init)
         self.register_buffer("ids", clip.pad([prompt.ids for prompt in prompts]), persistent=False)
         self.register_buffer("slots", _pad_slots(prompts, clip.context_length), persistent=False)
@@ -103,14 +111,11 @@ class PromptLearner(Method):
             )
         if ctx_init is not None and not ctx_init.replace("_", " ").strip():
             raise CoopError('method.ctx_init="": give words to start from, or null for a random start')
-        if ctx_init and n_ctx is not None and n_ctx < len(ctx_init.replace("_", " ").split()):
+        exact = ctx_init and n_ctx is not None and not cls.words_stay
+        if exact and n_ctx < len(ctx_init.replace("_", " ").split()):
             raise CoopError(_conflict(n_ctx, ctx_init, f"at least {len(ctx_init.replace('_', ' ').split())}"))
         # CLIP's own tokenizer costs nothing to ask; other towers count their tokens once they are loaded.
-        if (
-            ctx_init
-            and n_ctx is not None
-            and n_ctx > (tokens := len(SimpleTokenizer().encode(ctx_init.replace("_", " "))))
-        ):
+        if exact and n_ctx > (tokens := len(SimpleTokenizer().encode(ctx_init.replace("_", " ")))):
             raise CoopError(_conflict(n_ctx, ctx_init, str(tokens)))
         if class_token_position not in POSITIONS:
             raise CoopError(f"method.class_token_position={class_token_position}: allowed are {', '.join(POSITIONS)}")
@@ -118,11 +123,12 @@ class PromptLearner(Method):
             raise CoopError(f"method.class_chunk={class_chunk}: the number of classes per chunk must be at least 1")
         if prompt_template is not None:
             check_template("method.prompt_template", prompt_template)
-            if class_token_position != "end":
-                raise CoopError(
-                    f"method.class_token_position={class_token_position} with method.prompt_template="
-                    f'"{prompt_template}": the template says where the class name stands; leave the position at "end"'
-                )
+        placed = prompt_template or (ctx_init if cls.words_stay else None)
+        if placed and class_token_position != "end":
+            raise CoopError(
+                f'method.class_token_position={class_token_position} with the prompt "{placed}": it says where the '
+                'class name stands; leave the position at "end"'
+            )
 
     @property
     def n_ctx(self) -> int:
@@ -131,14 +137,19 @@ class PromptLearner(Method):
 
     @cached_property
     def encoder(self) -> nn.Module:
-        """The text side; made at the first use, when it is known whether several processes share the classes."""
+        """The text encoder; made at the first use, when it is known whether several processes share the classes."""
         with torch.inference_mode(False):  # the first use may be Lightning's validation
             ids, slots = self.ids.cpu(), self.slots.cpu()
             return self.clip.prompt_encoder(ids, slots, **self.encoding)
 
+    def encode_image(self, images: Tensor) -> Tensor:
+        if self.deep is None or not self.needs_images:
+            return super().encode_image(images)
+        return self.deep.encode_image(images, self.ctx, self.encoding["checkpoint"])
+
     def forward(self) -> Tensor:
         """text_features (K, E), L2-normalised, differentiable in ctx."""
-        return self.encoder(self.ctx)
+        return self.encoder(self.ctx, None if self.deep is None else self.deep.of_text())
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """The prompts as the paper writes them: token embeddings (K, L, D), differentiable in ctx, and ids (K, L).

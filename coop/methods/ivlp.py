@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.deep_prompts import DeepPrompts, check_depths
-from coop.methods.coop import PromptLearner, word_context
+from coop.methods.coop import PromptLearner
 
 
 class IVLP(PromptLearner):
@@ -27,27 +25,17 @@ class IVLP(PromptLearner):
         options: CoOp's own.
     """
 
+    words_stay = True
+
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: int = 2, ctx_init: str | None = None,
                  depth_text: int = 9, n_ctx_vision: int = 2, depth_vision: int = 9, **options):  # fmt: skip
-        self.check(depth_text, n_ctx_vision, depth_vision, n_ctx=n_ctx, **options)
-        prompt = f"{ctx_init} {{}}." if ctx_init else None
-        super().__init__(clip, classnames, n_ctx, prompt_template=prompt, **options)
-        if ctx_init:
-            self.ctx.data = word_context(clip, ctx_init)[:n_ctx]
+        self.check(depth_text, n_ctx_vision, depth_vision, n_ctx=n_ctx, ctx_init=ctx_init, **options)
+        super().__init__(clip, classnames, n_ctx, ctx_init, **options)
         self.needs_images = depth_vision > 0
         self.deep = DeepPrompts(clip, n_ctx, depth_text, n_ctx_vision, depth_vision)
 
     @classmethod
-    def check(cls, depth_text: int = 9, n_ctx_vision: int = 2, depth_vision: int = 9, ctx_init: str | None = None,
-              **options) -> None:  # fmt: skip
+    def check(cls, depth_text: int = 9, n_ctx_vision: int = 2, depth_vision: int = 9, **options) -> None:
         """Raises CoopError for depths and numbers of prompts that no backbone could have."""
         check_depths(depth_text=(depth_text, 1), n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 0))
         super().check(**options)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        if not self.needs_images:
-            return super().encode_image(images)
-        return self.deep.encode_image(images, self.ctx, self.encoding["checkpoint"])
-
-    def forward(self) -> Tensor:
-        return self.encoder(self.ctx, self.deep.of_text())

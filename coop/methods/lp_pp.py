@@ -58,7 +58,7 @@ class LPpp(Method):
         for iteration, _ in enumerate(self.descend(f.flatten(0, 1), labels.repeat(len(f)))):
             correct = (self.logits(val_f[0]).argmax(dim=1) == val_labels).sum() if len(val_labels) else 0
             if correct >= most:
-                most, kept = correct, [getattr(self, name).clone() for name in self.fitted]
+                most, kept = correct, [tensor.clone() for tensor in self.fitted_tensors()]
                 self.chosen = {"iteration": iteration} if len(val_labels) else {}
         self.weight, self.bias, self.alpha = kept
 

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.deep_prompts import DeepPrompts, check_depths
-from coop.methods.coop import PromptLearner, word_context
+from coop.methods.coop import PromptLearner
 
 
 class MaPLe(PromptLearner):
@@ -26,25 +24,16 @@ class MaPLe(PromptLearner):
         options: CoOp's own.
     """
 
-    needs_images = True
+    needs_images = words_stay = True
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: int = 2, ctx_init: str | None = None,
                  depth: int = 9, **options):  # fmt: skip
-        self.check(depth, n_ctx=n_ctx, **options)
-        prompt = f"{ctx_init} {{}}." if ctx_init else None
-        super().__init__(clip, classnames, n_ctx, prompt_template=prompt, **options)
-        if ctx_init:
-            self.ctx.data = word_context(clip, ctx_init)[:n_ctx]
+        self.check(depth, n_ctx=n_ctx, ctx_init=ctx_init, **options)
+        super().__init__(clip, classnames, n_ctx, ctx_init, **options)
         self.deep = DeepPrompts(clip, n_ctx, depth, n_ctx, depth, coupled=True)
 
     @classmethod
-    def check(cls, depth: int = 9, ctx_init: str | None = None, **options) -> None:
+    def check(cls, depth: int = 9, **options) -> None:
         """Raises CoopError for options that no backbone could serve."""
         check_depths(depth=(depth, 1))
         super().check(**options)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        return self.deep.encode_image(images, self.ctx, self.encoding["checkpoint"])
-
-    def forward(self) -> Tensor:
-        return self.encoder(self.ctx, self.deep.of_text())

@@ -12,7 +12,7 @@ from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import clip_templates
 from coop.errors import CoopError
 from coop.methods.base import Batch
-from coop.methods.coop import PromptLearner, word_context
+from coop.methods.coop import PromptLearner
 
 
 class PromptSRC(PromptLearner):
@@ -30,17 +30,14 @@ class PromptSRC(PromptLearner):
         options: CoOp's own.
     """
 
-    needs_images = needs_teacher = True
+    needs_images = needs_teacher = words_stay = True
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: int = 4, ctx_init: str | None = None,
                  depth_text: int = 9, n_ctx_vision: int = 4, depth_vision: int = 9, coupled: bool = False,
                  gpa_mean: float = 15.0, gpa_std: float = 1.0, text_weight: float = 25.0, image_weight: float = 10.0,
                  kl_weight: float = 1.0, **options):  # fmt: skip
-        self.check(depth_text, n_ctx_vision, depth_vision, coupled, gpa_std, n_ctx=n_ctx, **options)
-        prompt = f"{ctx_init} {{}}." if ctx_init else None
-        super().__init__(clip, classnames, n_ctx, prompt_template=prompt, **options)
-        if ctx_init:
-            self.ctx.data = word_context(clip, ctx_init)[:n_ctx]
+        self.check(depth_text, n_ctx_vision, depth_vision, coupled, gpa_std, n_ctx, ctx_init=ctx_init, **options)
+        super().__init__(clip, classnames, n_ctx, ctx_init, **options)
         self.deep = DeepPrompts(clip, n_ctx, depth_text, n_ctx_vision, depth_vision, coupled)
         self.gpa, self.weights = (gpa_mean, gpa_std), (text_weight, image_weight, kl_weight)
         self.teacher = HandCrafted(clip, self.classnames, clip_templates(80)[:60], raw=True)
@@ -48,8 +45,9 @@ class PromptSRC(PromptLearner):
         self.average.requires_grad_(False)
 
     @classmethod
-    def check(cls, depth_text: int = 9, n_ctx_vision: int = 4, depth_vision: int = 9, coupled: bool = False,
-              gpa_std: float = 1.0, n_ctx: int = 4, ctx_init: str | None = None, **options) -> None:  # fmt: skip
+    def check(
+        cls, depth_text=9, n_ctx_vision=4, depth_vision=9, coupled=False, gpa_std=1.0, n_ctx=4, **options
+    ) -> None:
         """Raises CoopError for options that no backbone could serve."""
         check_depths(depth_text=(depth_text, 1), n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 1))
         if coupled and (n_ctx, depth_text) != (n_ctx_vision, depth_vision):
@@ -60,12 +58,6 @@ class PromptSRC(PromptLearner):
 
     def _learned(self) -> list[Tensor]:
         return [self.ctx, *self.deep.parameters()]
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        return self.deep.encode_image(images, self.ctx, self.encoding["checkpoint"])
-
-    def forward(self) -> Tensor:
-        return self.encoder(self.ctx, self.deep.of_text())
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         t, u, f, z = self.text_features(), normalize(self.teacher()), batch.image_features, batch.teacher_features

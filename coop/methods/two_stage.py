@@ -29,7 +29,7 @@ class TwoStage(Method):
         first_stage: its share of all steps.
     """
 
-    needs_images = True
+    needs_images = hand_crafted = True
     sized_by_training = ("weight",)
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, first_stage: float = 0.6):

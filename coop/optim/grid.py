@@ -12,10 +12,23 @@ from coop.errors import CoopError
 from coop.optim.optimizers import StackedAdamW
 from coop.schedule import linear_warmup
 
-#: S models, tensors (S, ...), of x (B, E) to logits (B, S, K): scores(x, *tensors).
+#: S models, tensors (S, ...), of features of B samples, by their kinds, to logits (B, S, K): scores(x, *tensors).
 Scores = Callable[..., Tensor]
-#: Features (N, E) and labels (N).
-Samples = tuple[Tensor, Tensor]
+#: Features of N samples as a function of rows (B), and labels (N).
+Samples = tuple[Callable[[Tensor], Sequence[Tensor]], Tensor]
+#: Features of all validation images as `Scores` takes them, and labels (N).
+Validation = tuple[Sequence[Tensor], Tensor]
+
+
+def of_kinds(kinds: Sequence[Tensor]) -> Callable[[Tensor], list[Tensor]]:
+    """Features of rows that `Grid.batches` made: an equal part of each kind of samples, which follow each other."""
+    starts = [sum(len(kind) for kind in kinds[:i]) for i in range(len(kinds))]
+
+    def features(rows: Tensor) -> list[Tensor]:
+        parts = rows.chunk(len(kinds))
+        return [kind[part - start] for kind, part, start in zip(kinds, parts, starts, strict=True)]
+
+    return features
 
 
 @dataclass
@@ -83,7 +96,7 @@ class Grid:
         """Train one model for each pair of lr and weight_decay, in this order (the last changes fastest).
 
         Args:
-            start: tensors of every model.
+            start: tensors of every model, on the labels' device.
             scores: logits of all models.
             samples: N of them.
             rows: (T, B), the samples of each step.
@@ -92,47 +105,50 @@ class Grid:
             Losses (S) before each step, and the models after it.
         """
         (x, y), (lr, decay) = samples, zip(*product(self.lr, self.weight_decay), strict=True)
-        models = [tensor.to(x).expand(len(lr), *tensor.shape).clone().requires_grad_() for tensor in start]
-        rates = torch.tensor([linear_warmup(self.iterations, each, self.warmup) for each in lr], device=x.device).T
-        optimizer = StackedAdamW(models, torch.tensor(decay, dtype=x.dtype, device=x.device))
-        for batch, rate in zip(rows.to(x.device), rates, strict=True):
+        models = [tensor.expand(len(lr), *tensor.shape).clone().requires_grad_() for tensor in start]
+        rates = torch.tensor([linear_warmup(self.iterations, each, self.warmup) for each in lr], device=y.device).T
+        optimizer = StackedAdamW(models, torch.tensor(decay, dtype=models[0].dtype, device=y.device))
+        for batch, rate in zip(rows.to(y.device), rates, strict=True):
             with torch.enable_grad():
-                logits, labels = scores(x[batch], *models).flatten(0, 1), y[batch].repeat_interleave(len(lr))
+                logits, labels = scores(x(batch), *models).flatten(0, 1), y[batch].repeat_interleave(len(lr))
                 losses = F.cross_entropy(logits, labels, reduction="none").view(-1, len(lr)).mean(dim=0)
                 gradients = torch.autograd.grad(losses.sum(), models)
             optimizer.step(gradients, rate)
             yield losses.detach(), [model.detach() for model in models]
 
-    def best(
-        self, start: Sequence[Tensor], scores: Scores, samples: Samples, rows: Mapping[int, Tensor], val: Samples
-    ) -> tuple[list[Tensor], dict[str, float]]:
-        """The first best setting at its first best step; without validation images the only one at its last.
+    @torch.no_grad()
+    def fit(
+        self, tensors: Sequence[Tensor], scores: Scores, samples: Samples, rows: Mapping[int, Tensor], val: Validation
+    ) -> dict[str, float]:
+        """Leave the first best setting at its first best step; without validation images the only one at its last.
 
         Args:
-            start: see `descend`.
+            tensors: of the model: what all settings start from, and then what is learned.
             scores: see `descend`.
             samples: to train on.
             rows: see `descend`, by batch size.
             val: to choose on.
 
         Returns:
-            The tensors of the best model, and what was chosen.
+            What was chosen.
 
         Raises:
             CoopError: several settings, and no validation images.
         """
         if not len(val[1]):
             self.check_single("no validation images")
-        tried = [self._best_steps(self.descend(start, scores, samples, each), scores, val) for each in rows.values()]
+        tried = [self._best_steps(self.descend(tensors, scores, samples, each), scores, val) for each in rows.values()]
         most = torch.stack([correct for correct, _, _ in tried], dim=1)
         pair, size = divmod(int(most.flatten().argmax()), len(tried))
         _, at, models = tried[size]
         lr, decay = list(product(self.lr, self.weight_decay))[pair]
         chosen = {"lr": lr, "weight_decay": decay, "batch_size": list(rows)[size], "iteration": int(at[pair])}
-        return [tensor[pair] for tensor in models], chosen if len(val[1]) else {}
+        for tensor, learned in zip(tensors, models, strict=True):
+            tensor.copy_(learned[pair])
+        return chosen if len(val[1]) else {}
 
     def _best_steps(
-        self, steps: Iterator[tuple[Tensor, list[Tensor]]], scores: Scores, val: Samples
+        self, steps: Iterator[tuple[Tensor, list[Tensor]]], scores: Scores, val: Validation
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Of each model how many validation images it has right at best (S), when (S), and its tensors then."""
         (x, y), most = val, None

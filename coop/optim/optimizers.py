@@ -13,24 +13,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from coop.errors import CoopError
+from coop.optim import DEFAULTS
 from coop.schedule import learning_rate
 from coop.validation import NOT_NEGATIVE, POSITIVE, between, check_value, one_of
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("cosine", "constant")
-#: The keys of the config's node `optimizer` besides the arguments of a `_target_`, and their values if not given.
-DEFAULTS: dict[str, Any] = {
-    "name": "sgd",
-    "lr": 0.002,
-    "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "eps": 1e-8,
-    "warmup_epochs": 1,
-    "warmup_lr": 1e-5,
-    "schedule": "cosine",
-    "eta_min": 0.0,
-    "per": "epoch",
-}
 RULES = {
     **dict.fromkeys(("lr", "warmup_lr", "eps"), Annotated[float, POSITIVE]),
     **dict.fromkeys(("momentum", "weight_decay", "eta_min"), Annotated[float, NOT_NEGATIVE]),

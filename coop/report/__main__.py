@@ -4,7 +4,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from coop.cli.messages import exit_code
+from coop.cli.ending import exit_code
 from coop.errors import CoopError
 from coop.report import report
 from coop.system.stop import stoppable

@@ -1,7 +1,13 @@
-"""What run folders of earlier versions write otherwise than today's."""
+"""What run folders of earlier versions and of other machines write otherwise than today's here."""
 
+import re
+from pathlib import Path
 from typing import Any
 
+from coop.config import PACKAGE
+
+# What comes with the package lies in each installation: of its path, this and what is behind it.
+BUNDLED = re.compile(r"coop[/\\]assets[/\\]")
 # Readers lay in coop.data itself.
 READERS = {
     f"coop.data.{name}.": f"coop.data.readers.{name}."
@@ -13,11 +19,20 @@ def as_today(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a run folder, with today's names for what has moved.
 
     Args:
-        config: with a `dataset` and a `method` that have a `_target_`.
+        config: with a `backbone`, and a `dataset` and a `method` that have a `_target_`.
     """
     dataset, method = dict(config["dataset"]), dict(config["method"])
     module, _, function = dataset["_target_"].rpartition(".")
     dataset["_target_"] = READERS.get(f"{module}.", f"{module}.") + function
     if method["_target_"] == "coop.methods.tip_adapter.TipAdapter" and "template" in method:
         method["templates"] = [method.pop("template")]
-    return config | {"dataset": dataset, "method": method}
+    backbone = config["backbone"] | {"model": _bundled_here(config["backbone"]["model"])}
+    return config | {"backbone": backbone, "dataset": dataset, "method": method}
+
+
+def _bundled_here(model: str) -> str:
+    """The bundled CLIP lies in each installation; a config that names another's means this one's."""
+    name = BUNDLED.split(model)[-1]
+    here = PACKAGE / "assets" / name
+    bundled = name != model and here.is_dir() and not Path(model.removeprefix("local-dir:")).is_dir()
+    return f"local-dir:{here}" if bundled else model

@@ -21,12 +21,12 @@ from coop.clip.backbone import FrozenCLIP
 from coop.data.manifest import manifest_sha256
 from coop.errors import CoopError
 from coop.methods.base import Method
-from coop.optim.optimizers import DEFAULTS
+from coop.optim import DEFAULTS
+from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.runs.earlier import as_today
 from coop.runs.schemas import Learned, PromptMetadata, Results, RunConfig, validated
 from coop.system.files import write_atomically
 
-RESULTS, PROMPT, CONFIG, CHECKPOINT = "results.json", "prompt.safetensors", "config.yaml", "last.ckpt"
 CHECKSUM = "crc32"  # key in the metadata of a prompt; prompts of earlier versions have none
 # What decides a run's result; anything else may change between a run and its resumption.
 DECISIVE = (

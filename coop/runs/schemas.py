@@ -131,6 +131,9 @@ class Results(Learned, Accuracies):
     n_test: int
     fit_seconds: float
     val_acc: Fraction | None = Field(alias="val/acc", default=None)
+    uses: list[str] | None = None
+    step_seconds: float | None = None
+    peak_memory_mb: float | None = None
 
 
 class PromptMetadata(FromFile):

@@ -13,10 +13,9 @@ from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from pytorch_lightning.utilities import rank_zero_only
 
 from coop.errors import CoopError
-from coop.runs.folder import RESULTS
+from coop.runs import RESULTS
 from coop.system import stop
 from coop.system.files import remove_leftovers, write_atomically
 
@@ -42,6 +41,8 @@ def exclusive(run_dir: Path) -> Iterator[None]:
     Raises:
         BusyError: another process holds it.
     """
+    from pytorch_lightning.utilities import rank_zero_only
+
     if rank_zero_only.rank:  # the other processes of a distributed run work under their first one's lock
         yield
         return

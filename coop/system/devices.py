@@ -1,5 +1,7 @@
 """Devices by Lightning's names, and what they may round."""
 
+import logging
+
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -15,7 +17,12 @@ def set_tf32(allowed: bool) -> None:
 def device_of(accelerator: str) -> torch.device:
     """The torch device of Lightning's name for it. Raises CoopError for a name that it does not know."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)  # which devices there are is not of interest here
     try:
         return pl.Trainer(accelerator=accelerator, devices=1, **quiet).strategy.root_device
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise CoopError(f"accelerator={accelerator}: {error}") from error
+    finally:
+        lightning.setLevel(level)

@@ -1,7 +1,13 @@
-"""How the C library gives memory back."""
+"""How much memory a run takes at most, and how the C library gives it back."""
 
 import ctypes
 import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Of glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -20,3 +26,31 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def start_peak(device: "torch.device") -> None:
+    """Begin to measure: what runs before this one took in the same process does not count."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # elsewhere than on Linux it stays the peak of the whole process
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: "torch.device") -> float | None:
+    """The most memory since `start_peak`, in megabytes (10^6 bytes): of a GPU its tensors, else the whole process.
+
+    None where the system does not say (Windows).
+    """
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -87,6 +87,16 @@ def while_importing() -> None:
         _set(dict.fromkeys(SIGNALS, _leave))
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Within `stoppable`: end at once as long as modules are imported, which may catch an exception out of place."""
+    _set(dict.fromkeys(SIGNALS, _leave))
+    try:
+        yield
+    finally:
+        handle()
+
+
 def to_resume(words: Sequence[str], command: str, key: str, folder: str) -> str:
     """The advice of a command that resumes in a folder.
 

@@ -24,8 +24,10 @@ class History(Callback):
         self.records: list[dict[str, Any]] = []
         self.loss: list[Tensor] = []
         self.start: Tensor | None = None
+        self.first_step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.first_step = trainer.global_step  # of a run that is resumed, only what this process does is timed
         ctx = getattr(pl_module.method, "ctx", None)
         if self.start is None and ctx is not None:
             self.start = ctx.detach().cpu().clone()

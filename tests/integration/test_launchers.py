@@ -7,7 +7,7 @@ import pytest
 from hydra.errors import MissingConfigException
 from slurm_stand_in import write_slurm_commands
 
-from coop.cli.hydra_app import explain
+from coop.cli.messages import explain
 
 GRID = ["-m", "coop.train", "-m"]
 CELLS = ["shots=1,2", "seed=1", "epochs=1", "method.n_ctx=2"]

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from coop.evaluation.predictions import ood_detection, read_predictions
+
 
 def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
@@ -64,6 +66,20 @@ def test_base_to_new(run, small, tmp_path):
         expected = 2 / (1 / base_acc + 1 / new_acc) if base_acc and new_acc else 0.0
         assert results[f"{name}/harmonic_mean"] == pytest.approx(expected, abs=1e-9)
     assert "harmonic mean of base and new" in done.out
+    kept = read_predictions(tmp_path)
+    assert {name: len(of["confidence"]) for name, of in kept.items()} == {
+        "test": results["n_test"], "targets/folder:new": new["n_test"], "ood": new["n_test"]
+    }  # fmt: skip
+    assert (kept["targets/folder:new"]["label_rank"] == 0).mean() == pytest.approx(new["test/acc"])
+    assert kept["ood"]["predicted"].max() < 3  # among the base classes
+    expected = ood_detection(kept["test"]["confidence"], kept["ood"]["confidence"])
+    assert (results["test/auroc"], results["test/fpr95"]) == (expected["auroc"], expected["fpr95"])
+    assert results["step_seconds"] > 0 and results["peak_memory_mb"] > 50 and results["uses"] == []
+    evaluated = tmp_path / "evaluated"
+    done = run("evaluate", f"run={tmp_path}", "targets=[:new]", f"hydra.run.dir={evaluated}")
+    assert done.code == 0, done.err
+    assert results_of(evaluated)["test/auroc"] == pytest.approx(results["test/auroc"], abs=1e-6)
+    assert set(read_predictions(evaluated)) == {"targets/folder:new", "ood"}
 
 
 @pytest.mark.parametrize("exp", ["domain_generalization_mini", "domain_generalization", "cross_dataset"])

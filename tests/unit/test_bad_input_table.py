@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from coop import cache as cache_command
 from coop import dashboard, export, interpret, predict
-from coop.cli.hydra_app import explain
+from coop.cli.messages import explain
 from coop.cli.options import parse
 from coop.cli.overrides import as_override
 from coop.clip import loading as weights

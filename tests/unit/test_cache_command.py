@@ -176,7 +176,7 @@ def test_mistakes(cache, capsys, words, message):
     root, *_ = cache
     before = everything(root)
     assert run(words) == 1
-    assert capsys.readouterr().err.startswith(message)
+    assert capsys.readouterr().err.lstrip().startswith(message)
     assert everything(root) == before
 
 

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from coop.cli.hydra_app import explain
+from coop.cli.messages import explain
 from coop.config import AUTOCAST, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots

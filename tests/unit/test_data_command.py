@@ -170,7 +170,7 @@ def test_mistakes_end_with_one_message(words, message, capsys):
     assert run(words) == 1
     streams = capsys.readouterr()
     assert message in streams.err
-    assert streams.err.startswith("error: ") and "Traceback" not in streams.err
+    assert streams.err.startswith("\nerror: ") and "Traceback" not in streams.err
 
 
 def test_prepare_does_nothing_when_complete(textures, capsys):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DistributedSampler
 
 from coop import CoopError, FrozenCLIP, Item
-from coop.cli.hydra_app import explain
+from coop.cli.messages import explain
 from coop.data.datamodule import AugmentedImages, EpochSampler, FeatureSet, FewShotData
 from coop.data.features import FeatureExtractor
 from coop.data.sampling import Splits

@@ -5,14 +5,19 @@ import torch
 import torch.nn.functional as F
 
 from coop import CoopError
-from coop.optim.grid import Grid
+from coop.optim.grid import Grid, of_kinds
 from coop.schedule import linear_warmup
 
 STEPS = 30
 
 
 def scores(x, weight, bias):
-    return torch.einsum("be,ske->bsk", x, weight) + bias
+    return torch.einsum("be,ske->bsk", x[0], weight) + bias
+
+
+def of(samples):
+    """As the grid takes them."""
+    return of_kinds(samples[:1]), samples[1]
 
 
 @pytest.fixture
@@ -44,7 +49,7 @@ def alone(start, samples, rows, lr: float, decay: float) -> list[list[torch.Tens
 def test_each_model_is_what_torchs_adamw_makes_of_it_alone(start, samples):
     grid = Grid([0.1, 0.01], [0.0, 0.5], [8], STEPS, warmup=4)
     rows = grid.batches(40)[8]
-    *_, (_, models) = grid.descend(start, scores, samples, rows)
+    *_, (_, models) = grid.descend(start, scores, of(samples), rows)
     for s, (lr, decay) in enumerate([(0.1, 0.0), (0.1, 0.5), (0.01, 0.0), (0.01, 0.5)]):
         for ours, theirs in zip(models, alone(start, samples, rows, lr, decay)[-1], strict=True):
             assert torch.allclose(ours[s], theirs, atol=1e-6), (lr, decay)
@@ -66,23 +71,22 @@ def test_the_first_best_setting_and_step_are_kept(start, samples):
                         found.append((correct, setting, weight))
     correct, setting, weight = max(found, key=lambda entry: entry[0])  # the first of equal ones
     assert correct > min(entry[0] for entry in found)
-    (ours, _), chosen = grid.best(start, scores, samples, rows, val)
-    assert chosen == setting
-    assert torch.allclose(ours, weight, atol=1e-6)
+    assert grid.fit(start, scores, of(samples), rows, ([val[0]], val[1])) == setting
+    assert torch.allclose(start[0], weight, atol=1e-6)
 
 
 def test_without_validation_images_the_last_step_is_kept(start, samples):
     grid = Grid([0.1], [0.5], [8], STEPS, warmup=4)
-    rows, nothing = grid.batches(40), (torch.empty(0, 0), torch.empty(0, dtype=torch.long))
-    (weight, _), chosen = grid.best(start, scores, samples, rows, nothing)
-    assert chosen == {}
-    assert torch.allclose(weight, alone(start, samples, rows[8], 0.1, 0.5)[-1][0], atol=1e-6)
+    rows, nothing = grid.batches(40), ([torch.empty(0, 0)], torch.empty(0, dtype=torch.long))
+    expected = alone(start, samples, rows[8], 0.1, 0.5)[-1][0]
+    assert grid.fit(start, scores, of(samples), rows, nothing) == {}
+    assert torch.allclose(start[0], expected, atol=1e-6)
 
 
 def test_several_settings_need_validation_images(start, samples):
-    grid, nothing = Grid([0.1], [0.5], [8, 16], STEPS), (torch.empty(0, 0), torch.empty(0, dtype=torch.long))
+    grid, nothing = Grid([0.1], [0.5], [8, 16], STEPS), ([torch.empty(0, 0)], torch.empty(0, dtype=torch.long))
     with pytest.raises(CoopError, match=r"no validation images: nothing to choose among method.batch_size=\[8, 16\]"):
-        grid.best(start, scores, samples, grid.batches(40), nothing)
+        grid.fit(start, scores, of(samples), grid.batches(40), nothing)
 
 
 def test_batches_are_passes_over_each_kind_of_samples():

@@ -77,6 +77,8 @@ def built(method: str):
     torch.manual_seed(0)
     method = build_method(node, clip(), NAMES)
     x = torch.nn.functional.normalize(torch.randn(6, method.clip.embed_dim), dim=-1)
+    if method.feature_kind in ("tokens", "last_layer"):  # several for each image
+        x = torch.stack([x, x.roll(1, dims=0), x.roll(2, dims=0)], dim=1)
     method.prepare(lambda part: (x[None], torch.arange(6) % len(NAMES)))
     return method, x
 
@@ -85,8 +87,7 @@ def all_of(built, autocast: bool, inference: bool) -> list[torch.Tensor]:
     """Logits, and text features where there are some."""
     method, x = built
     with torch.inference_mode(inference), torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        seen = torch.stack([x, x.roll(1, dims=0), x.roll(2, dims=0)], dim=1) if method.feature_kind == "tokens" else x
-        results = [method.logits(seen)]
+        results = [method.logits(x)]
         if type(method).forward is not Method.forward and not method.text_depends_on_image:
             results.append(method.text_features())
     return results

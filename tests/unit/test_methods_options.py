@@ -7,7 +7,7 @@ from methods import quick
 
 from coop import CoopError
 from coop.config import build_method, check, conf_dir, resolve_epochs
-from coop.methods.base import Batch, Method
+from coop.methods.base import Batch, Labelled, Method
 from coop.methods.clip_adapter import ClipAdapter
 from coop.methods.image_encoder import ImageEncoder
 from coop.methods.tip_adapter import TipAdapter
@@ -64,7 +64,7 @@ def composed(*overrides: str):
         (["method=clap", "augmentation=none"], "view_sampling=pooled with augmentation=none"),
         (["method=lp_pp", "method.iterations=0"], "method.iterations=0: must be at least 1"),
         (["method=lp_pp", "method.templates=[a]"], "method.templates=a: needs one {}"),
-        (["method=cross_modal", "method.head=partial"], "method.head=partial: allowed are linear, adapter"),
+        (["method=cross_modal", "method.head=both"], "method.head=both: allowed are linear, adapter, partial"),
         (["method=cross_modal", "method.lr=[]"], "method.lr=[]: must be a list of numbers"),
         (["method=cross_modal", "method.lr=0.1"], "method.lr=0.1: must be list"),
         (["method=cross_modal", "validation=none", "method.lr=[0.1]"], "nothing to choose among method.weight_decay="),
@@ -120,18 +120,28 @@ def shots(seed: int, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def as_seen(method: Method, features: torch.Tensor) -> torch.Tensor:
-    """Features (N, E) as the method's `feature_kind` says; local ones are those of other images."""
-    if method.feature_kind != "tokens":
+    """Features (N, E) as the method's `feature_kind` says; local ones, and states of the tower, are other images'."""
+    if method.feature_kind not in ("tokens", "last_layer"):
         return features
     return torch.stack([features, *(features.roll(n, dims=0) for n in (1, 2, 3))], dim=1)
+
+
+def few_shots(method: Method) -> Labelled:
+    """Four training and three validation images of each class."""
+
+    def labelled(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+        features, labels = shots(1, 4) if part == "train" else shots(2, 3)
+        return as_seen(method, features[0])[None], labels
+
+    return labelled
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_saved_and_loaded_again(small_clip, name, tmp_path):
     """A method built anew, which never saw the training images, gives the same logits from the file alone."""
     cfg = composed(*quick(name))
-    labelled = {"train": shots(1, 4), "val": shots(2, 3)}.__getitem__
     method = build_method(cfg.method, small_clip, NAMES)
+    labelled = few_shots(method)
     method.prepare(labelled)
     with torch.no_grad():
         for parameter in method.parameters():
@@ -163,7 +173,7 @@ def test_a_file_of_another_method_does_not_fit(small_clip, name, tmp_path):
 def test_the_frozen_clip_is_left_alone(small_clip, name):
     before = {key: value.clone() for key, value in small_clip.model.state_dict().items()}
     method = build_method(composed(*quick(name)).method, small_clip, NAMES).train()
-    method.prepare({"train": shots(1, 4), "val": shots(2, 3)}.__getitem__)
+    method.prepare(few_shots(method))
     features, labels = shots(4, 2)
     if method.trained_in_steps:
         features = as_seen(method, features[0])

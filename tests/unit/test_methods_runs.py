@@ -89,6 +89,14 @@ RUNS = {
         ["method.iterations=150", "method.lr=[0.001]", "method.weight_decay=[0.01]", "validation=none"],
         {"trainable_params": K * E + E * E // 2, "epochs": 0, "validation": "none", "val/acc": None},
     ),
+    "cross_modal_partial": (
+        ["method.init=random", "method.weight_decay=[0.001]"],
+        {
+            "trainable_params": K * E + LAYER + 128 + 64 * E,
+            "epochs": 0,
+            "chosen": ["batch_size", "iteration", "lr", "weight_decay"],
+        },
+    ),
     "tip_adapter_without_validation": (
         ["method=tip_adapter", "validation=none"],
         {"trainable_params": 0, "validation": "none", "val/acc": None, "chosen": []},

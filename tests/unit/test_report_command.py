@@ -244,7 +244,7 @@ def test_mistakes(runs, capsys, words, message):
     Path("empty").mkdir()
     assert run([str(runs) if word == "RUNS" else word for word in words]) == 1
     captured = capsys.readouterr()
-    assert captured.err.startswith(message) and "Traceback" not in captured.err
+    assert captured.err.lstrip().startswith(message) and "Traceback" not in captured.err
     assert captured.out == ""
 
 

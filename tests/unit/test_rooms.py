@@ -10,9 +10,9 @@ import coop
 PACKAGE = Path(coop.__file__).parent
 # From the top down. A module may import modules of its own room and of the rooms below.
 ROOMS = [
-    {"train", "evaluate", "predict", "export", "interpret", "convert", "cache", "dashboard"},
+    {"train", "evaluate", "predict", "export", "interpret", "convert", "cache", "dashboard", "search", "retrieve"},
     {"cli"},
-    {"evaluation", "training", "report"},
+    {"evaluation", "training", "report", "retrieval"},
     {"runs"},
     {"data"},
     {"config"},

@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from coop import PromptLearner
 from coop.clip.text.vocabulary import vocabulary
 from coop.errors import CoopError
 from coop.evaluation import plots as pictures
-from coop.evaluation.metrics import Predictions, calibration_bins, confused_pairs, per_class, score
+from coop.evaluation.metrics import Predictions, confused_pairs, per_class
 from coop.evaluation.plots import draw_history, draw_per_class
 from coop.evaluation.words import nearest_words
 from coop.methods.linear_probe import LinearProbe
@@ -37,22 +36,6 @@ def test_per_class_by_hand(predictions):
     assert [entry["acc"] for entry in contents["classes"]] == [pytest.approx(1 / 3), 1.0, 0.5, None]
     assert contents["confused"][0] == {"classname": "dog", "predicted": "cat", "count": 2}
     assert json.loads(json.dumps(contents)) == contents
-
-
-def test_calibration_bins_give_the_calibration_error(predictions):
-    """Of 15 bins: the error is the mean over images of |confidence - accuracy| of their bin."""
-    bins = calibration_bins(*predictions)
-    assert sum(b["count"] for b in bins) == 6
-    by_hand = sum(b["count"] * abs(b["confidence"] - b["acc"]) for b in bins) / 6
-    assert score(*predictions, num_classes=3)["ece"] == pytest.approx(by_hand, abs=1e-6)
-
-
-def test_calibration_error_is_torchmetrics_of_all_probabilities():
-    torch.manual_seed(0)
-    probabilities, labels = (3 * torch.randn(500, 7)).softmax(dim=1), torch.randint(7, (500,))
-    predicted = Predictions(probabilities.argmax(dim=1), probabilities.amax(dim=1))
-    expected = multiclass_calibration_error(probabilities, labels, num_classes=7, n_bins=15)
-    assert score(predicted, labels, 7)["ece"] == pytest.approx(expected.item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("classes", [2, 40])

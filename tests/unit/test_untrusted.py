@@ -691,7 +691,7 @@ def test_a_cache_of_features_of_others_is_tensors_only(tmp_path):
     ],
 )
 def test_a_bare_word_or_null_names_the_fix(monkeypatch, word, message):
-    from coop.cli.hydra_app import explain
+    from coop.cli.messages import explain
 
     monkeypatch.setattr(sys, "argv", ["train.py", word])
     with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(Exception) as caught:

@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from coop.errors import CoopError
 from coop.validation import NOT_EMPTY
 
@@ -14,7 +12,7 @@ log = logging.getLogger("coop")
 
 #: Folders beneath `data_root` that a data set may lie in: CoOp's layout first, then torchvision's.
 Folders = Annotated[list[Annotated[str, NOT_EMPTY]], NOT_EMPTY]
-EXTENSIONS = tuple(IMG_EXTENSIONS)
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
 SHOWN = 5
 
 

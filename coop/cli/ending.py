@@ -1,0 +1,27 @@
+"""How a command ends: with its exit code, or with one message about what the user can fix."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+
+from coop.system import stop
+
+
+def exit_code(main: Callable[[list[str]], int], words: list[str]) -> int:
+    """Run a command and give its exit code; what the user can fix ends as one message and 1.
+
+    With HYDRA_FULL_ERROR set, the traceback is shown as well.
+    """
+    with suppress(AttributeError):  # a notebook's
+        sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that no terminal can show
+    try:
+        return main(words)
+    except Exception as error:
+        from coop.cli.messages import explain  # brings Hydra, which not every command needs
+
+        message = explain(error)
+        if message is None or os.environ.get("HYDRA_FULL_ERROR") or stop.received():
+            raise
+        print(f"\nerror: {message}", file=sys.stderr)  # after the line of a progress bar
+        return 1

@@ -1,0 +1,105 @@
+"""What a trained method sees in images: files, PIL images or arrays."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from coop.data.images import open_image, to_rgb
+from coop.data.readers.listing import printable
+from coop.data.transforms import test_transform
+from coop.errors import CoopError
+from coop.evaluation.metrics import check_probabilities
+from coop.methods import Method
+from coop.system.progress import progress
+
+BATCH_SIZE = 32
+
+#: The path of a file, a PIL image, or an array of uint8, (H, W, 3) or (H, W).
+AnyImage = str | os.PathLike | Image.Image | np.ndarray
+
+
+def predict_images(
+    method: Method, images: Sequence[AnyImage], top: int, autocast: torch.dtype | None = None
+) -> list[dict[str, Any]]:
+    """The most probable classes of each image.
+
+    Args:
+        method: trained.
+        images: any mixture of paths, PIL images and arrays.
+        top: how many classes, at most all.
+        autocast: the run's dtype of mixed precision (`coop.config.autocast_dtype`).
+
+    Returns:
+        For each image, in the same order, its "path" ("image 0", "image 1" for one that has none), and under "classes"
+        the most probable first, each with its "classname" and "probability"; for an image that cannot be read, a
+        message under "error" in place of "classes".
+    """
+    names = [name_of(image, number) for number, image in enumerate(images)]
+    predictions = []
+    for name, seen in zip(names, classified(method, images, autocast), strict=True):
+        failed = isinstance(seen, CoopError)
+        predictions.append(failure(name, seen) if failed else {"path": name, "classes": best(method, seen, top)})
+    return predictions
+
+
+def failure(path: str, error: object) -> dict[str, Any]:
+    """What stands among the predictions for an image that has none."""
+    return {"path": printable(path), "error": str(error)}
+
+
+def best(method: Method, probabilities: Tensor, top: int) -> list[dict[str, Any]]:
+    """The classes of the highest of the probabilities (K)."""
+    values, labels = probabilities.topk(min(top, len(probabilities)))
+    pairs = zip(values.tolist(), labels.tolist(), strict=True)
+    return [{"classname": method.classnames[label], "probability": value} for value, label in pairs]
+
+
+def classified(
+    method: Method, images: Sequence[AnyImage], autocast: torch.dtype | None = None
+) -> Iterator[Tensor | CoopError]:
+    """The probabilities (K) of each image, on the CPU, or why it cannot be read; see `predict_images`."""
+    transform = test_transform(method.clip.preprocess_cfg)
+    starts = range(0, len(images), BATCH_SIZE)
+    for start in progress(starts, desc="images", unit="batch", hidden=len(starts) <= 1, leave=False):
+        opened = [_opened(images[n], name_of(images[n], n)) for n in range(start, min(start + BATCH_SIZE, len(images)))]
+        prepared = [transform(image) for image in opened if not isinstance(image, CoopError)]
+        rows = iter(_probabilities(method, torch.stack(prepared), autocast) if prepared else [])
+        yield from (image if isinstance(image, CoopError) else next(rows) for image in opened)
+
+
+@torch.no_grad()
+def _probabilities(method: Method, images: Tensor, autocast: torch.dtype | None) -> Tensor:
+    """Probabilities (B, K) of preprocessed images (B, 3, H, W), on the CPU."""
+    device = method.clip.device
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        parts = method.encode_image(images.to(device)).float().split(method.images_at_once)
+        probabilities = torch.cat([method.logits(part).float().softmax(dim=1) for part in parts]).cpu()
+    check_probabilities(probabilities)
+    return probabilities
+
+
+def name_of(image: AnyImage, number: int) -> str:
+    """What an image is called in predictions and messages."""
+    path = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", "")
+    return printable(os.fspath(path)) if path else f"image {number}"
+
+
+def _opened(image: AnyImage, name: str) -> Image.Image | CoopError:
+    try:
+        if isinstance(image, str | os.PathLike):
+            return open_image(os.fspath(image))
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+            image = Image.fromarray(image)
+        if isinstance(image, Image.Image):
+            return to_rgb(image)
+    except CoopError as error:
+        return error
+    except Exception as error:  # whatever PIL raises for what is damaged, or for an array of another shape
+        return CoopError(f"{name}: not a readable image ({type(error).__name__}: {error})")
+    given = f"an array of {image.dtype} {image.shape}" if hasattr(image, "dtype") else f"a {type(image).__name__}"
+    return CoopError(f"{name}: {given}; expected a path, a PIL image, or an array of uint8, (H, W, 3) or (H, W)")
