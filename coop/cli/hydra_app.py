@@ -8,6 +8,7 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
+from coop.cli.completion import BASH
 from coop.cli.ending import exit_code
 from coop.cli.messages import explain
 from coop.cli.overrides import as_overrides
@@ -50,6 +51,9 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
         return run_setting(task, cfg, explain) if in_sweep() else task(cfg)
 
     def start(words: list[str]) -> int:
+        if words == ["-sc", "install=bash"]:
+            print(BASH)
+            return 0
         sys.argv[1:] = as_overrides(words)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
         return 0
