@@ -15,11 +15,24 @@ _HOMES = {
     "FrozenCLIP": "coop.clip.backbone",
     "Item": "coop.data.sampling",
     "PromptLearner": "coop.methods.coop",
+    "Run": "coop.evaluation.finished",
     "few_shot": "coop.data.sampling",
     "learning_rate": "coop.schedule",
     "load_run": "coop.evaluation.finished",
+    "run": "coop.cli.in_process",
 }
-__all__ = ["CoopError", "FrozenCLIP", "Item", "PromptLearner", "__version__", "few_shot", "learning_rate", "load_run"]
+__all__ = [
+    "CoopError",
+    "FrozenCLIP",
+    "Item",
+    "PromptLearner",
+    "Run",
+    "__version__",
+    "few_shot",
+    "learning_rate",
+    "load_run",
+    "run",
+]
 
 
 def __getattr__(name: str):

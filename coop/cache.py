@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from safetensors import SafetensorError
 
-from coop.cli.ending import exit_code
+from coop.cli.command import exit_code
 from coop.data.feature_cache import DAMAGED, default_cache_dir, open_shard, read_header
 from coop.errors import CoopError
 from coop.system.stop import stoppable

@@ -27,19 +27,21 @@ PACKAGE = Path(__file__).resolve().parent
 AUTOCAST = {"32": None, "16-mixed": "float16", "bf16-mixed": "bfloat16"}
 LOGGERS = ("wandb", "csv", "none")
 CLASSES = ("all", "base", "new")
+PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization")
 
 # Beyond these nobody means it: a slip of the keyboard is answered before it fills the memory.
 MOST_IMAGES, MOST_EPOCHS, MOST_PROCESSES = 10_000_000, 1_000_000, 1024
 SHOTS = Rule(
-    lambda shots: shots == -1 or 1 <= shots <= MOST_IMAGES,
-    f"give 1 or more training images per class (at most {MOST_IMAGES}), or -1 for all (zero shots: method=zero_shot)",
+    lambda shots: type(shots) is int and (shots == -1 or 1 <= shots <= MOST_IMAGES),
+    f"give 1 or more training images per class (at most {MOST_IMAGES}), or -1 for all (zero shots: method=zero_shot); "
+    "numbers of each class: a list, or a .csv or .json file",
 )
 DEVICES = Rule(
     lambda devices: _are_devices(devices),
     f"give a number from 1 to {MOST_PROCESSES}, -1 or auto for all, or a list of device numbers such as [0,1]",
 )
 
-Shots = Annotated[int, SHOTS]
+Shots = Annotated[Any, SHOTS]  # a list or a file of them has become `dataset.counts`
 Seed = Annotated[int, between(0, 2**32 - 1)]
 Epochs = Annotated[int, between(1, MOST_EPOCHS)]
 Workers = Annotated[int, between(0, MOST_PROCESSES)]
@@ -91,16 +93,18 @@ class TrainConfig:
     data_root: str | None = None
     epochs: Epochs | None = None
     steps: Annotated[int, between(1, MOST_IMAGES)] | None = None
+    steps_per_shot: Annotated[int, between(1, MOST_IMAGES)] | None = None
     epochs_by_shots: dict[int, int] = field(default_factory=lambda: dict(PAPER_EPOCHS))
     augmentation: str = "none"
     view_sampling: Annotated[str, one_of("per_image", "pooled")] = "per_image"
+    protocol: Annotated[str, one_of(*PROTOCOLS)] = "few_shot"  # which of a method's published settings it takes
     validation: Annotated[str, one_of("choose", "none")] = "choose"
     features: Features = "cached"
     cache_dir: str | None = None
     batch_size: Annotated[int, between(1, MOST_IMAGES)] = 32
     num_workers: Workers = 2
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    dataset: dict[str, Any] = field(default_factory=lambda: {"manifest": None})
+    dataset: dict[str, Any] = field(default_factory=lambda: {"manifest": None, "counts": None})
     method: dict[str, Any] = field(default_factory=dict)
     targets: list[str] = field(default_factory=list)
     optimizer: dict[str, Any] = field(default_factory=lambda: dict(DEFAULTS))
@@ -112,6 +116,7 @@ class TrainConfig:
 class EvaluateConfig:
     run: Text = MISSING
     seed: Seed | None = None
+    protocol: str | None = None  # of training; overlays of coop.train that name targets serve here too
     targets: list[str] = field(default_factory=list)
     data_root: str | None = None
     dataset: dict[str, Any] | None = None
@@ -129,6 +134,7 @@ DATASET_KEYS = {
     "classes": Annotated[str, one_of(*CLASSES)],
     "epochs": Epochs | None,
     "manifest": str | None,
+    "counts": list[Any] | None,  # a number of shots for each class, by label or as [class name, number]
     "manifest_sha256": str | None,  # only in the config.yaml of a run: the manifest's content
 }
 METHOD_KEYS = {"name": Text, "published": Any}
@@ -136,7 +142,6 @@ METHOD_KEYS = {"name": Text, "published": Any}
 
 ConfigStore.instance().store("train_schema", TrainConfig)
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
-OmegaConf.register_new_resolver("coop.times", lambda *factors: math.prod(factors), replace=True)
 OmegaConf.register_new_resolver("coop.over", lambda number, by: number / by, replace=True)
 OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
 OmegaConf.register_new_resolver("coop.templates", lambda n, *more: [*clip_templates(n), *more], replace=True)
@@ -160,6 +165,11 @@ def check(cfg: DictConfig) -> None:
         raise CoopError(f"view_sampling=pooled with augmentation={cfg.augmentation}: give augmentation=views:V, V > 1")
     if cfg.steps and cfg.epochs:
         raise CoopError(f"steps={cfg.steps} with epochs={cfg.epochs}: give one of the two; the other is null")
+    if cfg.shots == -1 and cfg.steps_per_shot and not (cfg.steps or cfg.epochs):
+        raise CoopError(
+            f"shots=-1: method={cfg.method.name} takes {cfg.steps_per_shot} steps for each shot; "
+            "give steps=N or epochs=N"
+        )
     check_dataset(cfg.dataset)
     check_backbone(cfg.backbone)
 
@@ -310,8 +320,9 @@ def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: Mapp
             check_value(f"{key}.{name}", values[name], annotation)
         elif parameter.default is inspect.Parameter.empty:
             raise CoopError(f"{key}.{name}: must be given")
+    plain = OmegaConf.to_container(node, resolve=True)
     for name, annotation in own_keys.items():
-        check_value(f"{key}.{name}", node.get(name), annotation)
+        check_value(f"{key}.{name}", plain.get(name), annotation)
 
 
 def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, inspect.Parameter]:
@@ -345,8 +356,13 @@ def resolve_epochs(cfg: DictConfig) -> int:
 
 
 def budget(cfg: DictConfig, n_train: int) -> tuple[int, int]:
-    """Epochs, and steps in all (-1: those of the epochs), of a run on so many training images."""
-    if not cfg.steps:
+    """Epochs, and steps in all (-1: those of the epochs), of a run on so many training images.
+
+    What the user says, steps or epochs, comes before the method's published steps, and these before epochs.
+    """
+    published = None if cfg.epochs else cfg.steps_per_shot
+    steps = cfg.steps or (published and published * cfg.shots)
+    if not steps:
         return resolve_epochs(cfg), -1
     per_epoch = max(1, n_train // cfg.batch_size)  # the last incomplete batch is dropped, unless it is the only one
-    return math.ceil(cfg.steps / per_epoch), cfg.steps
+    return math.ceil(steps / per_epoch), steps

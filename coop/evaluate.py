@@ -17,8 +17,8 @@ from coop.errors import CoopError
 from coop.evaluation.predictions import OOD, OWN, PREDICTIONS, read_predictions, write_predictions
 from coop.evaluation.targets import (
     Target,
+    base_to_new,
     check_transfer,
-    harmonic_mean,
     new_classes,
     ood_scores,
     read_targets,
@@ -59,7 +59,7 @@ def main(cfg: DictConfig) -> None:
         "version": coop.__version__,
         "targets": scores,
     }
-    results |= harmonic_mean(results) | ood_scores(base_predictions(run_dir, trained_results, sets), sets.get(OOD))
+    results |= base_to_new(results) | ood_scores(base_predictions(run_dir, trained_results, sets), sets.get(OOD))
     write_predictions(out_dir, sets)
     write_json(out_dir / RESULTS, results)
     show(results, out_dir)

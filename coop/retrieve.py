@@ -1,23 +1,6 @@
 """python -m coop.retrieve captions=FILE images=DIR: image-to-text and text-to-image retrieval."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import pandas as pd
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-import coop
-from coop.cli.options import parse, run
-from coop.data.sampling import Item
-from coop.errors import CoopError
-from coop.retrieval.captions import Captions, read_captions
-from coop.retrieval.encoding import EncoderOptions, encode_texts, load_encoder
-from coop.retrieval.recall import AT, both_ways, figures, published
-from coop.runs.folder import CHECKPOINT, CONFIG, PROMPT, RESULTS
-from coop.system.files import write_atomically, write_json
+from coop.cli.options import run
 
 USAGE = """python -m coop.retrieve captions=FILE [images=DIR] [split=test] [out=DIR]
          [backbone=NAME pretrained=TAG_OR_FILE | run=RUN_DIR]
@@ -33,6 +16,28 @@ USAGE = """python -m coop.retrieve captions=FILE [images=DIR] [split=test] [out=
   accelerator=auto num_workers=2 --config-dir DIR    as in coop.train and coop.predict
 
 From an image to texts, the best of its captions counts; from a text, its image. Ties count against the model."""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("retrieve", USAGE)
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import coop
+from coop.cli.options import parse
+from coop.data.sampling import Item
+from coop.errors import CoopError
+from coop.retrieval.captions import Captions, read_captions
+from coop.retrieval.encoding import EncoderOptions, encode_texts, load_encoder
+from coop.retrieval.recall import AT, both_ways, figures, published
+from coop.runs.folder import CHECKPOINT, CONFIG, PROMPT, RESULTS
+from coop.system.files import write_atomically, write_json
 
 WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}
 RANKS = "ranks.csv"
@@ -112,7 +117,3 @@ def show(results: dict[str, Any], out: Path) -> None:
     console.print(f"\n{results['captions']}: {counted}, {results['backbone']}{learned}")
     console.print(table)
     console.print(f"results  {out / RESULTS}\nranks    {out / RANKS}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

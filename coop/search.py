@@ -1,23 +1,6 @@
 """python -m coop.search PHOTOS WORDS...: photographs that fit words, another photograph, or a class of a run."""
 
-import json
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
-
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
-
-from coop.cli.options import parse, run
-from coop.data.readers.listing import printable
-from coop.errors import CoopError
-from coop.predict import find_images
-from coop.retrieval.encoding import Encoder, EncoderOptions, Photographs, encode_photographs, load_encoder
-from coop.retrieval.page import caption, write_page
-from coop.retrieval.ranking import best, label_of, log_probabilities, query_feature
-from coop.validation import between
+from coop.cli.options import run
 
 USAGE = """python -m coop.search PHOTOS WORDS... [like=IMAGE] [top=20] [out=DIR] [json=true]
          [backbone=NAME pretrained=TAG_OR_FILE | run=RUN_DIR [classname=NAME]]
@@ -35,6 +18,28 @@ USAGE = """python -m coop.search PHOTOS WORDS... [like=IMAGE] [top=20] [out=DIR]
 
 Features are kept (python -m coop.cache shows them): only new and changed photographs are encoded, and what was encoded
 before an interruption stays. Photographs that cannot be read are named and left out, and the exit code is 1."""
+
+if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
+    run("search", USAGE)
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from coop.cli.options import parse
+from coop.data.readers.listing import printable
+from coop.errors import CoopError
+from coop.predict import find_images
+from coop.retrieval.encoding import Encoder, EncoderOptions, Photographs, encode_photographs, load_encoder
+from coop.retrieval.page import caption, write_page
+from coop.retrieval.ranking import best, label_of, log_probabilities, query_feature
+from coop.validation import between
 
 NAMED = 10  # of the photographs that are left out, on the terminal; all are on the page
 
@@ -135,7 +140,3 @@ def show(options: Options, photographs: Photographs, hits: list[dict[str, Any]],
     if (more := len(photographs.left_out) - NAMED) > 0:
         print(f"error: and {more} more could not be read: {page}", file=sys.stderr)
     print(f"{counted(photographs)}\npage     {page}", file=sys.stderr if options.json else sys.stdout)
-
-
-if __name__ == "__main__":
-    run(main, USAGE)

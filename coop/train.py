@@ -7,7 +7,9 @@ if __name__ == "__main__":  # before the imports below: --help and most mistakes
 
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
@@ -15,10 +17,12 @@ from omegaconf import DictConfig
 
 from coop.clip.backbone import FrozenCLIP
 from coop.config import budget, build_method
-from coop.data.datamodule import build_data
+from coop.data.datamodule import FewShotData, build_data
 from coop.data.readers import read_splits
+from coop.data.sampling import Splits
 from coop.evaluation.outcome import cost, describe, evaluate, write_run
-from coop.evaluation.targets import check_transfer, targets_of_run
+from coop.evaluation.targets import Target, check_transfer, targets_of_run
+from coop.methods import Method
 from coop.runs.folder import PROMPT, RESULTS, claim_folder, read_finished, save_prompt, show_run
 from coop.runs.sweep import check_search, exclusive, in_sweep
 from coop.system.memory import start_peak
@@ -27,8 +31,12 @@ from coop.training.trainer import build_trainer, fit
 log = logging.getLogger("coop")
 
 
-def main(cfg: DictConfig) -> float | None:
+def main(cfg: DictConfig, show: bool = True) -> float | None:
     """Run a checked config, unless its folder already holds the result.
+
+    Args:
+        cfg: of the run.
+        show: whether to print the closing table.
 
     Returns:
         The validation accuracy: what a sweeper may optimise.
@@ -43,7 +51,7 @@ def main(cfg: DictConfig) -> float | None:
                 return results["val/acc"]
         else:
             results = train(cfg, run_dir)
-    if pl.utilities.rank_zero_only.rank == 0:
+    if show and pl.utilities.rank_zero_only.rank == 0:
         show_run(results, run_dir)
     return results["val/acc"]
 
@@ -60,7 +68,26 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     splits = read_splits(cfg)
     check_search(bool(splits.val))
     targets = targets_of_run(cfg)
+    method, data, trainer, epochs, seconds = learn(cfg, splits, run_dir, targets)
+    scores, predicted = evaluate(cfg, method, data, targets)
+    results = describe(cfg, method, splits, epochs) | scores | cost(trainer, data, seconds)
+    if trainer.is_global_zero:
+        write_run(run_dir, results, method, data, predicted, trainer)
+    return results
 
+
+class Learned(NamedTuple):
+    """A trained method, the data and the Trainer that it was trained with, and its epochs and seconds."""
+
+    method: Method
+    data: FewShotData
+    trainer: pl.Trainer
+    epochs: int
+    seconds: float
+
+
+def learn(cfg: DictConfig, splits: Splits, run_dir: Path, targets: Sequence[Target] = ()) -> Learned:
+    """CLIP, method, fit; what was learned is in the run's folder afterwards."""
     clip = FrozenCLIP.load(**cfg.backbone)
 
     pl.seed_everything(cfg.seed, verbose=False)
@@ -78,9 +105,4 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     seconds = time.perf_counter() - started - data.extractor.seconds
     if trainer.is_global_zero:
         save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
-
-    scores, predicted = evaluate(cfg, method, data, targets)
-    results = describe(cfg, method, splits, epochs) | scores | cost(trainer, data, seconds)
-    if trainer.is_global_zero:
-        write_run(run_dir, results, method, data, predicted, trainer)
-    return results
+    return Learned(method, data, trainer, epochs, seconds)

@@ -15,11 +15,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import NamedTuple
 
 FORK_SERVER = multiprocessing.get_context("forkserver")
-FORK_SERVER.set_forkserver_preload(["coop.train", "coop.evaluate"])
+FORK_SERVER.set_forkserver_preload(["preloaded"])
 TIMEOUT = 300  # seconds; a command takes one to twenty
 
 
@@ -49,6 +50,7 @@ class Commands:
         self.count += 1
         files = [self.folder / f"{self.count}.{stream}" for stream in ("out", "err")]
         arguments = (command, args, self.folder, self.env | env, *files)
+        start_fork_server()
         process = FORK_SERVER.Process(target=self.target, args=arguments)
         process.start()
         process.files = files
@@ -82,6 +84,16 @@ class Commands:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started itself
             raise
         return Finished(process.returncode, out, err)
+
+
+def start_fork_server() -> None:
+    """It finds what it is to import beforehand by PYTHONPATH alone."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *filter(None, [before])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
 
 def as_in_a_terminal() -> None:
@@ -122,6 +134,9 @@ def run_command(command: str, args: tuple[str, ...], folder: Path, env: dict[str
     if broken := env.get("COOP_TEST_FAIL"):
         where, _, name = broken.rpartition(".")
         setattr(importlib.import_module(where), name, lambda *_, **__: os._exit(9))
+    if env.get("COOP_TEST_PLAIN"):  # no pictures, a third of a small run's time
+        plots = importlib.import_module("coop.evaluation.plots")
+        plots.draw_history = plots.draw_per_class = lambda *_: None
     if slow := env.get("COOP_TEST_SLOW"):
         slow_down(*slow.rsplit(".", 1))
     sys.argv = [f"{command}.py", *args]

@@ -6,7 +6,6 @@ import os
 import sys
 from pathlib import Path
 
-import open_clip
 import pytest
 import torch
 
@@ -24,7 +23,7 @@ import small_clip as small  # noqa: E402
 @pytest.fixture(scope="session")
 def small_clip() -> FrozenCLIP:
     """The small CLIP that the reference figures were computed with."""
-    return FrozenCLIP(small.small_clip(), open_clip.SimpleTokenizer(), name="small")
+    return FrozenCLIP(small.small_clip(), small.tokenizer(), name="small")
 
 
 @pytest.fixture(scope="session")

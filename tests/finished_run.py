@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed
 from omegaconf import OmegaConf
 
 from coop import PromptLearner
-from coop.config import conf_dir
 from coop.runs.folder import CONFIG, PROMPT, RESULTS, save_prompt
 from coop.system.files import write_json
 
@@ -21,8 +20,7 @@ RESULT = {
 
 def write_run(folder: Path, clip, *overrides: str, method=PromptLearner, **options) -> Path:
     """A run on the bundled CLIP as coop.train leaves it, with what was learned drawn at random."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=list(overrides))
+    cfg = composed(*overrides)
     folder.mkdir()
     (folder / CONFIG).write_text(OmegaConf.to_yaml(cfg, resolve=True))
     torch.manual_seed(0)

@@ -2,14 +2,12 @@
 
 # The small CLIP's image tower has two layers, its text encoder four.
 QUICK = {
-    "clip_lora": ["steps=null"],
     "cross_modal": ["method.iterations=20"],
     "cross_modal_adapter": ["method.iterations=20"],
     "cross_modal_partial": ["method.iterations=20"],
     "ivlp": ["method.depth_text=2", "method.depth_vision=2"],
     "maple": ["method.depth=2"],
     "promptsrc": ["method.depth_text=2", "method.depth_vision=2"],
-    "two_stage": ["steps=null"],
     "vpt": ["method.depth_vision=2"],
 }
 

@@ -5,7 +5,9 @@ images. Every parameter is drawn from numpy's legacy `RandomState`, whose stream
 the CRC-32 of the parameter's name (OpenAI's and open_clip's names, which agree for this architecture).
 """
 
+import copy
 import zlib
+from functools import cache
 
 import numpy as np
 import torch
@@ -47,8 +49,8 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return (fan_in**-0.5 * noise).astype(np.float32)
 
 
-def small_vit_clip(text_layers: int = TEXT["layers"]) -> torch.nn.Module:
-    """The model, as an open_clip `CLIP`, float32, in eval mode."""
+@cache
+def _built(text_layers: int) -> torch.nn.Module:
     import open_clip
 
     config = MODEL_CFG | {"text_cfg": TEXT | {"layers": text_layers}}
@@ -59,6 +61,11 @@ def small_vit_clip(text_layers: int = TEXT["layers"]) -> torch.nn.Module:
     }
     model.load_state_dict(state)
     return model
+
+
+def small_vit_clip(text_layers: int = TEXT["layers"]) -> torch.nn.Module:
+    """The model, as an open_clip `CLIP`, float32, in eval mode; a copy of its own at each call."""
+    return copy.deepcopy(_built(text_layers))
 
 
 def drawn(key: str, shape: tuple[int, ...], std: float = 0.02) -> torch.Tensor:

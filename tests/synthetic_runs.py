@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
-from coop.schedule import epochs_by_shots
+from coop.report.records import published_epochs
+
+YamlDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def write_run(folder: Path, acc: float = 0.8, config: dict | None = None, **changed: Any) -> dict:
@@ -22,24 +24,28 @@ def write_run(folder: Path, acc: float = 0.8, config: dict | None = None, **chan
         What results.json holds.
     """
     method = changed.get("method", "coop")
-    results = results_of(method, changed.get("shots", 16)) | {"test/acc": acc, "test/macro_acc": acc - 0.01} | changed
+    results = (
+        results_of(method, changed.get("dataset", "caltech101"), changed.get("shots", 16))
+        | {"test/acc": acc, "test/macro_acc": acc - 0.01}
+        | changed
+    )
     results = {key: value for key, value in results.items() if value is not None}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
     if config is not False:
-        text = yaml.safe_dump(config_of(results, config or {}), sort_keys=False)
+        text = yaml.dump(config_of(results, config or {}), Dumper=YamlDumper, sort_keys=False)
         (folder / "config.yaml").write_text(text)
     return results
 
 
-def results_of(method: str, shots: int) -> dict:
+def results_of(method: str, dataset: str, shots: int) -> dict:
     learned = {"n_ctx": 16, "class_specific": False, "class_token_position": "end"} if method == "coop" else {}
     return {
         "task": "train",
         "method": method,
         "backbone": "RN50-quickgelu",
         "pretrained": "openai",
-        "dataset": "caltech101",
+        "dataset": dataset,
         "classes": "all",
         "split": "published",
         "shots": shots,
@@ -52,7 +58,7 @@ def results_of(method: str, shots: int) -> dict:
         "tf32": False,
         "num_classes": 100,
         "trainable_params": 8192,
-        "epochs": epochs_by_shots(shots),
+        "epochs": published_epochs(dataset, shots),
         "n_train": 1600,
         "n_val": 400,
         "n_test": 2465,
@@ -67,16 +73,20 @@ def results_of(method: str, shots: int) -> dict:
 def config_of(results: dict, changed: dict) -> dict:
     """The part of config.yaml that stands beside such results."""
     name, epochs = results["backbone"], results.get("epochs")
+    rule = published_epochs(results["dataset"], results["shots"])
     config = {
         "shots": results["shots"],
         "seed": results["seed"],
-        "epochs": None if epochs == epochs_by_shots(results["shots"]) else epochs,
+        "epochs": None if epochs == rule else epochs,
         "backbone": {"model": name, "pretrained": "openai", "name": name, "precision": "fp32", "cache_dir": None},
         "dataset": {"_target_": "reader", "name": results["dataset"], "template": "a photo of a {}.", "epochs": None},
         "method": {"_target_": "method", "name": results.get("method"), "n_ctx": None, "ctx_init": None},
         "optimizer": {"name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 0.0005},
     }
-    return {key: value | changed.get(key, {}) if isinstance(value, dict) else value for key, value in config.items()}
+    return {
+        key: value | changed.get(key, {}) if isinstance(value, dict) else changed.get(key, value)
+        for key, value in config.items()
+    }
 
 
 def write_evaluation(folder: Path, run: Path, targets: dict[str, float], **changed: Any) -> dict:

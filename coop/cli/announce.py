@@ -61,10 +61,22 @@ def summary(folder: Path, found: Standing) -> list[str]:
         count += f", {skipped} skipped: another process is computing {'it' if skipped == 1 else 'them'}"
     return [
         f"{folder}: {count}",
-        *(f"failed: {run.relative_to(folder)}\n    {message}" for run, message in found.failed.items()),
+        *_failed(folder, found),
         *(f"skipped: {run.relative_to(folder)}" for run in found.elsewhere),
         *(f"not finished: {run.relative_to(folder)}" for run in found.unfinished),
     ]
+
+
+def _failed(folder: Path, found: Standing) -> list[str]:
+    """What failed: each message once, below the runs that it stopped; of many the first three."""
+    runs: dict[str, list[str]] = {}
+    for run, message in found.failed.items():
+        runs.setdefault(message, []).append(str(run.relative_to(folder)))
+    lines = []
+    for message, names in runs.items():
+        more = f", and {len(names) - 3} more with the same message" if len(names) > 3 else ""
+        lines += [*(f"failed: {name}" for name in names[:3]), f"    {message}{more}"]
+    return lines
 
 
 def show_report(folder: Path) -> None:

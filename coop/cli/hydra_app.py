@@ -1,6 +1,5 @@
 """How coop.train and coop.evaluate start under Hydra."""
 
-import importlib
 import logging
 import sys
 from collections.abc import Callable
@@ -8,11 +7,11 @@ from collections.abc import Callable
 import hydra
 from omegaconf import DictConfig
 
-from coop.cli.completion import BASH
-from coop.cli.ending import exit_code
+from coop.cli.checks import CHECKS
+from coop.cli.command import exit_code, main_of
 from coop.cli.messages import explain
 from coop.cli.overrides import as_overrides
-from coop.config import check, check_evaluation, conf_dir
+from coop.config import conf_dir
 from coop.runs.sweep import in_sweep, run_setting
 from coop.system import stop
 from coop.system.memory import keep_freed_memory
@@ -20,7 +19,18 @@ from coop.system.memory import keep_freed_memory
 # Hydra prints exceptions itself, as shortened tracebacks; here they come to `explain`.
 hydra._internal.utils.run_and_report = lambda call: call()
 
-CHECKS = {"train": check, "evaluate": check_evaluation}
+# Hydra's script completes `python FILE.py`; this one `python -m coop.train` and coop.evaluate, in bash and zsh.
+COMPLETION = """export _HYDRA_OLD_COMP=$(complete -p python 2> /dev/null)
+hydra_bash_completion()
+{
+    words=($COMP_LINE)
+    COMPREPLY=()
+    case "${words[1]} ${words[2]}" in "-m coop.train"|"-m coop.evaluate") ;; *) return ;; esac
+    choices=$(COMP_LINE="${words[2]}${COMP_LINE#*${words[2]}}" ${words[0]} -m ${words[2]} -sc query=bash 2> /dev/null)
+    COMPREPLY=($(compgen -o nospace -o default -W "$choices" -- "${COMP_LINE##* }"))
+}
+COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
+complete -o nospace -o default -F hydra_bash_completion python python3"""
 
 
 def run(command: str) -> None:
@@ -31,9 +41,7 @@ def run(command: str) -> None:
 
     def task(cfg: DictConfig) -> float | None:
         CHECKS[command](cfg)
-        with stop.importing():
-            module = importlib.import_module(f"coop.{command}")
-        return module.main(cfg)
+        return main_of(command)(cfg)
 
     launch(task, command)
     sys.exit()
@@ -51,8 +59,8 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
         return run_setting(task, cfg, explain) if in_sweep() else task(cfg)
 
     def start(words: list[str]) -> int:
-        if words == ["-sc", "install=bash"]:
-            print(BASH)
+        if {"-sc", "--shell-completion"} & set(words) and "install=bash" in words:
+            print(COMPLETION)
             return 0
         sys.argv[1:] = as_overrides(words)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()

@@ -1,21 +1,20 @@
 """Commands that do not start under Hydra: their words and options, and what a user reads when something is wrong."""
 
-import importlib
 import logging
 import os
 import sys
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 from omegaconf import MISSING
 
-from coop.cli.ending import exit_code
+from coop.cli.command import exit_code, main_of
 from coop.errors import CoopError
 from coop.system.files import check_utf8
 from coop.system.memory import keep_freed_memory
-from coop.system.stop import importing, stoppable
+from coop.system.stop import stoppable
 from coop.validation import read_text
 
 
@@ -75,9 +74,4 @@ def run(command: str, usage: str) -> None:
         sys.exit(0)
     keep_freed_memory()
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    sys.exit(exit_code(lambda words: _main(command)(words), words))
-
-
-def _main(command: str) -> Callable[[list[str]], int]:
-    with importing():
-        return importlib.import_module(f"coop.{command}").main
+    sys.exit(exit_code(lambda words: main_of(command)(words), words))

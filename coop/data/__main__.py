@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from coop.cli.ending import exit_code
+from coop.cli.command import exit_code
 from coop.cli.overrides import as_overrides
 from coop.config import TrainConfig, check_dataset, check_schema, conf_dir
 from coop.data.manifest import write_manifest

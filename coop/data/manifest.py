@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from coop.data.readers.listing import shorten
 from coop.data.readers.split_file import Row
 from coop.data.sampling import Item, Splits
+from coop.data.support import apply_support, is_support, support_sha256
 from coop.errors import CoopError
 from coop.system.files import check_utf8, write_atomically
 from coop.validation import NOT_EMPTY, read_json
@@ -97,7 +98,7 @@ def apply_manifest(splits: Splits, path: str, *, shots: int, classes: str = "all
 
     Args:
         splits: the same data set as its reader gives it.
-        path: the manifest.
+        path: the manifest, or a support set as others publish it (`coop.data.support`).
         shots: the run's shots, which have to be the manifest's.
         classes: the run's `dataset.classes`, which has to be the manifest's.
 
@@ -107,12 +108,14 @@ def apply_manifest(splits: Splits, path: str, *, shots: int, classes: str = "all
     Raises:
         CoopError: the file is not a manifest, disagrees with the config, or lists images that the data set lacks.
     """
+    folder = common_folder(splits)
+    paths = {_relative(item.path, folder): item for part in PARTS for item in getattr(splits, part)}
+    if is_support(path):
+        return apply_support(splits, paths, path, shots=shots, classes=classes)
     manifest = load_manifest(path)
     for key, option, value in (("shots", "shots", shots), ("classes", "dataset.classes", classes)):
         if (wanted := getattr(manifest, key)) != value:
             raise CoopError(f"{path}: was written for {option}={wanted}, not {value}; set {option}={wanted}")
-    folder = common_folder(splits)
-    paths = {_relative(item.path, folder): item for part in PARTS for item in getattr(splits, part)}
     listed = {part: [Item(*row) for row in getattr(manifest, part)] for part in PARTS}
     missing = [item.path for items in listed.values() for item in items if item.path not in paths]
     if missing:
@@ -154,6 +157,8 @@ def manifest_sha256(path: str) -> str:
     Raises:
         CoopError: the file is not a manifest.
     """
+    if is_support(path):
+        return support_sha256(path)
     return hashlib.sha256(load_manifest(path).model_dump_json().encode()).hexdigest()
 
 

@@ -56,7 +56,9 @@ class Splits:
         return torch.tensor([item.label for item in getattr(self, part)], dtype=torch.long)
 
 
-def few_shot(train: Sequence[Item], val: Sequence[Item], shots: int, seed: int) -> tuple[list[Item], list[Item]]:
+def few_shot(
+    train: Sequence[Item], val: Sequence[Item], shots: int | Sequence[int], seed: int
+) -> tuple[list[Item], list[Item]]:
     """Sample `shots` training images and `min(shots, 4)` validation images of each class.
 
     Reproduces the original code's choice image for image. The generator is this call's own, so that nothing else that
@@ -65,25 +67,29 @@ def few_shot(train: Sequence[Item], val: Sequence[Item], shots: int, seed: int) 
     Args:
         train: training images.
         val: validation images, sampled after the training images from the same generator.
-        shots: images per class; less than 1 means all. A class with fewer images gives all it has.
+        shots: images per class, less than 1 meaning all; or a number for each label. A class with fewer images gives
+            all it has.
         seed: seed of the generator; 0 is a seed like any other.
 
     Returns:
         The sampled training and validation lists, grouped by class in order of first appearance.
     """
-    if shots < 1:
+    if isinstance(shots, int) and shots < 1:
         return list(train), list(val)
     rng = random.Random(seed)
-    return _sample(train, shots, rng), _sample(val, min(shots, MAX_VAL_SHOTS), rng)
+    count_of = (lambda label: shots) if isinstance(shots, int) else shots.__getitem__
+    return _sample(train, count_of, rng), _sample(val, lambda label: min(count_of(label), MAX_VAL_SHOTS), rng)
 
 
-def _sample(items: Sequence[Item], shots: int, rng: random.Random) -> list[Item]:
+def _sample(items: Sequence[Item], count_of: Callable[[int], int], rng: random.Random) -> list[Item]:
     by_label = defaultdict(list)
     for item in items:
         by_label[item.label].append(item)
-    return [
-        item for group in by_label.values() for item in (rng.sample(group, shots) if len(group) >= shots else group)
-    ]
+    sampled: list[Item] = []
+    for label, group in by_label.items():
+        count = count_of(label)
+        sampled += rng.sample(group, count) if len(group) >= count else group
+    return sampled
 
 
 def select_classes(items: Sequence[Item], num_classes: int, classes: str) -> list[Item]:
@@ -101,10 +107,10 @@ def selected_labels(num_classes: int, classes: str) -> range:
         raise CoopError(f"dataset.classes={classes}: allowed are all, base, new") from None
 
 
-def sample(splits: Splits, shots: int, seed: int, classes: str = "all") -> Splits:
+def sample(splits: Splits, shots: int | Sequence[int], seed: int, classes: str = "all") -> Splits:
     """The protocol of one run: few-shot sampling first, then the choice of classes, which are relabelled from 0.
 
-    Warns of classes that have fewer training images than `shots`.
+    Warns of classes that have fewer training images than `shots` (a number, or one for each label).
 
     Raises:
         CoopError: fewer than two classes are left, or none of their images.
@@ -142,11 +148,13 @@ def _check_number(number: int, classes: str) -> None:
     )
 
 
-def _warn_of_small_classes(train: Sequence[Item], shots: int, classnames: Sequence[str]) -> None:
+def _warn_of_small_classes(train: Sequence[Item], shots: int | Sequence[int], classnames: Sequence[str]) -> None:
     count = Counter(item.label for item in train)
     if not train:  # a data set to test on
         return
-    small = [f"{name} ({count[label]})" for label, name in enumerate(classnames) if count[label] < shots]
+    wanted = [shots] * len(classnames) if isinstance(shots, int) else shots
+    small = [f"{name} ({count[label]})" for label, name in enumerate(classnames) if count[label] < wanted[label]]
     if small:
         shown = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
-        log.warning("fewer training images than shots=%d, all are used: %s", shots, shown)
+        of = f"={shots}" if isinstance(shots, int) else " says"
+        log.warning("fewer training images than shots%s, all are used: %s", of, shown)

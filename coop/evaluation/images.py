@@ -66,10 +66,10 @@ def classified(
     transform = test_transform(method.clip.preprocess_cfg)
     starts = range(0, len(images), BATCH_SIZE)
     for start in progress(starts, desc="images", unit="batch", hidden=len(starts) <= 1, leave=False):
-        opened = [_opened(images[n], name_of(images[n], n)) for n in range(start, min(start + BATCH_SIZE, len(images)))]
-        prepared = [transform(image) for image in opened if not isinstance(image, CoopError)]
+        batch = [opened(images[n], name_of(images[n], n)) for n in range(start, min(start + BATCH_SIZE, len(images)))]
+        prepared = [transform(image) for image in batch if not isinstance(image, CoopError)]
         rows = iter(_probabilities(method, torch.stack(prepared), autocast) if prepared else [])
-        yield from (image if isinstance(image, CoopError) else next(rows) for image in opened)
+        yield from (image if isinstance(image, CoopError) else next(rows) for image in batch)
 
 
 @torch.no_grad()
@@ -89,7 +89,8 @@ def name_of(image: AnyImage, number: int) -> str:
     return printable(os.fspath(path)) if path else f"image {number}"
 
 
-def _opened(image: AnyImage, name: str) -> Image.Image | CoopError:
+def opened(image: AnyImage, name: str) -> Image.Image | CoopError:
+    """An image as 8-bit RGB, or why it is none."""
     try:
         if isinstance(image, str | os.PathLike):
             return open_image(os.fspath(image))

@@ -16,7 +16,7 @@ from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
 from coop.evaluation.predictions import OOD, OWN, write_predictions
-from coop.evaluation.targets import Target, harmonic_mean, new_classes, ood_scores, test_targets
+from coop.evaluation.targets import Target, base_to_new, new_classes, ood_scores, test_targets
 from coop.evaluation.words import WORDS, nearest_words
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
@@ -43,13 +43,13 @@ def evaluate(
     """
     scores, sets = test(method, data, cfg.dataset.template)
     if targets:
-        own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
         frozen = {target.name: data.test_features(target.name) for target in targets}
+        own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
         scores["targets"], kept = test_targets(
             method, cfg.method, targets, data.extractor, frozen, ood=new_classes(own)
         )
         sets |= kept
-        scores |= harmonic_mean(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
+        scores |= base_to_new(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
     return scores, sets
 
 

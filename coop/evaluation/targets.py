@@ -23,6 +23,7 @@ from coop.evaluation.metrics import features_for, figures, predict, score
 from coop.evaluation.predictions import OOD, ood_detection
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
+from coop.runs.base_to_new import harmonic_mean
 
 log = logging.getLogger("coop")
 
@@ -244,8 +245,8 @@ def ood_scores(base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarr
     return figures("test", ood_detection(base["confidence"], new["confidence"]))
 
 
-def harmonic_mean(results: dict) -> dict[str, float]:
-    """Base-to-new generalization (CoCoOp, section 4.1): harmonic means of the accuracies on base and new classes.
+def base_to_new(results: dict) -> dict[str, float]:
+    """Harmonic means of the accuracies on base and on new classes.
 
     Args:
         results: of a run trained on base classes whose targets may hold the new ones of the same data set.
@@ -259,7 +260,7 @@ def harmonic_mean(results: dict) -> dict[str, float]:
     if base is None or new is None:
         return {}
     pairs = {name: (base[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
-    return {f"{name}/harmonic_mean": 2 * a * b / (a + b) if a + b else 0.0 for name, (a, b) in pairs.items()}
+    return {f"{name}/harmonic_mean": harmonic_mean(*accuracies) for name, accuracies in pairs.items()}
 
 
 def _spaced(names: Sequence[str]) -> list[str]:

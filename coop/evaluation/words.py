@@ -44,7 +44,7 @@ def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_
         raise CoopError(f"metric={metric}: allowed are {', '.join(METRICS)}")
     if top < 1:
         raise CoopError(f"top={top}: must be at least 1")
-    ids, texts = _known_words(method.clip, only_words)
+    ids = _known_words(method.clip, only_words)
     if ctx.ndim == 2:
         owners: list[dict[str, Any]] = [{"classname": None}]
     elif method.class_specific:
@@ -52,23 +52,25 @@ def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_
     else:
         owners = [{"classname": None, "prompt": n + 1} for n in range(len(ctx))]
     found = _nearest(ctx.detach().flatten(0, -2), method.clip.token_embedding.weight[ids.to(ctx.device)], top, metric)
+    used = sorted({index for words in found for index, _ in words})
+    texts = dict(zip(used, vocabulary(method.clip.tokenizer, ids[used].tolist()), strict=True))
     vectors = [{"vector": m + 1, **owner} for owner in owners for m in range(ctx.shape[-2])]
     return {
         "metric": metric,
         "vectors": [
-            vector | {"words": [{"word": texts[index], "distance": distance} for index, distance in words]}
+            vector | {"words": [{"word": texts[index].text, "distance": distance} for index, distance in words]}
             for vector, words in zip(vectors, found, strict=True)
         ],
     }
 
 
-def _known_words(clip: FrozenCLIP, only_words: bool) -> tuple[Tensor, list[str]]:
-    """Ids (W) of the tokens to compare with, and their texts."""
-    weight = clip.token_embedding.weight
-    trained = weight.detach().abs().amax(dim=1).cpu() > 0
-    tokens = vocabulary(clip.tokenizer, len(weight))
-    kept = [i for i, token in enumerate(tokens) if trained[i] and (token.is_word or not only_words)]
-    return torch.tensor(kept), [tokens[i].text for i in kept]
+def _known_words(clip: FrozenCLIP, only_words: bool) -> Tensor:
+    """Ids (W) of the tokens to compare with."""
+    ids = (clip.token_embedding.weight.detach().abs().amax(dim=1) > 0).nonzero().flatten().cpu()
+    if not only_words:
+        return ids
+    tokens = vocabulary(clip.tokenizer, ids.tolist())
+    return ids[torch.tensor([token.is_word for token in tokens])]
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The interface of a method."""
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -14,6 +15,8 @@ from coop.clip.backbone import FeatureKind, FrozenCLIP
 from coop.clip.snapshot import Parts, Snapshot
 from coop.clip.text.plain import text_parts
 from coop.errors import CoopError
+
+log = logging.getLogger("coop")
 
 #: Labelled features of the few shots: of "train" or "val" (never of the test set) the image_features (V, N, E) of
 #: V fixed views, of the method's `feature_kind`, and the labels (N). "val" has one view, and N = 0 where there are no
@@ -171,6 +174,19 @@ class Method(nn.Module):
     def select(self, labelled: Labelled) -> None:
         """Called once after the last step: hyper-parameters chosen on the validation images."""
 
+    def to_choose_on(self, labelled: Labelled, otherwise: str) -> tuple[Tensor, Tensor] | None:
+        """Features (N, E) and labels (N) of the validation images, on the device; None and a warning if there are none.
+
+        Args:
+            labelled: as `select` is given it.
+            otherwise: what holds where there are none, for the warning.
+        """
+        (features,), labels = (x.to(self.clip.device) for x in labelled("val"))
+        if len(labels):
+            return features, labels
+        log.warning("%s: no validation images, %s", type(self).__name__, otherwise)
+        return None
+
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
         for name in self.sized_by_training:
             if name in state_dict:
@@ -240,6 +256,13 @@ class Method(nn.Module):
         batch = batch if labels is None else Batch(labels, batch)
         logits = self.logits(batch.image_features)
         return F.cross_entropy(logits, batch.labels), logits
+
+
+def check_above(bound: float, why: str = "", /, **options: float | None) -> None:
+    """Raises CoopError for options, by name, that are not above a bound; None is none."""
+    for key, value in options.items():
+        if value is not None and not value > bound:
+            raise CoopError(f"method.{key}={value}: must be {f'above {bound:g}{why}' if bound else 'positive'}")
 
 
 def _on_batches(loss: Callable) -> Callable:

@@ -12,8 +12,7 @@ from coop.clip.deltas import LowRankTower, check_low_rank, encode_text, layers_n
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.image_tower import ImageTower
 from coop.clip.templates import check_templates
-from coop.errors import CoopError
-from coop.methods.base import Method
+from coop.methods.base import Method, check_above
 
 
 class CLIPLoRA(Method):
@@ -59,8 +58,7 @@ class CLIPLoRA(Method):
         """Raises CoopError for ranks, layers or projections that no tower has."""
         check_templates("method.templates", templates)
         check_low_rank(layers, params, rank, dropout)
-        if scale <= 0:
-            raise CoopError(f"method.scale={scale}: must be positive")
+        check_above(0, scale=scale)
 
     def encode_image(self, images: Tensor) -> Tensor:
         if self.image is None:

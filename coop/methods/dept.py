@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.errors import CoopError
-from coop.methods.base import Batch
+from coop.methods.base import Batch, check_above
 from coop.methods.coop import PromptLearner
 
 
@@ -46,8 +46,7 @@ class DePT(PromptLearner):
         """Raises CoopError for options that no backbone could serve."""
         if not 0 <= head_weight < 1:
             raise CoopError(f"method.head_weight={head_weight}: must be from 0 to below 1")
-        if head_lr <= 0:
-            raise CoopError(f"method.head_lr={head_lr}: must be positive")
+        check_above(0, head_lr=head_lr)
         super().check(**options)
 
     def parameter_groups(self, optimizer: dict[str, Any]) -> list[dict[str, Any]]:

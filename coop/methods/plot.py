@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.local import check_local_features
 from coop.clip.transport import sinkhorn
-from coop.errors import CoopError
+from coop.methods.base import check_above
 from coop.methods.coop import INIT_STD, PromptLearner
 
 
@@ -52,9 +52,7 @@ class PLOT(PromptLearner):
         cls, n_prompts=4, n_ctx=None, global_term=False, eps=0.1, max_iter=100, threshold=0.01, **options
     ) -> None:
         """Raises CoopError for options that no backbone could serve."""
-        for key, value in (("n_prompts", n_prompts), ("eps", eps), ("max_iter", max_iter), ("threshold", threshold)):
-            if value <= 0:
-                raise CoopError(f"method.{key}={value}: must be positive")
+        check_above(0, n_prompts=n_prompts, eps=eps, max_iter=max_iter, threshold=threshold)
         super().check(n_ctx, **options)
 
     def forward(self) -> Tensor:

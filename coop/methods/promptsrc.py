@@ -11,7 +11,7 @@ from coop.clip.deep_prompts import DeepPrompts, check_depths
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import clip_templates
 from coop.errors import CoopError
-from coop.methods.base import Batch
+from coop.methods.base import Batch, check_above
 from coop.methods.coop import PromptLearner
 
 
@@ -52,8 +52,7 @@ class PromptSRC(PromptLearner):
         check_depths(depth_text=(depth_text, 1), n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 1))
         if coupled and (n_ctx, depth_text) != (n_ctx_vision, depth_vision):
             raise CoopError("method.coupled=true: n_ctx_vision, depth_vision must be those of the text prompts")
-        if gpa_std <= 0:
-            raise CoopError(f"method.gpa_std={gpa_std}: must be positive")
+        check_above(0, gpa_std=gpa_std)
         super().check(n_ctx=n_ctx, **options)
 
     def _learned(self) -> list[Tensor]:

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_templates
-from coop.errors import CoopError
-from coop.methods.base import Method
+from coop.methods.base import Method, check_above
 
 
 class TaskRes(Method):
@@ -41,8 +40,7 @@ class TaskRes(Method):
     def check(cls, templates: list[str], alpha: float = 0.5) -> None:
         """Raises CoopError for templates without a place for the class name, or an alpha of zero or less."""
         check_templates("method.templates", templates)
-        if alpha <= 0:
-            raise CoopError(f"method.alpha={alpha}: must be positive")
+        check_above(0, alpha=alpha)
 
     def forward(self) -> Tensor:
         return normalize(self.base().to(self.residual.dtype) + self.alpha * self.residual)

@@ -1,6 +1,7 @@
 """Settings of AdamW tried side by side: many small models in the time of one, the best on validation images kept."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -12,6 +13,9 @@ from coop.errors import CoopError
 from coop.optim.optimizers import StackedAdamW
 from coop.schedule import linear_warmup
 
+log = logging.getLogger("coop")
+
+SEARCH_FROM = 0.1
 #: S models, tensors (S, ...), of features of B samples, by their kinds, to logits (B, S, K): scores(x, *tensors).
 Scores = Callable[..., Tensor]
 #: Features of N samples as a function of rows (B), and labels (N).
@@ -165,3 +169,31 @@ class Grid:
             most, kept = torch.zeros(len(models[0])), models
             at = torch.full_like(most, t)
         return most, at, kept
+
+
+def first_best(logits: Iterable[Tensor], labels: Tensor) -> tuple[int, int]:
+    """Which of the logits (A, N, K), and which row of it, is the first that is right most often for labels (N)."""
+    correct = torch.stack([(each.argmax(dim=-1) == labels).sum(dim=-1) for each in logits])
+    return divmod(int(correct.flatten().argmax()), correct.shape[1])
+
+
+def search_pair(
+    ways: Mapping[str, tuple[float, int]], logits: Callable[[float, Tensor], Tensor], labels: Tensor
+) -> dict[str, float]:
+    """The first best pair of values, each of so many equal steps from `SEARCH_FROM` to below an end.
+
+    Args:
+        ways: end and number of steps of two values, by name.
+        logits: (A, N, K) of one of the first and all (A, 1, 1) of the second.
+        labels: (N).
+    """
+    (first, outer), (second, inner) = (
+        (key, [SEARCH_FROM + (end - SEARCH_FROM) * step / count for step in range(count)])
+        for key, (end, count) in ways.items()
+    )
+    tensor = torch.tensor(inner, device=labels.device)[:, None, None]
+    at, row = first_best((logits(value, tensor) for value in outer), labels)
+    for key, last in ((first, at == len(outer) - 1), (second, row == len(inner) - 1)):
+        if last:
+            log.warning("the best %s is where its search ends; try a larger method.%s_max", key, key)
+    return {first: outer[at], second: inner[row]}

@@ -1,8 +1,8 @@
 """Tables, figures and one page of the runs beneath some folders; nothing in here imports torch.
 
-records.py reads runs into one table; groups.py says which of them make one cell and which cells one curve; checks.py
-warns of what does not belong together; published.py reads the published figures; study.py puts these together.
-tables.py and plots.py make tables and figures of a study, page.py (with page.html.j2) the files of a report.
+records.py reads runs into one table; groups.py says which of them make one setting and which settings one curve;
+published.py reads the published figures; study.py puts these together. leaderboard.py (with significance.py), tables.py
+and plots.py make tables and figures of a study, page.py (with page.html.j2) the files of a report.
 """
 
 import shutil
@@ -27,11 +27,11 @@ def report(folders: list[Path], out: Path | None = None, expected: Path | None =
     """
     # Imported here: a slip of the pen is answered before pandas and matplotlib are loaded.
     from coop.report.page import write_report
-    from coop.report.published import expected_file, read_published
+    from coop.report.published import FILE, read_published
     from coop.report.records import read_runs
     from coop.report.study import make_study
 
-    study = make_study(read_runs(folders), read_published(expected or expected_file()))
+    study = make_study(read_runs(folders), read_published(expected or FILE))
     if study.mixed and not mixed:
         raise CoopError(
             "these runs do not belong in one table, their data differ:\n  "
@@ -43,12 +43,14 @@ def report(folders: list[Path], out: Path | None = None, expected: Path | None =
 
 def show(study, written: list[Path]) -> None:
     """Print accuracies, warnings, what was left out, and where the report lies."""
+    from coop.report.leaderboard import board_table, boards
     from coop.report.records import shown
-    from coop.report.tables import context_tables, few_shot_tables, missing_cells, to_text, transfer_tables
+    from coop.report.tables import context_tables, few_shot_tables, missing_table, to_text
 
-    records = study.records
+    records, missing = study.records, missing_table(study)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for table in (*few_shot_tables(study), *context_tables(study), *transfer_tables(study)):
+    elsewhere = [board_table(board, brief=True) for board in boards(study, own=False)]
+    for table in (*few_shot_tables(study), *context_tables(study), *elsewhere):
         print(to_text(table, width))
     for text in study.warnings:
         print(f"warning: {text}", file=sys.stderr)
@@ -56,6 +58,6 @@ def show(study, written: list[Path]) -> None:
         print(f"left out: {shown(path)}: {reason}", file=sys.stderr)
     for path, reason in records.unfinished:
         print(f"not finished: {shown(path)}: {reason}", file=sys.stderr)
-    print(f"{records.count} runs in {len(study.cells)} cells; {len(records.left_out)} files left out, ", end="")
-    print(f"{len(records.unfinished)} runs not finished, {len(missing_cells(study))} cells incomplete")
+    print(f"{records.count} runs read; {len(records.left_out)} files left out, ", end="")
+    print(f"{len(records.unfinished)} runs not finished{'' if missing is None else f'; {missing.title}'}")
     print(f"report   {shown(written[0])}")

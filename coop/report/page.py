@@ -4,17 +4,17 @@ import base64
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, Template
 
-from coop.report import tables
+from coop.report import leaderboard, tables
+from coop.report.groups import RULE
+from coop.report.leaderboard import Board, board_table, boards
 from coop.report.plots import Plot, plots, render
-from coop.report.published import PLACE
 from coop.report.records import keys_of, shown
 from coop.report.study import Study
-from coop.report.tables import Table, escape_markdown, to_latex, to_markdown
+from coop.report.tables import MARKS, Table, escape_markdown, to_latex, to_markdown
 from coop.system.files import write_atomically
 
 # The files of the last report, so that the next one removes what it does not write again.
@@ -41,13 +41,12 @@ def write_report(study: Study, out: Path) -> list[Path]:
     Raises:
         CoopError: the folder cannot be written to.
     """
-    sections = make_sections(study)
+    found = boards(study)
+    sections = make_sections(study, found)
     contents = {
         "report.html": _html(study, sections),
         "report.md": _markdown(study, sections),
-        "runs.csv": runs_csv(study),
-        "cells.csv": cells_csv(study),
-        "published.csv": published_csv(study),
+        **csv_files(study, found),
         **{f"tables/{table.name}.tex": to_latex(table) for section in sections for table in section.tables},
     }
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in contents.items()}
@@ -73,24 +72,35 @@ def _written_before(out: Path) -> set[str]:
     return {name for name in names if name and (out / name).resolve().is_relative_to(out.resolve())}
 
 
-def make_sections(study: Study) -> list[Section]:
+def make_sections(study: Study, found: list[Board]) -> list[Section]:
     """All sections that have something in them, in their order; figures are drawn."""
     missing = tables.missing_table(study)
-    drawn = [(plot, render(plot)) for plot in plots(study)]
+    drawn = [(plot, render(plot.figure)) for plot in plots(study, found)]
 
-    def figures(section: str) -> list[tuple[Plot, dict[str, bytes]]]:
-        return [figure for figure in drawn if figure[0].section == section]
+    def figures(*names: str) -> list[tuple[Plot, dict[str, bytes]]]:
+        return [figure for figure in drawn if figure[0].section in names]
 
     sections = [
+        Section("Leaderboard", [board_table(board) for board in found], figures("cost"), _leaderboard_words(study)),
         Section("Few-shot learning", tables.few_shot_tables(study), figures("few-shot")),
         Section("Gain over zero-shot", [], figures("gain"), "At the largest number of shots."),
         Section("Context length and backbone", tables.context_tables(study), figures("context")),
-        Section("Domain generalization and transfer", tables.transfer_tables(study)),
         Section("Settings", tables.settings_tables(study)),
         Section("Beside the published figures", tables.published_tables(study)),
         Section("Missing", [missing] if missing else []),
     ]
     return [section for section in sections if section.tables or section.figures]
+
+
+def _leaderboard_words(study: Study) -> str:
+    counts = study.published["confidence"].value_counts()
+    total = f"Of {len(study.published)} published figures {counts.get('verified', 0)} were read in a public source"
+    return (
+        f"{leaderboard.READING}{leaderboard.CATEGORIES}Published figures stand beside the same method, backbone, data "
+        f"sets, shots and protocol; options of a method that its source does not state are not checked. {total} "
+        f"({MARKS['verified']}); {counts.get('recalled', 0)} are recollections ({MARKS['recalled']}), and "
+        f"{counts.get('low', 0)} are recollections without any check ({MARKS['low']})."
+    )
 
 
 def _title(study: Study) -> str:
@@ -106,8 +116,9 @@ def _summary(study: Study) -> list[str]:
     }
     return [
         f"{records.count} runs read, {left_out} files left out, {unfinished} runs not finished; "
-        f"{len(study.warnings)} warnings. Accuracies in %: mean ± sample standard deviation (number of seeds).",
+        f"{len(study.warnings)} warnings.",
         f"The same in all runs: {', '.join(f'{key}={value}' for key, value in same.items())}." if same else "",
+        RULE,
     ]
 
 
@@ -146,6 +157,7 @@ def page_template() -> Template:
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"base64": lambda content: base64.b64encode(content).decode(), "width": _width}
+    environment.globals["verified"] = MARKS["verified"]
     return environment.get_template("page.html.j2")
 
 
@@ -155,44 +167,14 @@ def _width(svg: bytes) -> int:
     return round(float(points) / 72 * PIXELS_PER_INCH)
 
 
-def runs_csv(study: Study) -> str:
-    """Every run and test set, one seed each, with its keys; accuracies in percent."""
-    runs = study.records.runs.sort_values("transfer", kind="stable")
-    accuracies = {"acc": "accuracy_percent", "macro_acc": "macro_percent", "zero_shot": "zero_shot_percent"}
-    frame = runs[[*keys_of(runs), "seed"]].assign(**{new: _percents(runs[old]) for old, new in accuracies.items()})
-    return frame.assign(results=runs["path"]).to_csv(index=False)
-
-
-def cells_csv(study: Study) -> str:
-    """Every cell with its keys; accuracies in percent."""
-    cells = study.cells
-    frame = cells[study.keys].assign(n_seeds=cells["n"], seeds=cells["seeds"])
-    columns = {"mean_percent": "mean", "sd_percent": "sd", "zero_shot_percent": "zero_shot", "gain_points": "gain"}
-    return frame.assign(**{new: _percents(cells[old]) for new, old in columns.items()}).to_csv(index=False)
-
-
-def published_csv(study: Study) -> str:
-    """Every published figure that has its like among ours, and why it was not compared."""
+def csv_files(study: Study, found: list[Board]) -> dict[str, str]:
+    """The data behind the report, unrounded: accuracies as fractions, published figures in percent."""
     pairs = study.comparisons
-    frame = pairs[["table", *PLACE]].assign(
-        published_percent=pairs["accuracy_percent"].map("{:.2f}".format),
-        confidence=pairs["confidence"],
-        source=pairs["source"],
-        ours_percent=_percents(pairs["ours"]),
-        sd_percent=_percents(pairs["sd"]),
-        n_seeds=pairs["n"],
-        difference_points=_percents(pairs["difference"] / 100),
-        not_compared_because=[_why_not_compared(pair) for pair in pairs.to_dict("records")],
-        unchecked=[" ".join(unchecked) for unchecked in pairs["unchecked"]],
-    )
-    return frame.to_csv(index=False)
-
-
-def _why_not_compared(pair: dict[str, Any]) -> str | None:
-    if pair["comparable"]:
-        return None
-    return "confidence is low" if pair["same_setting"] else tables.why_not(pair)
-
-
-def _percents(fractions: pd.Series) -> list[str | None]:
-    return [None if pd.isna(value) else f"{100 * value:.4f}" for value in fractions]
+    why = ["" if pair["same_setting"] else tables.why_not(pair) for pair in pairs.to_dict("records")]
+    frames = {
+        "runs.csv": study.records.runs,
+        "settings.csv": study.settings,
+        "leaderboard.csv": pd.concat([board.frame.assign(board=board.name) for board in found] or [pd.DataFrame()]),
+        "published.csv": pairs.drop(columns=["stated", "differing"]).assign(not_compared_because=why),
+    }
+    return {name: frame.to_csv(index=False) for name, frame in frames.items()}

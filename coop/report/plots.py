@@ -1,31 +1,35 @@
 """The figures of a report, as PNG and SVG, readable without telling colours apart.
 
-A figure is as wide as a journal's column, or as two of them where it has many lines.
+A method has the same colour, marker and dash in all figures of a report. A figure is as wide as a journal's column, or
+as two of them where it has several axes or many lines.
 """
 
 import io
+import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from coop.report.groups import Curves, shots_text, sort_shots
+from coop.report.groups import shots_text, sort_shots
+from coop.report.leaderboard import Board
+from coop.report.significance import half_width
 from coop.report.study import Study
-from coop.report.tables import MINUS, average_name, averages_beside, by_context, panels, places, shots_column
+from coop.report.tables import MINUS, beside_curves, by_context, panels, places, shots_column
 
 WIDTH, WIDE = 3.3, 6.9  # inches: one and two columns of a journal
-HEIGHT, TALL = 1.72, 3.4  # inches of the axes
-MANY = 8  # lines in a figure of one column
+MANY = 8  # lines in axes of one column
 DPI = 200
 FONT = 7.5
-TITLE = 54  # characters of a title's line in one column
-NAME = 24  # characters of a line beside the axes
+NAME = 26  # characters of a line beside the axes
+LINE = 0.135  # inches of a line of text
 # Okabe and Ito's palette without its yellow, which is too light on white; every colour has a marker and a dash of its
 # own, so that the figures survive a black and white printer.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,6 +37,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES = ("-", "--", "-.", ":")
 STYLE = {
     "font.size": FONT,
+    "axes.titlesize": FONT,
     "axes.labelsize": FONT,
     "legend.fontsize": FONT - 0.5,
     "xtick.labelsize": FONT - 0.5,
@@ -56,217 +61,253 @@ STYLE = {
 
 @dataclass
 class Line:
-    """Points on one line of a figure, in percent; deviations are NaN where there is but one seed.
+    """Points on one line of a figure, in percent, with half of their interval (NaN where there is but one seed).
 
     Lines of one `style` look the same in all figures of a report.
     """
 
     style: int
     label: str
-    places: list[int]
+    places: list[float]
     mean: list[float]
-    sd: list[float]
+    half: list[float]
     published: list[tuple[int, float, str]] = field(default_factory=list)  # shots, %, confidence
 
 
-@dataclass
-class Plot:
-    """A figure to be drawn.
-
-    Attributes:
-        name: of its files.
-        section: where it stands in the report.
-        title: what it shows.
-        draw, arguments: the function that makes it, and what it is called with.
-    """
+class Plot(NamedTuple):
+    """A figure, the name of its files, the section of the report in which it stands, and what it shows."""
 
     name: str
     section: str
     title: str
-    draw: Callable[..., Figure]
-    arguments: tuple
+    figure: Figure
 
 
-def plots(study: Study) -> list[Plot]:
+def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
     """All figures of a report."""
-    return [*_few_shot(study), *_gains(study), *_contexts(study)]
+    with matplotlib.rc_context(STYLE):
+        return [*_few_shot(study), *_gains(study), *_costs(boards), *_contexts(study)]
 
 
 def _few_shot(study: Study) -> Iterator[Plot]:
-    """One per backbone: the average, then each data set, where there is more than one number of shots."""
+    """One per backbone where there is more than one number of shots: axes for the average, then for each data set."""
     for number, (panel, curves) in enumerate(panels(study), 1):
-        published = _published(study, curves)
-        style = {curve: index for index, curve in enumerate(curves.of(zero_shot=False).table.index)}
-        average_first = sorted(places(curves), key=lambda place: len(place[1]) == 1)
-        for index, (name, members) in enumerate(average_first, 1):
-            averages = curves.average(members).reset_index("shots")
-            labels, lines = curves.table["label"], []
-            for curve, own in averages[averages.index.isin(style)].groupby("curve"):
+        figures = beside_curves(study, curves)
+        figures = figures[figures["confidence"] != "low"].groupby(["curve", "data"])
+        columns = ["shots", "accuracy_percent", "confidence"]
+        published = {place: own[columns].to_numpy().tolist() for place, own in figures}
+        found = []
+        for name, members in sorted(places(curves), key=lambda place: len(place[1]) == 1):
+            lines = []
+            for curve, own in curves.average(members).reset_index("shots").groupby("curve"):
                 own = own.set_index("shots").loc[sort_shots(own["shots"])]
                 beside = published.get((curve, name), [])
-                lines.append(Line(style[curve], labels[curve], own.index.tolist(), *_percents(own), beside))
-            stars = [(labels[curve], 100 * row["mean"]) for curve, row in averages.iterrows() if curve not in style]
-            if len({shots for line in lines for shots in line.places}) > 1:
-                title = f"{name}, {panel}"
-                seeds = averages.loc[averages.index.isin(style), "n"]
-                file = f"few_shot_{number}_{index:02d}_{_slug(name)}"
-                yield Plot(file, "few-shot", title, few_shot, (title, _seeds_text(seeds), lines, stars))
+                lines.append(Line(curve, curves.table["label"][curve], list(own.index), *_interval(own), beside))
+            found.append((name, lines))
+        if len(sort_shots(curves.of(zero_shot=False).points["shots"])) > 1:
+            title = f"Accuracy by shots, {panel}"
+            figure = accuracy(title, found, "training images per class (shots)")
+            yield Plot(f"few_shot_{number}", "few-shot", title, figure)
 
 
-def _percents(averages: pd.DataFrame, mean: str = "mean", sd: str = "sd") -> tuple[list[float], list[float]]:
-    return (100 * averages[mean]).tolist(), (100 * averages[sd]).tolist()
-
-
-def _published(study: Study, curves: Curves) -> dict[tuple[int, str], list[tuple[int, float, str]]]:
-    """Published figures that a curve may be held against, by curve and by data set or average."""
-    pairs = study.comparisons[study.comparisons["comparable"]]
-    places = curves.points[["curve", "cell"]].drop_duplicates()
-    beside = pd.concat([places.merge(pairs, on="cell"), averages_beside(study, curves)])
-    found: dict[tuple[int, str], list[tuple[int, float, str]]] = {}
-    columns = ("curve", "data", "shots", "accuracy_percent", "confidence")
-    for curve, data, *point in zip(*(beside[name] for name in columns), strict=True):
-        found.setdefault((curve, data), []).append(tuple(point))
-    return found
+def _interval(averages: pd.DataFrame) -> tuple[list[float], list[float]]:
+    """Means and half of their 95 % t-intervals, in percent."""
+    return (100 * averages["mean"]).tolist(), (100 * half_width(averages["sd"], averages["n"])).tolist()
 
 
 def _gains(study: Study) -> Iterator[Plot]:
-    """At the largest number of shots: for each curve its data sets; where curves are more, for each data set these."""
+    """At the largest number of shots: axes for each curve, or for each data set where curves are more."""
     for number, (panel, curves) in enumerate(panels(study), 1):
         curves = curves.of(zero_shot=False)
         shots = sort_shots(curves.points["shots"])[-1:]
-        cells = curves.points[curves.points["shots"].isin(shots)].drop_duplicates(["curve", "cell"])
-        cells = cells[["curve", "cell", "data"]].join(study.cells[["gain", "gain_sd", "n"]], on="cell")
-        cells["label"] = cells["curve"].map(curves.table["label"])
-        what, bars = ("label", "data") if cells["curve"].nunique() < cells["data"].nunique() else ("data", "label")
-        for index, (name, own) in enumerate(cells.groupby(what, sort=False), 1):
-            title = f"{name}, {shots_text(*shots)}, {panel}"
-            arguments = title, _seeds_text(own["n"]), own[bars].tolist(), *_percents(own, "gain", "gain_sd")
-            yield Plot(f"gain_{number}_{index:02d}_{_slug(name)}", "gain", title, gain, arguments)
+        points = curves.points[curves.points["shots"].isin(shots)].drop_duplicates(["curve", "setting"])
+        points = points[["curve", "setting", "data"]].join(study.settings[["gain", "gain_sd", "n"]], on="setting")
+        points = points.assign(label=points["curve"].map(curves.table["label"]))
+        points = points.assign(gain=100 * points["gain"], half=100 * half_width(points["gain_sd"], points["n"]))
+        several, bars = ("label", "data") if points["curve"].nunique() < points["data"].nunique() else ("data", "label")
+        wide = points.pivot_table(["gain", "half"], bars, several, sort=False, dropna=False)
+        if len(wide):
+            title = f"Gain over zero-shot, {shots_text(*shots)}, {panel}"
+            yield Plot(f"gain_{number}", "gain", title, gain(title, wide))
+
+
+def _costs(boards: Sequence[Board]) -> Iterator[Plot]:
+    """Of each kind of leaderboard, at its largest number of shots: accuracy against the seconds of fitting."""
+    for board in {board.family: board for board in boards}.values():
+        frame = board.frame[board.frame["rank"].notna()]
+        timed = frame[frame["fit_seconds"] > 0]
+        if len(timed) > 2:
+            stars = (100 * frame.loc[frame["zero_shot"], "mean"]).tolist()
+            columns = timed["label"], timed["fit_seconds"], 100 * timed["mean"], 100 * timed["half"]
+            points = zip(timed.index, *columns, strict=True)
+            methods = [Line(curve, name, [seconds], [mean], [half]) for curve, name, seconds, mean, half in points]
+            title = f"Accuracy against cost, {board.title}"
+            figure = cost(title, methods, stars, list(board.scores)[-1])
+            yield Plot(f"cost_{board.family}", "cost", title, figure)
 
 
 def _contexts(study: Study) -> Iterator[Plot]:
-    """M by backbone: of the average where there are several data sets."""
-    for number, (name, shots, data, curves) in enumerate(by_context(study), 1):
+    """M by backbone: of the average where there are several data sets (the paper's figure 5)."""
+    for number, (name, shots, curves) in enumerate(by_context(study), 1):
+        place, data = places(curves)[-1]
         averages = curves.average(data).join(curves.table[["n_ctx", "backbone"]], on="curve")
-        if len(averages) < 2:
-            continue
-        backbones = list(dict.fromkeys(averages["backbone"]))
-        lines = []
-        for style, (length, own) in enumerate(averages.groupby("n_ctx")):
-            lines.append(Line(style, f"M={length}", [backbones.index(n) for n in own["backbone"]], *_percents(own)))
-        stars = study.curves.of(method="zero_shot")
-        means = stars.average(data)["mean"].droplevel("shots").groupby(stars.table["backbone"]).last()
-        stars = {backbone: 100 * means[backbone] for backbone in backbones if backbone in means}
-        title = f"{data[0] if len(data) == 1 else average_name(data)}, {name}, {shots_text(shots)}"
-        arguments = (title, _seeds_text(averages["n"]), backbones, lines, stars)
-        yield Plot(f"context_{number}", "context", title, context, arguments)
+        if averages["n_ctx"].nunique() > 1:
+            lines = [
+                Line(style, backbone, own["n_ctx"].tolist(), *_interval(own.sort_values("n_ctx")))
+                for style, (backbone, own) in enumerate(averages.groupby("backbone"))
+            ]
+            title = f"{name}, {shots_text(shots)}"
+            figure = accuracy(title, [(place, lines)], "context length M")
+            yield Plot(f"context_{number}", "context", title, figure)
 
 
-def _seeds_text(counts: pd.Series) -> str:
-    """What points and bars mean."""
-    low, high = counts.min(), counts.max()
-    if high == 1:
-        return "one seed"
-    return f"mean of {high if low == high else f'{low} to {high}'} seeds, bars: ± 1 standard deviation"
-
-
-def _slug(text: str) -> str:
-    """Text as part of a file's name."""
-    return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in text)[:40].strip("_")
-
-
-def few_shot(title: str, seeds: str, lines: Sequence[Line], stars: Sequence[tuple[str, float]]) -> Figure:
-    """Accuracy over training images per class, zero-shot as a star (the paper's figure 3).
+def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]], what: str) -> Figure:
+    """Accuracy over shots (the paper's figure 3) or another number, with 95 % bands, zero-shot as a star.
 
     Published figures stand beside a line as diamonds of its colour: filled if verified, hollow if recalled. Many lines
-    are listed in the order in which they end.
-    """
-    many = len(lines) > MANY
-    lines = sorted(lines, key=lambda line: -line.mean[-1]) if many else lines
-    shots = sort_shots([number for line in lines for number in line.places])
-    ticks = [0] * bool(stars) + shots
-    place = {number: index for index, number in enumerate(ticks)}
-    figure, axes = _canvas(title, seeds, many)
-    entries = []
-    for index, (label, mean) in enumerate(stars):
-        colour = "black" if index == 0 else COLOURS[-1 - index % len(COLOURS)]
-        entries.append((*axes.plot([0], [mean], "*", color=colour, ms=8, ls="none", zorder=4), label))
-    # Side by side, so that error bars do not hide each other.
-    step = min(0.07, 0.5 / len(lines))
-    for index, line in enumerate(lines):
-        dodge = step * (index - (len(lines) - 1) / 2)
-        dash, look = DASHES[line.style % len(DASHES)], _style(line.style)
-        bars = axes.errorbar([place[number] + dodge for number in line.places], line.mean, _bars(line), ls=dash, **look)
-        entries.append((bars, line.label))
-        for number, value, sure in line.published:
-            axes.plot(place[number] + dodge, value, **_diamond(sure, look["color"]))
-    for sure in sorted({sure for line in lines for _, _, sure in line.published}, reverse=True):
-        entries.append((Line2D([], [], **_diamond(sure, "#555555")), f"published ({sure})"))
-    axes.set_xticks(range(len(ticks)), map(shots_column, ticks))
-    axes.set_xlim(-0.4, len(ticks) - 0.6)
-    axes.set(xlabel="training images per class (shots)", ylabel="test accuracy (%)")
-    _legend(figure, entries, many)
-    return _fitted(figure, TALL if many else HEIGHT)
-
-
-def gain(title: str, seeds: str, names: Sequence[str], gains: Sequence[float], bars: Sequence[float]) -> Figure:
-    """Bars of the gain over zero-shot CLIP in percentage points, the largest on top (the paper's figure 4)."""
-    rows = pd.DataFrame(
-        {"name": [_wrap(name, 2 * NAME if len(names) > MANY else NAME) for name in names], "gain": gains}
-    )
-    rows = rows.assign(sd=pd.Series(bars, dtype=float).fillna(0.0)).sort_values("gain", kind="stable")
-    figure, axes = _canvas(title, seeds, len(names) > MANY)
-    for row, (value, sd) in enumerate(zip(rows["gain"], rows["sd"], strict=True)):
-        positive = value >= 0
-        colour, hatch = (COLOURS[0], None) if positive else (COLOURS[1], "////")
-        axes.barh(row, value, 0.7, color=colour if positive else "white", edgecolor=colour, hatch=hatch, lw=0.6)
-        place = {"xytext": (3 if positive else -3, 0), "ha": "left" if positive else "right", "va": "center"}
-        text, end = f"{value:+.1f}".replace("-", MINUS), value + sd * (1 if positive else -1)
-        axes.annotate(text, (end, row), textcoords="offset points", size=FONT - 0.5, **place)
-    bars = rows["sd"].where(rows["sd"] > 0)
-    axes.errorbar(rows["gain"], range(len(rows)), xerr=bars, color="black", ls="none", elinewidth=0.7, capsize=1.5)
-    axes.set_yticks(range(len(rows)), rows["name"])
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.axvline(0, color="black", lw=0.6)
-    axes.margins(x=0.2)
-    axes.grid(axis="y", visible=False)
-    # To the right, so that it may reach under the names where these take much room.
-    axes.set_xlabel("gain over zero-shot (percentage points)", loc="right")
-    return _fitted(figure, (0.06 + 0.11 * max(1 + name.count("\n") for name in rows["name"])) * len(rows))
-
-
-def context(title: str, seeds: str, backbones: Sequence[str], lines: Sequence[Line], stars: dict[str, float]) -> Figure:
-    """Accuracy by backbone and context length M, zero-shot as stars (the paper's figure 5).
+    have the room to themselves, and numbers at their ends, in the order in which they end in the first axes.
 
     Args:
-        title, seeds: above the figure.
-        backbones: down the vertical axis.
-        lines: one for each M; its `places` are positions in `backbones`.
-        stars: zero-shot accuracies in % by backbone.
+        title: of the figure.
+        found: (title, lines) of each axes; a line at 0 alone is zero-shot.
+        what: the lines go over.
     """
-    figure, axes = _canvas(title, seeds, False)
-    top = len(backbones) - 1
-    entries = []
-    if stars:
-        at = [top - backbones.index(name) for name in stars]
-        entries.append((*axes.plot(list(stars.values()), at, "*", color="black", ms=7, ls="none"), "zero_shot"))
-    for index, line in enumerate(lines):
-        dodge = 0.7 * ((index + 1) / (len(lines) + 1) - 0.5)
-        at = [top - number - dodge for number in line.places]
-        entries.append((axes.errorbar(line.mean, at, xerr=_bars(line), ls="none", **_style(line.style)), line.label))
-    names = ["\n(".join(_wrap(part, NAME) for part in name.split(" (")) for name in backbones]
-    axes.set_yticks(range(len(backbones)), names[::-1])
-    axes.set_ylim(-0.5, len(backbones) - 0.5)
-    axes.margins(x=0.08)
-    axes.set_xlabel("test accuracy (%)")
-    _legend(figure, entries, False)
-    return _fitted(figure, 0.16 * len(backbones) * (len(lines) + 1))
+    many = len({line.style for _, lines in found for line in lines}) > MANY
+    if many:
+        found = [_trained(name, lines) for name, lines in found]
+    names = {line.style: line for _, lines in reversed(found) for line in lines}
+    names = sorted(names.values(), key=lambda line: -line.mean[-1])
+    number = {line.style: f"{index} " if many else "" for index, line in enumerate(names, 1)}
+    shots = sort_shots(place for _, lines in found for line in lines for place in line.places)
+    published = sorted({sure for _, lines in found for line in lines for *_, sure in line.published}, reverse=True)
+    entries = [(Line2D([], [], **_look(line)), number[line.style] + line.label) for line in names]
+    entries += [(Line2D([], [], **_diamond(sure, "#555555")), f"published ({sure})") for sure in published]
+    figure, grid = _canvas(title, "mean over seeds; bands: 95 % interval", len(found), 2.6 if many else 1.7, entries)
+    _name_axes(grid, [name for name, _ in found], what, "test accuracy (%)")
+    for axes, (_, lines) in zip(grid, found, strict=True):
+        for line in lines:
+            at, look = [shots.index(number) for number in line.places], _look(line)
+            axes.plot(at, line.mean, **look)
+            band = pd.Series(line.half, dtype=float).fillna(0.0)
+            axes.fill_between(at, line.mean - band, line.mean + band, color=look["color"], alpha=0.12, lw=0)
+            for place, value, sure in line.published:
+                axes.plot(shots.index(place), value, **_diamond(sure, look["color"]))
+        axes.set_xticks(range(len(shots)), map(shots_column, shots))
+        axes.set_xlim(-0.3, len(shots) - 0.7 + 0.2 * many)
+        if many:
+            _number_ends(axes, [(line, number[line.style], shots.index(line.places[-1])) for line in lines])
+    return figure
 
 
-def _style(index: int) -> dict[str, Any]:
-    """Of the line with this number."""
-    colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-    return {"color": colour, "marker": marker, "elinewidth": 0.7, "capsize": 1.5}
+def _trained(name: str, lines: Sequence[Line]) -> tuple[str, list[Line]]:
+    """Lines without published figures; zero-shot in words."""
+    stars = "".join(f", {line.label} {line.mean[0]:.1f}" for line in lines if line.places == [0])
+    return name + stars, [replace(line, published=[]) for line in lines if line.places != [0]]
+
+
+def _number_ends(axes: Axes, ends: Sequence[tuple[Line, str, int]]) -> None:
+    """Numbers at the ends of lines, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    ends = sorted(ends, key=lambda end: end[0].mean[-1])
+    heights, step = [line.mean[-1] for line, *_ in ends], 0.034 * (high - low)
+    for index in range(1, len(ends)):
+        heights[index] = max(heights[index], heights[index - 1] + step)
+    heights[-1] = min(heights[-1], high)
+    for index in range(len(ends) - 2, -1, -1):
+        heights[index] = min(heights[index], heights[index + 1] - step)
+    for (line, text, place), height in zip(ends, heights, strict=True):
+        to = {"xytext": (place + 0.16, height), "va": "center", "size": FONT - 2.5, "color": _look(line)["color"]}
+        arrow = {"arrowstyle": "-", "lw": 0.3, "color": to["color"], "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(text.strip(), (place, line.mean[-1]), arrowprops=arrow, annotation_clip=False, **to)
+
+
+def _name_axes(grid: Sequence[Axes], titles: Sequence[str], below: str, left: str) -> None:
+    """Titles of all, and names of the axes on the lowest row and in the first column."""
+    lowest = grid[-1].get_subplotspec().rowspan.start
+    for axes, title in zip(grid, titles, strict=True):
+        place = axes.get_subplotspec()
+        axes.set_title(_wrap(title, 88 // place.get_gridspec().ncols if len(grid) > 1 else 44), loc="left", pad=2)
+        axes.set_xlabel(below if place.rowspan.start == lowest else "")
+        axes.set_ylabel(left if place.is_first_col() else "")
+
+
+def gain(title: str, wide: pd.DataFrame) -> Figure:
+    """Bars of the gain over zero-shot CLIP in percentage points, the largest on top (the paper's figure 4).
+
+    Args:
+        title: of the figure.
+        wide: "gain" and "half" of its interval, by what makes an axes; a row for each bar.
+    """
+    wide = wide.loc[wide["gain"].mean(axis=1).sort_values(kind="stable").index]
+    names, rows = [_wrap(name) for name in wide.index], range(len(wide))
+    height = (0.02 + 0.115 * max(1 + name.count("\n") for name in names)) * len(names) + 0.1
+    count = wide["gain"].shape[1]
+    figure, grid = _canvas(title, "mean over seeds; bars: 95 % interval", count, height, sharey=True)
+    _name_axes(grid, list(wide["gain"]), "gain (percentage points)", "")
+    for axes, place in zip(grid, wide["gain"], strict=True):
+        values, halves = wide["gain"][place], wide["half"][place].fillna(0.0)
+        for losing, colour in enumerate(COLOURS[:2]):
+            own = values.where((values < 0) == losing)
+            hatch = {"facecolor": "white", "hatch": "////"} if losing else {"facecolor": colour}
+            axes.barh(rows, own, 0.7, edgecolor=colour, lw=0.6, **hatch)
+        axes.errorbar(values, rows, xerr=halves, color="black", ls="none", elinewidth=0.7, capsize=1.2)
+        for row, value, half in zip(rows, values, halves, strict=True):
+            side = 1 if value >= 0 else -1
+            text = "" if pd.isna(value) else f"{value:+.1f}".replace("-", MINUS)
+            to = {"xytext": (3 * side, 0), "ha": "left" if side > 0 else "right", "va": "center", "size": FONT - 1}
+            axes.annotate(text, (value + side * half, row), textcoords="offset points", **to)
+        axes.set_yticks(rows, names)
+        axes.set_ylim(-0.6, len(names) - 0.4)
+        axes.axvline(0, color="black", lw=0.6)
+        axes.margins(x=0.25)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str) -> Figure:
+    """Accuracy against the seconds of fitting; those that nothing beats in both are joined, and named beside the point.
+
+    Args:
+        title: of the figure.
+        methods: one point each; its place is the seconds.
+        stars: zero-shot accuracies in %.
+        what: is ranked.
+    """
+    methods = sorted(methods, key=lambda line: -line.mean[0])
+    entries = [(Line2D([], [], **_look(line) | {"ls": "none"}), line.label) for line in methods]
+    zero_shot = "".join(f"; zero-shot: {star:.1f} %" for star in stars)
+    figure, (axes,) = _canvas(title, f"mean over seeds; bars: 95 % interval{zero_shot}", 1, 3.2, entries)
+    for line in methods:
+        half = pd.Series(line.half, dtype=float).fillna(0.0).tolist()
+        axes.errorbar(line.places, line.mean, half, elinewidth=0.6, **_look(line) | {"ls": "none", "ms": 5})
+    seconds = sorted(line.places[0] for line in methods)
+    best, front = -math.inf, []
+    for line in sorted(methods, key=lambda line: (line.places[0], -line.mean[0])):
+        if line.mean[0] > best:
+            best = line.mean[0]
+            front.append(line)
+    axes.plot([line.places[0] for line in front], [line.mean[0] for line in front], color="#999999", lw=0.8, zorder=1)
+    middle = math.sqrt(seconds[0] * seconds[-1])
+    for line in front:
+        side = 1 if line.places[0] < middle else -1
+        to = {"xytext": (6 * side, 5), "ha": "left" if side > 0 else "right", "textcoords": "offset points"}
+        axes.annotate(_wrap(line.label), (line.places[0], line.mean[0]), **to)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12, y=0.12)
+    axes.set(xlabel="seconds to fit (mean over data sets and seeds)", ylabel=f"{what} (%)")
+    return figure
+
+
+def _look(line: Line) -> dict[str, Any]:
+    """Colour, marker and dash of a method; zero-shot is a black star."""
+    if line.places == [0] and line.label.startswith("zero_shot"):
+        return {"color": "black", "marker": "*", "ms": 7, "ls": "none"}
+    colour, marker = COLOURS[line.style % len(COLOURS)], MARKERS[line.style % len(MARKERS)]
+    return {"color": colour, "marker": marker, "ls": DASHES[line.style % len(DASHES)]}
 
 
 def _diamond(confidence: str, colour: str) -> dict[str, Any]:
@@ -275,53 +316,41 @@ def _diamond(confidence: str, colour: str) -> dict[str, Any]:
     return {"ls": "none", "marker": "d", "ms": 4.5, "mfc": fill, "mec": colour, "mew": 0.8, "zorder": 3}
 
 
-def _bars(line: Line) -> list[float]:
-    return pd.Series(line.sd, dtype=float).fillna(0.0).tolist()
-
-
-def _wrap(name: str, width: int) -> str:
+def _wrap(name: str, width: int = NAME) -> str:
     """A name in lines that leave room for the axes."""
     return "\n".join(textwrap.wrap(name, width))
 
 
-def _canvas(title: str, seeds: str, wide: bool) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes; above them what is shown, and what points and bars mean."""
-    figure = Figure(figsize=(WIDE if wide else WIDTH, 4), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.02, w_pad=0.02)
-    figure.suptitle(_wrap(title, 2 * TITLE if wide else TITLE), x=0.01, ha="left", size=FONT + 0.5, linespacing=1.1)
-    axes = figure.add_subplot()
-    # At the figure's left edge, not at the axes': with long names there is no room above these.
-    axes.set_title(seeds, loc="left", size=FONT - 1, color="#444444", pad=3)
-    return figure, axes
+def _canvas(
+    title: str, subtitle: str, count: int, height: float, entries: Sequence[tuple[Any, str]] = (), sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes of about this height (inches), its title above and its legend below them."""
+    wide = count > 1 or len(entries) > MANY
+    columns = {1: 1, 2: 2, 4: 2}.get(count, 2 if len(entries) > MANY else 3)
+    rows, characters = math.ceil(count / columns), 112 if wide else 52  # of a line across the page
+    title = f"{_wrap(title, characters)}\n{_wrap(subtitle, characters)}"
+    labels = [_wrap(label, characters - 8) for _, label in entries]
+    across = max(1, min(4, characters // (max(map(len, labels), default=0) + 8)))
+    legend = math.ceil(len(labels) / across) * max((1 + label.count("\n") for label in labels), default=0)
+    around = LINE * (legend + 1 + title.count("\n")) + 0.4
+    figure = Figure(figsize=(WIDE if wide else WIDTH, rows * (height + 0.3) + around), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.03, w_pad=0.03)
+    figure.suptitle(title, x=0.01, ha="left", size=FONT + 0.5, linespacing=1.15)
+    grid = figure.subplots(rows, columns, sharey=sharey, squeeze=False).ravel().tolist()
+    for axes in grid[count:]:
+        axes.remove()
+    if entries:
+        place = {"loc": "outside lower left", "borderaxespad": 0.1, "labelspacing": 0.2, "columnspacing": 1.2}
+        figure.legend([handle for handle, _ in entries], labels, ncols=across, **place)
+    return figure, grid[:count]
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[Any, str]], many: bool) -> None:
-    """At the bottom; on the right where there are many lines."""
-    handles, labels = [handle for handle, _ in entries], [_wrap(label, 40 if many else TITLE) for _, label in entries]
-    columns = 2 if not many and len(labels) > 1 and max(map(len, labels)) <= NAME else 1
-    place = "outside right upper" if many else "outside lower left"
-    figure.legend(handles, labels, loc=place, ncols=columns, columnspacing=1, borderaxespad=0.1, labelspacing=0.15)
-
-
-def _fitted(figure: Figure, height: float) -> Figure:
-    """The figure as high as it has to be for axes of this height (inches), with all text outside of them."""
-    layout, axes = figure.get_layout_engine(), figure.axes[0]
-    for artist in (*axes.lines, *axes.patches, *axes.collections, *axes.texts):
-        artist.set_in_layout(False)  # inside of the axes, and slow to measure
-    layout.execute(figure)
-    around = figure.get_figheight() * (1 - axes.get_position().height)
-    beside = [legend.get_window_extent().height / figure.dpi for legend in figure.legends]
-    figure.set_figheight(max(height + around, *(measured + 0.1 for measured in beside), 0))
-    layout.execute(figure)
-    figure.set_layout_engine("none")
-    return figure
-
-
-def render(plot: Plot) -> dict[str, bytes]:
-    """Draw one figure; its files by their suffix: "png" and "svg"."""
+def render(figure: Figure) -> dict[str, bytes]:
+    """The files of a figure by their suffix: "png" and "svg"."""
     files = {}
     with matplotlib.rc_context(STYLE):
-        figure = plot.draw(*plot.arguments)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once for both
         for kind, options in (
             ("png", {"dpi": DPI, "pil_kwargs": {"compress_level": 1}}),
             ("svg", {"metadata": {"Date": None}}),

@@ -1,6 +1,7 @@
-"""The published figures of expected.csv, and which of our cells they may be held against."""
+"""The published figures of published.csv, and which of our settings they may be held against."""
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,27 @@ from coop.errors import CoopError
 from coop.report.groups import Curves, column
 from coop.report.records import shown
 
-PACKAGE = Path(__file__).resolve().parents[1]
+FILE = Path(__file__).resolve().parents[1] / "assets" / "published.csv"
 CONFIDENCES = ("verified", "recalled", "low")
 PLACE = ("dataset", "method", "backbone", "shots", "n_ctx")
 COLUMNS = ("table", *PLACE, "setting", "accuracy_percent", "confidence", "source")
+ELEVEN = {
+    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft"),
+    *("sun397", "dtd", "eurosat", "ucf101"),
+}
+# Data sets of which averages were published, by the name of the average in published.csv.
+AVERAGES = {
+    "average of 11 data sets": ELEVEN,
+    "average of 10 targets": ELEVEN - {"imagenet"},
+    "average of 4 targets": {"imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"},
+}
 
 
-def expected_file() -> Path:
-    """Where expected.csv lies: inside an installed package, or in experiments/ of a checkout."""
-    installed = PACKAGE / "assets" / "paper" / "expected.csv"
-    return installed if installed.is_file() else PACKAGE.parent / "experiments" / "paper" / "expected.csv"
-
-
-def read_published(path: Path) -> pd.DataFrame:
-    """Read expected.csv.
+def read_published(path: Path = FILE) -> pd.DataFrame:
+    """Read published.csv.
 
     Returns:
-        A row for each figure: its columns, and in "setting" a dict of the keys that the source states (empty: none).
+        A row for each figure: its columns, and in "stated" a dict of the keys that the source states (empty: none).
 
     Raises:
         CoopError: no such file, or a line that is not of its form.
@@ -43,7 +48,7 @@ def read_published(path: Path) -> pd.DataFrame:
             figures.append(_figure(line))
         except (ValueError, TypeError, AttributeError) as error:
             raise CoopError(f"{shown(path)}, line {number}: not a published figure ({error})") from None
-    return pd.DataFrame(figures, columns=COLUMNS, dtype=object)
+    return pd.DataFrame(figures, columns=[*COLUMNS, "stated"], dtype=object).drop(columns="setting")
 
 
 def _figure(line: dict[str, str]) -> dict[str, Any]:
@@ -52,36 +57,46 @@ def _figure(line: dict[str, str]) -> dict[str, Any]:
     return line | {
         "shots": int(line["shots"]),
         "n_ctx": int(line["n_ctx"]) if line["n_ctx"] else None,
-        "setting": dict(word.split("=", 1) for word in shlex.split(line["setting"])),
+        "stated": dict(word.split("=", 1) for word in shlex.split(line["setting"])),
         "accuracy_percent": float(line["accuracy_percent"]),
     }
 
 
-def compare(published: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    """Published figures beside our cells that agree in data set, method, backbone, shots and n_ctx.
+def compare(published: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
+    """Published figures beside our settings that agree in data set, method, backbone, shots and, if stated, n_ctx.
 
     Returns:
-        A row for each pair: the columns of the figure, "cell" (an index of `cells`), "ours", "sd", "n", and "data";
-        "differing" and "unchecked" (keys in which the settings differ, and that our runs did not record);
+        A row for each pair: the columns of the figure, "setting" (an index of `settings`), "ours", "sd", "n", and
+        "data"; "differing" and "unchecked" (keys in which the settings differ, and that our runs did not record);
         "same_setting"; "comparable" (and more than a mere recollection); "difference" (percentage points, NaN where
         they must not be compared).
     """
-    ours = cells.assign(n_ctx=column(cells, "n_ctx")).reset_index(names="cell")
-    ours = ours.rename(columns={"mean": "ours"})[[*PLACE, "cell", "data", "ours", "sd", "n"]]
-    pairs = published.merge(ours.astype(dict.fromkeys(PLACE, object)), on=list(PLACE))
-    keys = cells.loc[pairs["cell"].unique()].to_dict("index")
-    both = zip(pairs["cell"], pairs["setting"], strict=True)
-    same_source = [keys[cell].get("trained_on") == stated.get("trained_on") for cell, stated in both]
+    place = [name for name in PLACE if name != "n_ctx"]
+    ours = settings.assign(n_ctx=column(settings, "n_ctx")).reset_index(names="setting")
+    ours = ours.rename(columns={"mean": "ours", "n_ctx": "own_n_ctx"})
+    ours = ours[[*place, "own_n_ctx", "setting", "data", "ours", "sd", "n"]].astype(dict.fromkeys(place, object))
+    pairs = published.merge(ours, on=place)
+    keys = settings.loc[pairs["setting"].unique()].to_dict("index")
+    pairs = pairs[pairs["n_ctx"].isna() | (pairs["n_ctx"] == pairs["own_n_ctx"])].assign(n_ctx=pairs["own_n_ctx"])
+    both = zip(pairs["setting"], pairs["stated"], strict=True)
+    same_source = [_trained_elsewhere(keys[setting]) == stated.get("trained_on") for setting, stated in both]
     pairs = pairs.loc[pairs.index[same_source] if same_source else []]
-    settings = [_settings(keys[cell], stated) for cell, stated in zip(pairs["cell"], pairs["setting"], strict=True)]
-    pairs = pairs.assign(differing=[differing for differing, _ in settings], unchecked=[u for _, u in settings])
-    pairs["same_setting"] = pairs["setting"].astype(bool) & ~pairs["differing"].astype(bool)
+    both = zip(pairs["setting"], pairs["stated"], strict=True)
+    found = [differences(keys[setting], stated) for setting, stated in both]
+    pairs = pairs.assign(differing=[differing for differing, _ in found], unchecked=[names for _, names in found])
+    pairs["same_setting"] = pairs["stated"].astype(bool) & ~pairs["differing"].astype(bool)
     pairs["comparable"] = pairs["same_setting"] & (pairs["confidence"] != "low")
     pairs["difference"] = (100 * pairs["ours"] - pairs["accuracy_percent"].astype(float)).where(pairs["comparable"])
-    return pairs.reset_index(drop=True)
+    return pairs.drop(columns="own_n_ctx").reset_index(drop=True)
 
 
-def _settings(keys: dict[str, Any], stated: dict[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _trained_elsewhere(keys: dict[str, Any]) -> str | None:
+    """What a setting was trained on, unless it is what it was tested on."""
+    trained = keys.get("trained_on"), keys.get("trained_classes")
+    return None if trained == (keys["dataset"], keys["classes"]) else trained[0]
+
+
+def differences(keys: dict[str, Any], stated: dict[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Keys in which our setting differs from the stated one, with both values; and those that we did not record."""
     differing, unchecked = [], []
     for key, there in stated.items():
@@ -106,33 +121,67 @@ def _unrecorded(key: str, keys: dict[str, Any]) -> bool:
 
 
 def _as_written(value: Any) -> str:
-    """A value as expected.csv and the command line write it."""
+    """A value as published.csv and the command line write it."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def published_averages(pairs: pd.DataFrame, curves: Curves, data: list[str], name: str) -> pd.DataFrame:
-    """Averages over data sets each of which has a figure in the same published table, to be held against ours.
+def beside(
+    published: pd.DataFrame, pairs: pd.DataFrame, settings: pd.DataFrame, curves: Curves, places: Iterable
+) -> pd.DataFrame:
+    """Figures of the same setting beside curves, on data sets and on averages.
+
+    An average over data sets is held against the average of the figures of one published table, if that has all of
+    them, and against averages that were published themselves.
 
     Args:
-        pairs: of `compare`.
-        curves: whose averages.
-        data: over which data sets.
-        name: of this average.
+        published, pairs, settings: of a study, `pairs` from `compare`.
+        curves: to be held against them.
+        places: (name, data sets) of what is looked at.
 
     Returns:
-        A row for each curve, number of shots and table, with the columns of `compare` and "curve"; its confidence is
-        the lowest of the figures'.
+        A row for each curve, place ("data"), number of shots and figure: the columns of `compare`, and "curve".
     """
-    places = curves.points.drop_duplicates(["curve", "cell"])[["curve", "cell"]]
-    beside = places.merge(pairs[pairs["comparable"] & pairs["data"].isin(data)], on="cell")
-    beside = beside.drop_duplicates(["curve", "cell", "table"], keep="last").astype({"accuracy_percent": float})
-    beside = beside.sort_values("confidence", key=lambda names: -names.map(CONFIDENCES.index), kind="stable")
+    members = curves.points.drop_duplicates(["curve", "setting"])[["curve", "setting"]]
+    found = members.merge(pairs[pairs["same_setting"]], on="setting")
+    blocks = [found.iloc[:0]]
+    for name, data in places:
+        if len(data) == 1:
+            blocks.append(found[found["data"].isin(data)])
+        else:
+            ours = curves.average(data).rename(columns={"mean": "ours"}).reset_index()
+            for averages in (_derived(found, data), _stated(published, settings, curves, data)):
+                averages = averages.merge(ours, on=["curve", "shots"]).assign(data=name)
+                difference = 100 * averages["ours"] - averages["accuracy_percent"].astype(float)
+                blocks.append(averages.assign(difference=difference.where(averages["confidence"] != "low")))
+    return pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
+
+
+def _derived(found: pd.DataFrame, data: list[str]) -> pd.DataFrame:
+    """Averages of the figures of one table, with the lowest confidence among them."""
+    found = found[found["comparable"] & found["data"].isin(data)]
+    found = found.drop_duplicates(["curve", "setting", "table"], keep="last").astype({"accuracy_percent": float})
+    found = found.sort_values("confidence", key=lambda names: -names.map(CONFIDENCES.index), kind="stable")
     firsts = {name: (name, "first") for name in ("method", "backbone", "n_ctx", "confidence")}
     sums = {"accuracy_percent": ("accuracy_percent", "mean"), "unchecked": ("unchecked", "sum")}
-    found = beside.groupby(["table", "curve", "shots"]).agg(**firsts, **sums, figures=("data", "size")).reset_index()
-    ours = curves.average(data).rename(columns={"mean": "ours"}).reset_index()
-    found = found[found["figures"] == len(data)].merge(ours, on=["curve", "shots"])
-    difference = 100 * found["ours"] - found["accuracy_percent"]
-    return found.assign(data=name, source="average of its figures", difference=difference)
+    found = found.groupby(["table", "curve", "shots"]).agg(**firsts, **sums, figures=("data", "size")).reset_index()
+    return found[found["figures"] == len(data)].assign(source="average of its figures")
+
+
+def _stated(published: pd.DataFrame, settings: pd.DataFrame, curves: Curves, data: list[str]) -> pd.DataFrame:
+    """Averages that were published themselves; they are compared with the keys of the first setting of a curve."""
+    points = curves.points[curves.points["data"].isin(data)].drop_duplicates(["curve", "data", "shots"])
+    datasets = set(settings.loc[settings.index.isin(points["setting"]), "dataset"])
+    figures = published[published["dataset"].map(lambda name: AVERAGES.get(name) == datasets)]
+    rows = []
+    for point in points.drop_duplicates(["curve", "shots"]).itertuples() if len(figures) else ():
+        keys = settings.loc[point.setting].to_dict()
+        same = figures["n_ctx"].isna() | (figures["n_ctx"] == keys.get("n_ctx"))
+        for name in ("method", "backbone", "shots"):
+            same &= figures[name] == keys[name]
+        for figure in figures[same].to_dict("records"):
+            differing, unchecked = differences(keys, figure["stated"])
+            if not differing and figure["stated"]:
+                rows.append(figure | {"curve": point.curve, "unchecked": unchecked, "n_ctx": keys.get("n_ctx")})
+    return pd.DataFrame(rows, columns=["curve", "unchecked", *published.columns])

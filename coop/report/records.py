@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from coop import schedule
 from coop.errors import CoopError
 
 RESULTS, CONFIG, ERROR = "results.json", "config.yaml", "error.txt"
@@ -20,7 +21,7 @@ RESULTS, CONFIG, ERROR = "results.json", "config.yaml", "error.txt"
 REQUIRED = {"method": str, "backbone": str, "dataset": str, "shots": int}
 RECORDED = REQUIRED | dict(pretrained=str, classes=str, split=str, num_classes=int, n_test=int, n_ctx=int)
 RECORDED |= dict(class_specific=bool, class_token_position=str, augmentation=str, epochs=int, batch_size=int)
-RECORDED |= dict(precision=str, tf32=bool, trainable_params=int)
+RECORDED |= dict(precision=str, tf32=bool, validation=str, trainable_params=int)
 DATA_KEYS = ("dataset", "classes", "split", "num_classes", "n_test")
 # Keys of config.yaml that results.json records resolved, that say where files lie, or that only save memory.
 IGNORED = {
@@ -29,12 +30,17 @@ IGNORED = {
     "method": {"_target_", "name", "checkpoint", "class_chunk", "n_ctx", "class_specific", "class_token_position"},
     "optimizer": set(),
 }
-# Columns that are no keys. `transfer`: trained on one data set, tested on any. `by_rule`: epochs were left to the
-# method's published rule; None if that is not known.
-OUTCOME = ("seed", "acc", "macro_acc", "zero_shot", "path", "version", "transfer", "by_rule")
+# What a run took, and what its predictions are worth beyond accuracy; None where a run did not record it.
+COSTS = ("encode_seconds", "fit_seconds", "test_seconds", "step_seconds", "peak_memory_mb")
+METRICS = ("ece", "auroc", "fpr95")
+MEASURED = (*COSTS, *METRICS)
+# Columns that are no keys. `kind`: which test a row is of, `OWN`, `BASE_TO_NEW` or `TRANSFER`.
+RUNS_OWN = "the run's"  # stands for a split's seed that is the seed of the run
+OUTCOME = ("seed", "acc", "macro_acc", "zero_shot", "path", "version", "kind", "uses", *MEASURED)
+OWN, BASE_TO_NEW, TRANSFER = KINDS = "own", "base to new", "transfer"
 # Of a method that learns nothing from images, all other keys mean nothing.
 ZERO_SHOT_KEYS = {*DATA_KEYS, "method", "shots", "backbone", "pretrained", "precision", "tf32", "config.yaml"}
-RUNS_OWN = "the run's"  # stands for a split's seed that is the seed of the run
+PUBLISHED = "published"  # the rule for epochs that a method's authors state
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -72,7 +78,9 @@ def keys_of(frame: pd.DataFrame) -> list[str]:
 
 def is_zero_shot(methods: Any) -> Any:
     """Whether a method (or each of a column) learns nothing from images, so that neither shots nor seed matter."""
-    return methods.str.startswith("zero_shot") if isinstance(methods, pd.Series) else methods.startswith("zero_shot")
+    if isinstance(methods, pd.Series):
+        return methods.str.startswith("zero_shot").astype(bool)
+    return methods.startswith("zero_shot")
 
 
 def shown(path: Path | str) -> str:
@@ -141,8 +149,8 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     """Rows as a table; keys keep their types, and None stands where a row does not have one."""
     frame = pd.DataFrame(rows, dtype=object)
     frame = frame.where(frame.notna(), None)
-    frame = frame.astype({"seed": int, "acc": float, "macro_acc": float, "zero_shot": float, "transfer": bool})
-    zero_shot = is_zero_shot(frame["method"]).astype(bool) & ~frame["transfer"]
+    frame = frame.astype({"seed": int, **dict.fromkeys(("acc", "macro_acc", "zero_shot", *MEASURED), float)})
+    zero_shot = is_zero_shot(frame["method"]) & frame["kind"].eq(OWN)
     return pd.concat([frame[~zero_shot], without_training(frame[zero_shot])]).sort_index() if any(zero_shot) else frame
 
 
@@ -155,9 +163,11 @@ def without_training(frame: pd.DataFrame) -> pd.DataFrame:
 
 def zero_shot_beside(runs: pd.DataFrame) -> pd.DataFrame:
     """Zero-shot CLIP with the data set's template, as it stands beside each run."""
-    of_method = [key for key in runs.columns if key.startswith("method.")]
-    beside = runs.assign(method="zero_shot", acc=runs["zero_shot"], macro_acc=math.nan, **dict.fromkeys(of_method))
-    return without_training(beside.astype({"method": object}))
+    unknown = dict.fromkeys(("macro_acc", *MEASURED), math.nan)
+    unknown |= dict.fromkeys(["uses", *(key for key in runs.columns if key.startswith("method."))])
+    return without_training(
+        runs.assign(method="zero_shot", acc=runs["zero_shot"], **unknown).astype({"method": object})
+    )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -171,14 +181,15 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise NotARunError(f'"{missing[0]}" is not there')
     recorded = _recorded(results, RECORDED | {"seed": int, "options": dict})
     seed, options = recorded.pop("seed"), recorded.pop("options", None)
-    trained_in = path.parent if task == "train" else Path(str(results.get("run")))
-    config = _config(trained_in / CONFIG)
+    config = _config((path.parent if task == "train" else Path(str(results.get("run")))) / CONFIG)
     keys = _run_keys(recorded, config, options, seed)
     common = {"seed": seed, "path": shown(path), "version": str(results.get("version"))}
-    common["by_rule"] = None if config is None else config["epochs"] is None
-    rows = [keys | _scores(results) | common | {"transfer": False}] if task == "train" else []
+    uses = results.get("uses")
+    common["uses"] = ", ".join(map(str, uses)) if isinstance(uses, list) else None
+    common |= {name: _number(results.get(name)) for name in COSTS}
+    rows = [keys | _scores(results) | common | {"kind": OWN}] if task == "train" else []
     if task == "evaluate" or results.get("targets"):
-        rows += [row | common | {"transfer": True} for row in _targets(keys, results)]
+        rows += [row | common for row in _targets(keys, results)]
     return rows
 
 
@@ -206,14 +217,17 @@ def _recorded(values: dict[str, Any], kinds: dict[str, type]) -> dict[str, Any]:
     return recorded
 
 
+def _number(value: Any) -> float | None:
+    return float(value) if type(value) in (int, float) and math.isfinite(value) else None
+
+
 def _scores(entry: dict[str, Any]) -> dict[str, Any]:
     for key in ("test/acc", "zero_shot/acc"):
-        value = entry.get(key)
-        if type(value) not in (int, float) or not (math.isfinite(value) and 0 <= value <= 1):
-            raise NotARunError(f'"{key}" is {value!r}; expected an accuracy from 0 to 1')
-    macro = entry.get("test/macro_acc")
-    macro = macro if isinstance(macro, float) and math.isfinite(macro) else None
-    return {"acc": entry["test/acc"], "macro_acc": macro, "zero_shot": entry["zero_shot/acc"]}
+        value = _number(entry.get(key))
+        if value is None or not 0 <= value <= 1:
+            raise NotARunError(f'"{key}" is {entry.get(key)!r}; expected an accuracy from 0 to 1')
+    measured = {name: _number(entry.get(f"test/{name}")) for name in ("macro_acc", *METRICS)}
+    return {"acc": entry["test/acc"], "zero_shot": entry["zero_shot/acc"]} | measured
 
 
 def _targets(keys: dict[str, Any], results: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -231,9 +245,11 @@ def _targets(keys: dict[str, Any], results: dict[str, Any]) -> Iterator[dict[str
     if (keys["dataset"], keys["classes"]) not in [(name, entry["classes"]) for name, entry in entries]:
         entries.insert(0, (keys["dataset"], results))
     run_keys = {key: value for key, value in keys.items() if key not in DATA_KEYS and not key.startswith("dataset.")}
+    halves = keys["classes"] == "base" and (keys["dataset"], "new") in [(name, e["classes"]) for name, e in entries]
     for name, entry in entries:
         tested = _recorded(entry, {key: RECORDED[key] for key in DATA_KEYS}) | {"dataset": name}
-        yield run_keys | source | tested | _scores(entry)
+        kind = BASE_TO_NEW if halves and name == keys["dataset"] else TRANSFER
+        yield run_keys | source | tested | _scores(entry) | {"kind": kind}
 
 
 def _config(path: Path) -> dict[str, Any] | None:
@@ -245,10 +261,10 @@ def _config(path: Path) -> dict[str, Any] | None:
         text = path.read_text(encoding="utf-8")
         blocks = {block.partition(":")[0]: block for block in re.split(r"^(?=\w)", text, flags=re.MULTILINE)}
         groups = {"optimizer": {}} | {group: _flat_group(group, blocks[group]) for group in IGNORED if group in blocks}
-        epochs = _parse(blocks["epochs"])["epochs"] if "epochs" in blocks else ""
+        budget = {key: _parse(blocks[key])[key] for key in ("epochs", "steps", "view_sampling") if key in blocks}
     except (OSError, yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
         return None
-    return groups | {"epochs": epochs} if groups.keys() == IGNORED.keys() else None
+    return groups | {"epochs": ""} | budget if groups.keys() == IGNORED.keys() else None
 
 
 @cache
@@ -288,19 +304,24 @@ def _run_keys(
     recorded: dict[str, Any], config: dict[str, Any] | None, options: dict[str, Any] | None, seed: int
 ) -> dict[str, Any]:
     """What results.json records, and what config.yaml adds to it under dotted names."""
-    keys = {"classes": "all"} | recorded
+    keys = {"classes": "all", "validation": "choose"} | recorded
     if "pretrained" in keys:
         keys["pretrained"] = Path(keys["pretrained"]).name  # a file may lie elsewhere on another machine
     if config is None:
         keys["config.yaml"] = "not there"
     else:
         keys |= config["backbone"] | config["dataset"] | config["optimizer"]
+        keys |= {key: config[key] for key in ("steps", "view_sampling") if config.get(key) is not None}
     if options is not None:
         keys |= flat("method", options)
     elif config is not None:
         keys |= config["method"]
-    if not keys.get("epochs"):
+    if keys.get("epochs"):
+        keys["epochs_rule"] = _epochs_rule(keys, config)
+    else:
         keys = {key: value for key, value in keys.items() if not key.startswith("optimizer.")}
+    if not keys.get("augmentation", "").startswith("views"):
+        keys.pop("view_sampling", None)
     # What says nothing more: the same template twice, a model's own name, a folder's place on this machine.
     if keys.get("method.template") == keys.get("dataset.template"):
         keys.pop("method.template", None)
@@ -308,8 +329,28 @@ def _run_keys(
         del keys["backbone.model"]
     elif "backbone.model" in keys:
         keys["backbone.model"] = Path(str(keys["backbone.model"]).removeprefix("local-dir:")).name
-    if "dataset.manifest_sha256" in keys:  # its content says more than its path
-        keys.pop("dataset.manifest", None)
+    if "dataset.manifest_sha256" in keys:  # its content says more than its path; where each seed has a file, its name
+        name = keys.pop("dataset.manifest", "")
+        of_all_seeds = re.sub(rf"(seed[-_=]?){seed}(?!\d)", r"\1*", name)
+        if of_all_seeds != name:
+            keys["dataset.manifest"] = Path(of_all_seeds).name
+            del keys["dataset.manifest_sha256"]
     if keys.get("dataset.seed") == seed:
         keys["dataset.seed"] = RUNS_OWN
     return keys
+
+
+def published_epochs(dataset: str, shots: int) -> int:
+    """The paper's rule with its exception: ImageNet always 50 (CoOp, section 4.1)."""
+    return 50 if dataset == "imagenet" else schedule.epochs_by_shots(shots)
+
+
+def _epochs_rule(keys: dict[str, Any], config: dict[str, Any] | None) -> str:
+    """`PUBLISHED` where the config left the epochs to the method's rule, else their number.
+
+    Without a config, epochs are those of the paper's rule if they are as many.
+    """
+    left = (
+        keys["epochs"] == published_epochs(keys["dataset"], keys["shots"]) if config is None else not config["epochs"]
+    )
+    return PUBLISHED if left else str(keys["epochs"])

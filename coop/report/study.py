@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from coop.report import checks
-from coop.report.groups import Curves, make_cells, make_curves
+from coop.report.groups import Curves, data_name, make_curves, make_settings
 from coop.report.published import compare
-from coop.report.records import Records, keys_of, zero_shot_beside
+from coop.report.records import KINDS, Records, keys_of, zero_shot_beside
+
+TEST_SET = ("split", "num_classes", "n_test", "dataset.manifest")
 
 
 @dataclass
@@ -16,10 +17,12 @@ class Study:
 
     Attributes:
         records: what was read.
-        keys: columns of `cells` that say what was run.
-        cells: all averages over seeds.
+        keys: columns of `settings` that say what was run.
+        settings: all averages over seeds.
         curves: trained on a data set and tested on it; zero-shot among them, at 0 shots.
+        base_to_new: trained on the base classes of data sets and tested on both halves; zero-shot among them.
         transfers: trained on one data set and tested on others; zero-shot among them.
+        published: all published figures.
         comparisons: published figures beside ours, those of another setting included.
         warnings: what must be known before figures are compared.
         mixed: data sets of which runs have another split or another list of classes.
@@ -27,9 +30,11 @@ class Study:
 
     records: Records
     keys: list[str]
-    cells: pd.DataFrame
+    settings: pd.DataFrame
     curves: Curves
+    base_to_new: Curves
     transfers: Curves
+    published: pd.DataFrame
     comparisons: pd.DataFrame
     warnings: list[str]
     mixed: list[str]
@@ -37,21 +42,23 @@ class Study:
 
 def make_study(records: Records, published: pd.DataFrame) -> Study:
     """Average, join, compare."""
-    runs = records.runs
-    keys = keys_of(runs)
-    cells, scores, warnings = make_cells(pd.concat([runs, zero_shot_beside(runs)]))
-    parts, mixed = [], []
-    for transfer in (False, True):
-        curves = make_curves(cells[cells["transfer"] == transfer], scores, keys, transfer=transfer)
-        own = runs[runs["transfer"] == transfer]
-        warnings += checks.mixture_warnings(own, curves)
-        mixed += checks.mixed_data(own)
-        parts.append(curves)
-    mixed = list(dict.fromkeys(mixed))
-    warnings += [f"{text}; {checks.APART}" for text in mixed] + checks.version_warning(runs)
-    # Zero-shot CLIP on one test set counts once, whether a training or an evaluation reported it.
-    tested = [key for key in keys if not key.startswith("dataset.")]
-    cells = cells.sort_values("transfer", kind="stable")
-    cells = cells[~(cells["transfer"] & cells.duplicated(tested))]
-    warnings = list(dict.fromkeys(warnings))
-    return Study(records, keys, cells, *parts, compare(published, cells), warnings, mixed)
+    runs, keys = records.runs, keys_of(records.runs)
+    settings, scores, warnings = make_settings(pd.concat([runs, zero_shot_beside(runs)]))
+    curves = [make_curves(settings, scores, keys, kind) for kind in KINDS]
+    mixed = mixed_data(runs)
+    warnings += [f"{text}; never averaged together, in separate rows" for text in mixed]
+    if len(versions := sorted(runs["version"].unique())) > 1:
+        warnings.append(f"the runs were written by several versions of coop: {', '.join(versions)}")
+    return Study(records, keys, settings, *curves, published, compare(published, settings), warnings, mixed)
+
+
+def mixed_data(runs: pd.DataFrame) -> list[str]:
+    """Name the data sets of which runs have another split or another list of classes: no table should hold both."""
+    texts = []
+    for (dataset, classes), same in runs.groupby(["dataset", "classes"], sort=False):
+        for key in (key for key in TEST_SET if key in same):
+            counts = same[key].dropna().value_counts(sort=False)
+            listed = (f"{value} ({count} run{'s' if count > 1 else ''})" for value, count in counts.items())
+            if len(counts) > 1:
+                texts.append(f"{data_name(dataset, classes)}: {key} is {', '.join(listed)}")
+    return texts

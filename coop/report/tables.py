@@ -1,4 +1,4 @@
-"""The tables of a report, and how they are written as Markdown and LaTeX."""
+"""The tables of a report, and how they are written: on the page, as Markdown and as LaTeX."""
 
 import re
 from collections.abc import Sequence
@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from coop.report.groups import ALWAYS_SAID, Curves, column, label, mean_sd, shots_text, sort_shots
-from coop.report.published import published_averages
+from coop.report.groups import ALWAYS_SAID, Curves, label, shots_text, sort_shots
+from coop.report.published import beside
 from coop.report.study import Study
 
 NOTHING, MINUS, UNCHECKED = "\N{EN DASH}", "\N{MINUS SIGN}", " †"
+MARKS = {"verified": "\N{BLACK DIAMOND}", "recalled": "\N{WHITE DIAMOND}", "low": "?"}  # the surest first
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": "\\textbackslash{}",
     "~": "\\textasciitilde{}",
@@ -23,6 +24,8 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\n": " ",
     NOTHING: "--",
     MINUS: "$-$",
+    MARKS["verified"]: "$\\blacklozenge$",
+    MARKS["recalled"]: "$\\lozenge$",
 }
 READING = "Accuracy in %: mean ± sample standard deviation (number of seeds)"
 BACKBONE = ("backbone", "backbone.model", "pretrained", "trainable_params")
@@ -35,9 +38,10 @@ class Table:
     Attributes:
         name: of its file.
         title: one line above it.
-        frame: texts; a rule is drawn where the first column changes.
+        frame: texts.
         left: how many columns, from the first, hold words; the others hold figures and stand to the right.
         note: what has to be known to read it.
+        blocks: whether a rule is drawn where the first column changes.
     """
 
     name: str
@@ -45,12 +49,13 @@ class Table:
     frame: pd.DataFrame
     left: int = 1
     note: str = ""
+    blocks: bool = True
 
     @property
     def rules(self) -> list[bool]:
         """Of each row, whether a rule stands above it: another block begins."""
         first = self.frame.iloc[:, 0]
-        return [False, *(first != first.shift()).tolist()[1:]][: len(first)]
+        return [False, *(self.blocks & (first != first.shift())).tolist()[1:]][: len(first)]
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -106,12 +111,8 @@ def places(curves: Curves) -> list[tuple[str, list[str]]]:
     have = (trained if len(trained.table) else curves).points.drop_duplicates(["curve", "data", "shots"])
     counts = have.groupby(["curve", "data"]).size().unstack(fill_value=0)
     complete = counts.eq(have.groupby("curve")["shots"].nunique(), axis=0).mean()
-    return by_data(names, [name for name in names if complete.get(name, 0) >= 0.5])
-
-
-def by_data(names: Sequence[str], averaged: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """(name, data sets) of each, and of the average where it is one of several."""
-    return [*((name, [name]) for name in names), *([(average_name(averaged), list(averaged))] * (len(averaged) > 1))]
+    averaged = [name for name in names if complete.get(name, 0) >= 0.5]
+    return [*((name, [name]) for name in names), *([(average_name(averaged), averaged)] * (len(averaged) > 1))]
 
 
 def few_shot_tables(study: Study) -> list[Table]:
@@ -138,7 +139,7 @@ def few_shot_tables(study: Study) -> list[Table]:
 
 def settings_tables(study: Study) -> list[Table]:
     """What the compared settings differ in beyond their labels: a row for each trained curve, a column for each key."""
-    table = pd.concat([study.curves.table, study.transfers.table])
+    table = pd.concat([study.curves.table, study.base_to_new.table, study.transfers.table])
     table = table[~table["zero_shot"].astype(bool)]
     hidden = ("method", "classes", "zero_shot", "label", "parts", "source", "trained_on", "trained_classes")
     keys = [key for key in table if key not in hidden and key.partition(".")[0] != "backbone" and key != "pretrained"]
@@ -149,13 +150,13 @@ def settings_tables(study: Study) -> list[Table]:
     if not set(shared) - set(ALWAYS_SAID):  # labels say it all
         return []
     frame = frame.where(frame.notna(), NOTHING).map(str)
-    frame = frame.rename(columns=lambda key: {"label": "method", "n_ctx": "M", "rule": "epochs"}.get(key, key))
+    frame = frame.rename(columns=lambda key: {"label": "method", "n_ctx": "M", "epochs_rule": "epochs"}.get(key, key))
     note = f"Keys in which these settings differ; {NOTHING}: the method does not have it, or nothing was set."
     return [Table("settings", "What the compared settings differ in", frame, len(frame.columns), note)]
 
 
-def by_context(study: Study) -> list[tuple[str, int, list[str], Curves]]:
-    """Studies of the context length and of backbones: (method, shots, data sets, curves).
+def by_context(study: Study) -> list[tuple[str, int, Curves]]:
+    """Studies of the context length and of backbones: (method, shots, curves).
 
     Curves stand together that differ in nothing but M and the backbone; shots is the largest number that two have.
     """
@@ -172,107 +173,66 @@ def by_context(study: Study) -> list[tuple[str, int, list[str], Curves]]:
             own = own[own["shots"] == shared[-1]]
             curves = Curves(same[same.index.isin(own["curve"])], own)
             name = label(same["method"].iloc[0], same["parts"].iloc[0], without=["n_ctx"])
-            found.append((name, shared[-1], sorted(own["data"].unique()), curves))
+            found.append((name, shared[-1], curves))
     return found
 
 
 def context_tables(study: Study) -> list[Table]:
     """One table per study of M and backbones."""
     tables = []
-    for number, (name, shots, data, curves) in enumerate(by_context(study), 1):
+    for number, (name, shots, curves) in enumerate(by_context(study), 1):
         rows = []
-        for place, members in by_data(data, data):
+        for place, members in places(curves):
             averages = curves.average(members).droplevel("shots").reindex(curves.table.index)
             block = curves.table[["n_ctx", "backbone"]].assign(text=texts(averages), place=place)
             rows.append(block.pivot(index=["place", "n_ctx"], columns="backbone", values="text").fillna(NOTHING))
         frame = pd.concat(rows)[list(dict.fromkeys(curves.table["backbone"]))].reset_index()
         frame = frame.rename(columns={"place": "data set", "n_ctx": "M"}).map(str)
+        frame = frame[(frame.iloc[:, 2:] != NOTHING).any(axis=1)]
         title = f"{name}, {shots_text(shots)}: context length M by backbone"
         tables.append(Table(f"context_{number}", title, frame, 1, f"{READING}."))
     return tables
 
 
-def transfer_tables(study: Study) -> list[Table]:
-    """Domain generalization and base-to-new: one table per source; targets across, zero-shot first."""
-    tables, curves = [], study.transfers
-    for source in dict.fromkeys(column(curves.table, "source").dropna()):
-        trained = curves.of(source=source)
-        targets = [name for name in trained.points["data"].unique() if name != source]
-        tested = curves.points.loc[curves.points["data"].isin(targets), "curve"].unique()
-        here = curves.table["zero_shot"] & curves.table["backbone"].isin(trained.table["backbone"])
-        here = curves.table[here & curves.table.index.isin(tested) | curves.table.index.isin(trained.table.index)]
-        here = Curves(here, curves.points[curves.points["curve"].isin(here.index)])
-        columns = {f"{source} (source)": here.average([source]), **{name: here.average([name]) for name in targets}}
-        if targets == [source.removesuffix("(base)") + "(new)"]:
-            columns["harmonic mean"] = _harmonic_mean(here, source, *targets)
-        else:
-            columns[f"average of {len(targets)} targets"] = here.average(targets)
-        frame = pd.DataFrame({head: texts(averages) for head, averages in columns.items()}).fillna(NOTHING)
-        curve, shots = (frame.index.get_level_values(level) for level in ("curve", "shots"))
-        frame.insert(0, "backbone", here.table["backbone"][curve].to_numpy())
-        frame.insert(1, "method", here.table["label"][curve].to_numpy())
-        frame.insert(2, "shots", [shots_column(number) if number else "" for number in shots])
-        order = list(dict.fromkeys(trained.table["backbone"]))
-        frame = frame.sort_values("backbone", key=lambda names: names.map(order.index), kind="stable")
-        if targets:
-            title = f"Trained on {source}, tested on others"
-            tables.append(Table(f"transfer_{len(tables) + 1}", title, frame, 2, f"{READING}."))
-    return tables
-
-
-def _harmonic_mean(curves: Curves, source: str, target: str) -> pd.DataFrame:
-    """Of the accuracies on base and on new classes, seed by seed (CoCoOp, section 4.1)."""
-    wide = curves.points.pivot_table("acc", ["curve", "shots", "seed"], "data")
-    base, new = (column(wide, name) for name in (source, target))
-    return mean_sd((2 * base * new / (base + new).replace(0, 1)).dropna(), ["curve", "shots"])
-
-
-def missing_cells(study: Study) -> pd.DataFrame:
+def missing_table(study: Study) -> Table | None:
     """What a curve lacks of the data sets and shots that its backbone's other curves have, and of the usual seeds.
 
-    Usual are seeds that at least half of the cells have, so that an extra seed somewhere is not asked for everywhere.
-
-    Returns:
-        A row for each that is incomplete: "backbone", "method" (its label), "data set", "shots", "seeds".
+    Usual are seeds that at least half of the settings have: an extra seed somewhere is not asked for everywhere.
     """
-    blocks = [pd.DataFrame(columns=["backbone", "method", "data set", "shots", "seeds"])]
+    blocks = []
     for _, curves in panels(study):
         trained = curves.of(zero_shot=False)
         have = pd.MultiIndex.from_frame(trained.points[["curve", "data", "shots", "seed"]])
-        cells = trained.points.drop_duplicates(["cell", "seed"])
-        counts = cells.groupby("seed")["cell"].nunique()
-        seeds = sorted(counts.index[2 * counts >= cells["cell"].nunique()])
+        counts = trained.points.groupby("seed")["setting"].nunique()
+        seeds = sorted(counts.index[2 * counts >= trained.points["setting"].nunique()])
         wanted = [trained.table.index, trained.points["data"].unique(), sort_shots(trained.points["shots"]), seeds]
         wanted = pd.MultiIndex.from_product(wanted, names=have.names)
         absent = wanted[~wanted.isin(have)].to_frame(index=False).astype({"seed": str})
-        absent = absent.groupby(["curve", "data", "shots"], sort=False)["seed"].agg(", ".join).reset_index()
-        named = trained.table.loc[absent["curve"], ["backbone", "label"]].reset_index(drop=True)
-        blocks.append(pd.concat([named, absent], axis=1).drop(columns="curve").set_axis(blocks[0].columns, axis=1))
-    return pd.concat(blocks, ignore_index=True)
-
-
-def missing_table(study: Study) -> Table | None:
-    """What is not there but has its like in other curves of the same backbone."""
-    missing = missing_cells(study)
-    if missing.empty:
+        absent["shots"] = absent["shots"].map(shots_column)
+        blocks.append(absent.join(trained.table[["backbone", "label"]], on="curve"))
+    absent = pd.concat(blocks)
+    if absent.empty:
         return None
-    by = ["backbone", "method", "data set", "seeds"]
-    rows = missing.groupby(by, sort=False)["shots"].agg(lambda shots: ", ".join(map(shots_column, shots))).reset_index()
+    place = ["backbone", "label", "data", "shots"]
+    absent = absent.groupby(place, sort=False)["seed"].agg(", ".join).rename("seeds").reset_index()
+    title = f"Missing: {len(absent)} settings are incomplete"
+    frame = absent.groupby(["backbone", "label", "data", "seeds"], sort=False)["shots"].agg(", ".join).reset_index()
+    frame = frame.rename(columns={"label": "method", "data": "data set"})
     note = (
         "Expected is every data set and number of shots that some run of the same backbone has, with every seed that "
-        "at least half of its cells have."
+        "at least half of its settings have."
     )
-    title = f"Missing: {len(missing)} cells are incomplete"
-    return Table("missing", title, rows[["backbone", "method", "data set", "shots", "seeds"]], 5, note)
+    return Table("missing", title, frame[["backbone", "method", "data set", "shots", "seeds"]], 5, note)
 
 
 def published_tables(study: Study) -> list[Table]:
     """Published figures beside ours where the setting is the same, and what the others differ in."""
     pairs, tables = study.comparisons, []
-    same, other = pairs[pairs["same_setting"]], pairs[~pairs["same_setting"]]
+    other = pairs[~pairs["same_setting"]]
+    averages = [beside_curves(study, curves, averages_only=True) for _, curves in panels(study)]
+    same = pd.concat([pairs[pairs["same_setting"]], *averages])
     if len(same):
-        averages = [averages_beside(study, curves) for _, curves in panels(study)]
-        frame = pd.DataFrame([_compared(row) for part in (same, *averages) for row in part.to_dict("records")])
+        frame = pd.DataFrame([_compared(row) for row in same.to_dict("records")]).drop_duplicates()
         note = (
             f"{READING}; the difference is ours less the published figure, in percentage points. verified: read in a "
             "public source; recalled: written down from memory, agrees with published averages; low: a recollection, "
@@ -284,7 +244,7 @@ def published_tables(study: Study) -> list[Table]:
     if len(other):
         reasons = pd.DataFrame({"published in": other["table"], "because": other.apply(why_not, axis=1)})
         frame = reasons.value_counts(sort=False).rename("figures").reset_index().map(str)
-        title = "Published for the same data set, method, backbone, shots and M, but not compared"
+        title = "Published for the same data set, method, backbone and shots, but not compared"
         tables.append(Table("not_compared", title, frame, 2))
     return tables
 
@@ -300,7 +260,7 @@ def _compared(pair: dict[str, Any]) -> dict[str, str]:
         "method": pair["method"],
         "backbone": pair["backbone"],
         "published in": f"{pair['table']}: {pair['source']}",
-        "confidence": pair["confidence"] + UNCHECKED * bool(pair["unchecked"]),
+        "confidence": f"{MARKS[pair['confidence']]} {pair['confidence']}{UNCHECKED * bool(pair['unchecked'])}",
         "shots": shots_column(pair["shots"]) if pair["shots"] else "",
         "M": "" if pd.isna(pair["n_ctx"]) else str(pair["n_ctx"]),
         "ours": mean_sd_n(pair["ours"], pair["sd"], pair["n"]),
@@ -309,10 +269,10 @@ def _compared(pair: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def averages_beside(study: Study, curves: Curves) -> pd.DataFrame:
-    """`published_averages` of a panel."""
-    name, data = places(curves)[-1]
-    return published_averages(study.comparisons, curves, data if len(data) > 1 else [], name)
+def beside_curves(study: Study, curves: Curves, *, averages_only: bool = False) -> pd.DataFrame:
+    """The published figures of a panel (`beside`)."""
+    where = [(name, data) for name, data in places(curves) if len(data) > 1 or not averages_only]
+    return beside(study.published, study.comparisons, study.settings, curves, where)
 
 
 def to_markdown(table: Table) -> str:
@@ -323,13 +283,11 @@ def to_markdown(table: Table) -> str:
 
 
 def to_text(table: Table, width: int | None = None) -> str:
-    """The same for a terminal: names that repeat stand once; means alone where it would be wider than `width`."""
-    frame = table.frame.copy()
-    first = frame.columns[0]
-    frame[first] = frame[first].where([True, *table.rules[1:]], "")
-    text = _tabulated(frame, table.left, "simple")
+    """For a terminal; means alone where it would be wider than `width`."""
+    text = _tabulated(table.frame, table.left, "simple")
     if width and text.index("\n") > width:
-        text = _tabulated(frame.map(lambda value: value.partition(" ±")[0]), table.left, "simple")
+        means = table.frame.map(lambda value: value.partition(" ±")[0])
+        text = _tabulated(means, table.left, "simple")
     return f"{table.title}\n{text}\n{table.note}\n"
 
 

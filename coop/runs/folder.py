@@ -38,6 +38,7 @@ DECISIVE = (
     "view_sampling",
     "validation",
     "steps",
+    "steps_per_shot",
     "epochs_by_shots",
     "batch_size",
     "backbone",
@@ -216,9 +217,13 @@ def recorded(cfg: DictConfig) -> dict[str, Any]:
 
 
 def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a config, as `recorded` gives it, that decides the result, under dotted keys."""
+    """The part of a config, as `recorded` gives it, that decides the result, under dotted keys.
+
+    What is published for others than this run (`method.published`) decides nothing: the options that it led to do.
+    """
     precision = {key: plain["trainer"][key] for key in ("precision", "tf32")}
-    return flat({key: plain[key] for key in DECISIVE} | precision | {"targets": plain.get("targets", [])})
+    keys = flat({key: plain[key] for key in DECISIVE} | precision | {"targets": plain.get("targets", [])})
+    return {key: value for key, value in keys.items() if not key.startswith("method.published")}
 
 
 def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

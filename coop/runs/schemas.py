@@ -95,6 +95,7 @@ class RunConfig(FromFile):
     trainer: Trainer
     targets: list[str] = []
     steps: int | None = None
+    steps_per_shot: int | None = None
     epochs_by_shots: dict[int | str, int] = dict(PAPER_EPOCHS)
     view_sampling: Literal["per_image", "pooled"] = "per_image"
     validation: Literal["choose", "none"] = "choose"

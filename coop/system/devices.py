@@ -1,6 +1,8 @@
 """Devices by Lightning's names, and what they may round."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytorch_lightning as pl
 import torch
@@ -17,12 +19,20 @@ def set_tf32(allowed: bool) -> None:
 def device_of(accelerator: str) -> torch.device:
     """The torch device of Lightning's name for it. Raises CoopError for a name that it does not know."""
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    lightning = logging.getLogger("pytorch_lightning")
-    level = lightning.level
-    lightning.setLevel(logging.WARNING)  # which devices there are is not of interest here
     try:
-        return pl.Trainer(accelerator=accelerator, devices=1, **quiet).strategy.root_device
+        with quiet_lightning():
+            return pl.Trainer(accelerator=accelerator, devices=1, **quiet).strategy.root_device
     except (ValueError, RuntimeError, MisconfigurationException) as error:
         raise CoopError(f"accelerator={accelerator}: {error}") from error
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without Lightning's lines about which devices there are, as the commands are."""
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    lightning.setLevel(logging.WARNING)
+    try:
+        yield
     finally:
         lightning.setLevel(level)

@@ -1,4 +1,4 @@
-"""Progress bars: one line that moves in a terminal, a short line now and then in a file or a pipe."""
+"""Progress bars: one line that moves in a terminal or a notebook, a short line now and then in a file or a pipe."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +27,8 @@ def progress(
         hidden: say nothing, as all processes but the first do.
         options: tqdm's own: total, initial, unit, unit_scale, leave.
     """
-    kind = Bar if sys.stderr.isatty() else Lines
+    in_notebook = type(sys.stderr).__module__.startswith("ipykernel.")
+    kind = Bar if sys.stderr.isatty() or in_notebook else Lines
     return kind(iterable, desc=desc, figures=figures, disable=hidden, **options)
 
 

@@ -52,7 +52,7 @@ def test_every_method_runs_on_the_device_alone(run, small, tmp_path, method):
     [
         ["method.class_specific=true"],
         ["method=image_encoder", "augmentation=online"],
-        ["method=two_stage", "steps=null", "augmentation=online"],
+        ["method=two_stage", "augmentation=online"],
     ],
     ids=str,
 )

@@ -2,12 +2,9 @@
 
 import csv
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -121,17 +118,6 @@ def test_five_things_to_do_next(run, small, photographs):
     assert json.loads((mine / "results.json").read_text())["shots"] == 4
     assert (mine / "class_weights.safetensors").exists()
     assert (compare / "report" / "report.html").exists()
-
-
-def test_completion():
-    (install,) = re.findall(r"`(eval .*?)`", (ROOT / "conf" / "README.md").read_text())
-    typed = "python -m coop.train +exp=16shot_imagenet method=kg"
-    script = f'{install}; COMP_LINE="{typed}"; _coop; echo "${{COMPREPLY[@]}}"'
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=ROOT, env=os.environ | {"PATH": path}, capture_output=True, text=True
-    )
-    assert done.stdout == "method=kgcoop\n", done.stderr
 
 
 def test_a_data_set_config_of_ones_own(run, small, photographs, tmp_path):

@@ -21,7 +21,7 @@ KINDS = {
     "gradient surgery": ["method=prograd"],
     "a text tower per image": ["method=cocoop"],
     "views with workers": ["method=image_encoder", "augmentation=views:2", "num_workers=2"],
-    "two stages": ["method=two_stage", "steps=null", "augmentation=online"],
+    "two stages": ["method=two_stage", "augmentation=online"],
     "prompts in both towers": ["method=promptsrc", "method.depth_text=2", "method.depth_vision=2"],
 }
 

@@ -30,7 +30,7 @@ FILLER = 343  # "X"
 
 @functools.cache
 def tokenizer():
-    return open_clip.SimpleTokenizer()
+    return small.tokenizer()
 
 
 def prompts(names, n_ctx, position):

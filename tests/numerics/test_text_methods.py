@@ -2,10 +2,10 @@
 
 import math
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from small_clip import tokenizer
 from test_text_exact import NAMES, lower_precision, model, prompts, saved_bytes
 from torch import nn
 
@@ -94,7 +94,7 @@ def assert_equal_by_hand(clip, ids, slots, ctx, deep=None, class_specific=False,
 
 def templated(words, names=NAMES, n_ctx=2):
     """ids and slots of "WORDS name.", whose first n_ctx words give way to context vectors."""
-    ids = open_clip.SimpleTokenizer()([f"{words} {name}." for name in names])
+    ids = tokenizer()([f"{words} {name}." for name in names])
     slots = torch.full_like(ids, -1)
     slots[:, 1 : 1 + n_ctx] = torch.arange(n_ctx)
     return ids, slots
@@ -326,7 +326,7 @@ def test_without_gradient_few_contexts_are_encoded_at_a_time(tiny, monkeypatch):
 
 
 def test_raw_features_of_texts(tiny):
-    clip = FrozenCLIP(tiny, open_clip.SimpleTokenizer())
+    clip = FrozenCLIP(tiny, tokenizer())
     texts = ["a photo of a dog.", "a cat"]
     raw = clip.encode_text(texts, normalize=False)
     assert (raw - tiny.encode_text(clip.tokenize(texts))).abs().max() < 1e-12
@@ -335,7 +335,7 @@ def test_raw_features_of_texts(tiny):
 
 
 def test_the_encoder_of_a_frozen_clip(tiny):
-    clip = FrozenCLIP(tiny, open_clip.SimpleTokenizer())
+    clip = FrozenCLIP(tiny, tokenizer())
     assert clip.text_layers == LAYERS
     encoder = clip.prompt_encoder(*prompts(NAMES, 2, "end"), class_chunk=5)
     assert encoder.class_chunk == 5

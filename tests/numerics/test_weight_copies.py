@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.callbacks import ModelCheckpoint
 from reference_checks.common import CLASSNAMES, clip, images, labels, train
+from small_clip import tokenizer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -163,7 +164,7 @@ def test_copies_in_place_of_the_models_own(tower):
     if tower in ("ViT", "half"):
         model = small.small_vit_clip()
     model = model.bfloat16() if tower == "half" else model.double()
-    frozen = FrozenCLIP(model, open_clip.SimpleTokenizer(), name=tower)
+    frozen = FrozenCLIP(model, tokenizer(), name=tower)
     names = [visual_projection(frozen), "ln_final.weight", "transformer.resblocks.0.ln_1.bias"]
     copies, changed = TrainedCopies(frozen, names), copy.deepcopy(frozen.model)
     with torch.no_grad():

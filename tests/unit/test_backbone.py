@@ -41,7 +41,7 @@ def resnet() -> torch.nn.Module:
 
 @pytest.fixture
 def resnet_clip() -> FrozenCLIP:
-    return FrozenCLIP(resnet(), open_clip.SimpleTokenizer(), name="resnet")
+    return FrozenCLIP(resnet(), small.tokenizer(), name="resnet")
 
 
 def batch_norm_state(clip: FrozenCLIP) -> dict[str, torch.Tensor]:
@@ -90,10 +90,10 @@ def test_no_parameter_takes_a_gradient(small_clip):
 @pytest.mark.parametrize("build", [small.small_clip, resnet], ids=["vit", "resnet"])
 def test_features_equal_open_clips_own(build):
     plain = build().eval()
-    clip = FrozenCLIP(copy.deepcopy(plain), open_clip.SimpleTokenizer())
+    clip = FrozenCLIP(copy.deepcopy(plain), small.tokenizer())
     with torch.no_grad():
         expected_images = F.normalize(plain.encode_image(images()), dim=-1)
-        expected_texts = F.normalize(plain.encode_text(open_clip.SimpleTokenizer()(TEXTS)), dim=-1)
+        expected_texts = F.normalize(plain.encode_text(small.tokenizer()(TEXTS)), dim=-1)
     assert torch.allclose(clip.encode_image(images()), expected_images, atol=1e-6)
     assert torch.allclose(clip.encode_text(TEXTS), expected_texts, atol=1e-6)
     assert torch.allclose(clip.encode_image(images()).norm(dim=-1), torch.ones(4), atol=1e-6)
@@ -110,7 +110,7 @@ def test_many_texts_equal_one_at_a_time(small_clip):
 
 @pytest.mark.parametrize("text", [*TEXTS, "wow!", "really?!", "!", "dog (animal)", "  two  spaces ", "", "naïve café"])
 def test_token_ids_are_open_clips(small_clip, text):
-    expected = open_clip.SimpleTokenizer()([text])
+    expected = small.tokenizer()([text])
     assert torch.equal(small_clip.tokenize([text]), expected)
     (row,) = small_clip.token_ids([text])
     assert row == expected[0, : len(row)].tolist()
@@ -129,12 +129,12 @@ def with_changed(key: str) -> FrozenCLIP:
     model = small.small_clip()
     with torch.no_grad():
         model.state_dict()[key].view(-1)[0] += 1e-6
-    return FrozenCLIP(model, open_clip.SimpleTokenizer())
+    return FrozenCLIP(model, small.tokenizer())
 
 
 def test_fingerprint_is_that_of_the_weights(small_clip):
     fingerprint = small_clip.fingerprint()
-    assert FrozenCLIP(small.small_clip(), open_clip.SimpleTokenizer(), name="other").fingerprint() == fingerprint
+    assert FrozenCLIP(small.small_clip(), small.tokenizer(), name="other").fingerprint() == fingerprint
     for key in ("visual.conv1.weight", "transformer.resblocks.3.mlp.c_fc.bias", "token_embedding.weight"):
         assert with_changed(key).fingerprint() != fingerprint
 
@@ -142,8 +142,8 @@ def test_fingerprint_is_that_of_the_weights(small_clip):
 def test_fingerprint_sees_preprocessing_and_precision(small_clip):
     model = small.small_clip()
     model.visual.preprocess_cfg = {"size": (32, 32), "mean": (0.1, 0.5, 0.5)}
-    assert FrozenCLIP(model, open_clip.SimpleTokenizer()).fingerprint() != small_clip.fingerprint()
-    half = FrozenCLIP(small.small_clip().half(), open_clip.SimpleTokenizer())
+    assert FrozenCLIP(model, small.tokenizer()).fingerprint() != small_clip.fingerprint()
+    half = FrozenCLIP(small.small_clip().half(), small.tokenizer())
     assert half.fingerprint() != small_clip.fingerprint()
 
 
@@ -157,7 +157,7 @@ def test_fingerprint_sees_what_is_no_weight(small_clip, change):
         cfg["vision_cfg"]["head_width"] = 32
     model = open_clip.CLIP(**cfg).eval()
     model.load_state_dict(small.small_clip().state_dict())
-    other = FrozenCLIP(model, open_clip.SimpleTokenizer())
+    other = FrozenCLIP(model, small.tokenizer())
     assert (other.encode_image(images()) - small_clip.encode_image(images())).abs().max() > 1e-4
     assert other.fingerprint() != small_clip.fingerprint()
 
@@ -189,7 +189,7 @@ def test_half_precision_towers_give_float32(small_folder, precision):
 
 
 def test_double_precision_is_kept():
-    clip = FrozenCLIP(small.small_clip().double(), open_clip.SimpleTokenizer())
+    clip = FrozenCLIP(small.small_clip().double(), small.tokenizer())
     assert clip.encode_image(images().double()).dtype == torch.float64
     assert PromptLearner(clip, ["dog"], n_ctx=2)().dtype == torch.float64
 
@@ -211,8 +211,8 @@ def test_fingerprint_is_the_same_before_and_after_use():
     cfg = {**small.MODEL_CFG, "text_cfg": {**small.MODEL_CFG["text_cfg"], "no_causal_mask": True, "layers": 1}}
     torch.manual_seed(0)
     model = open_clip.CLIP(**cfg)
-    untouched = FrozenCLIP(copy.deepcopy(model), open_clip.SimpleTokenizer()).fingerprint()
-    clip = FrozenCLIP(model, open_clip.SimpleTokenizer())
+    untouched = FrozenCLIP(copy.deepcopy(model), small.tokenizer()).fingerprint()
+    clip = FrozenCLIP(model, small.tokenizer())
     PromptLearner(clip, ["dog", "cat"], n_ctx=2, checkpoint=True)().sum().backward()
     clip.train()
     assert clip.fingerprint() == untouched

@@ -5,7 +5,6 @@ reader and method, and every reader of files by files of the wrong form. The mes
 and what was on disk before is there unchanged.
 """
 
-import copy
 import errno
 import gzip
 import inspect
@@ -13,13 +12,12 @@ import json
 import os
 import types
 import typing
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from configs import composed, names, written
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
@@ -30,7 +28,7 @@ from coop.cli.messages import explain
 from coop.cli.options import parse
 from coop.cli.overrides import as_override
 from coop.clip import loading as weights
-from coop.config import DATASET_KEYS, METHOD_KEYS, EvaluateConfig, TrainConfig, check, check_schema, conf_dir, locate
+from coop.config import DATASET_KEYS, METHOD_KEYS, EvaluateConfig, TrainConfig, check, check_schema, locate
 from coop.data import __main__ as data_command
 from coop.data.feature_cache import open_shard, read_header
 from coop.data.images import open_image
@@ -48,7 +46,6 @@ from coop.errors import CoopError
 from coop.report import __main__ as report
 from coop.system import files
 
-GROUPS = {group: sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")) for group in ("dataset", "method")}
 ODD = os.fsdecode(b"caf\xe9")  # Latin-1
 
 
@@ -69,19 +66,11 @@ def content_of(folder: Path) -> dict[str, bytes | None]:
 # ---------------------------------------------------------------------------------------------- keys of the config
 
 
-@cache
-def composed(command: str, *overrides: str):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(command, overrides=list(overrides))
-
-
 def message_of(word: str, command: str = "train", *base: str) -> str:
-    """What a user reads of one wrong `key=value`; Hydra puts values into a composed config in this way."""
-    cfg = copy.deepcopy(composed(command, *base))
+    """What a user reads of one wrong `key=value`."""
 
     def run() -> None:
-        override = OverridesParser.create().parse_override(as_override(word))
-        ConfigLoaderImpl._apply_overrides_to_config([override], cfg)
+        cfg = composed(*base, as_override(word), command=command)
         check(cfg) if command == "train" else check_schema(cfg, EvaluateConfig)
 
     return said_by(run)
@@ -236,11 +225,11 @@ NODE_WRONG = {
 def node_cases(group: str, own: dict) -> list[tuple[str, str, str]]:
     """(choice, word, fix) of each key of each config of a group."""
     cases = []
-    for name in GROUPS[group]:
-        node = composed("train", f"{group}={name}")[group]
-        signature = inspect.signature(locate(group, node), eval_str=True).parameters
+    for name in names(group):
+        node = written(group, name)
+        signature = inspect.signature(locate(group, OmegaConf.create(node)), eval_str=True).parameters
         cases.append((f"{group}={name}", f"+{group}.nonsense=1", "there is no such key; "))
-        for key in node:
+        for key in node | {"manifest": None} if group == "dataset" else node:
             kind = own.get(key, getattr(signature.get(key), "annotation", None))
             if key != "_target_":
                 cases += [(f"{group}={name}", f"{group}.{key}={value}", fix) for value, fix in wrong_of(kind)]
@@ -277,7 +266,7 @@ NODES = {}
 for choice, word, fix in node_cases("dataset", DATASET_KEYS) + node_cases("method", METHOD_KEYS):
     group, key = choice.partition("=")[0], word.partition("=")[0].partition(".")[2]
     shared = key in DATASET_KEYS if group == "dataset" else key in METHOD_KEYS
-    target = "all" if shared else composed("train", choice)[group]._target_
+    target = "all" if shared else written(*choice.split("="))["_target_"]
     NODES.setdefault((group, target, word), (choice, word, fix))
 NODES = list(NODES.values())
 

@@ -5,18 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from configs import composed, names
 from omegaconf import OmegaConf
 
 from coop.cli.messages import explain
-from coop.config import AUTOCAST, build_method, check, conf_dir, resolve_epochs
+from coop.config import AUTOCAST, budget, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
-
-
-def composed(*overrides: str, command: str = "train"):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose(command, overrides=list(overrides))
 
 
 def message(*overrides: str) -> str:
@@ -26,10 +21,6 @@ def message(*overrides: str) -> str:
     explained = explain(caught.value)
     assert explained is not None, f"a traceback: {caught.value!r}"
     return explained
-
-
-def group(name: str) -> list[str]:
-    return sorted(path.stem for path in (conf_dir() / name).glob("*.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -129,19 +120,22 @@ def test_a_template_takes_the_class_name_once_and_nothing_else(template):
     assert "{}" in message(f'dataset.template="{template}"')
 
 
-@pytest.mark.parametrize("name", group("method"))
+@pytest.mark.parametrize("name", names("method"))
 def test_every_method_config_passes(name):
     check(composed(f"method={name}"))
 
 
-@pytest.mark.parametrize("name", group("dataset"))
+@pytest.mark.parametrize("name", names("dataset"))
 def test_every_dataset_config_passes(name):
-    check(composed(f"dataset={name}"))
+    cfg = composed(f"dataset={name}")
+    check(cfg)
+    assert cfg.dataset.name == name
+    assert cfg.dataset.template.count("{}") == 1
     if name == "imagenet":
         assert resolve_epochs(composed("dataset=imagenet", "shots=16")) == 50
 
 
-@pytest.mark.parametrize("name", group("backbone"))
+@pytest.mark.parametrize("name", names("backbone"))
 def test_every_backbone_config_passes(name):
     if name == "open_clip":
         assert message("backbone=open_clip").startswith("backbone.model: must be given; add backbone.model=")
@@ -151,14 +145,14 @@ def test_every_backbone_config_passes(name):
     assert cfg.backbone.name in (cfg.backbone.model, "tiny")
 
 
-@pytest.mark.parametrize("name", group("exp"))
+@pytest.mark.parametrize("name", names("exp"))
 def test_every_experiment_config_passes(name):
     if name == "search":  # needs a plugin that is an extra
         pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     check(composed(f"+exp={name}"))
 
 
-@pytest.mark.parametrize("name", [name for name in group("backbone") if name not in ("tiny", "open_clip")])
+@pytest.mark.parametrize("name", [name for name in names("backbone") if name not in ("tiny", "open_clip")])
 def test_backbones_have_the_activation_of_their_weights(name):
     """The registry's names and tags exist, and no config pairs GELU with weights trained with QuickGELU."""
     from open_clip.factory import get_model_config
@@ -197,6 +191,30 @@ def test_the_papers_epochs(shots, epochs):
     for own, of_dataset, expected in ((None, None, epochs), (7, None, 7), (None, 50, 50), (7, 50, 7)):
         cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}, "epochs_by_shots": PAPER_EPOCHS}
         assert resolve_epochs(OmegaConf.create(cfg)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], (500, 8000)),  # 320 images in batches of 20
+        (["shots=4"], (125, 2000)),
+        (["epochs=3"], (3, -1)),
+        (["steps=33"], (3, 33)),
+        (["epochs=3", "shots=-1"], (3, -1)),
+        (["dataset=imagenet"], (500, 8000)),
+    ],
+)
+def test_what_the_user_says_comes_before_the_published_steps(given, expected):
+    cfg = composed("method=clip_lora", "batch_size=20", *given)
+    check(cfg)
+    assert budget(cfg, 320) == expected
+
+
+def test_steps_for_each_shot_need_a_number_of_shots():
+    with pytest.raises(CoopError, match="shots=-1: method=clip_lora takes 500 steps for each shot; give steps=N or"):
+        check(composed("method=clip_lora", "shots=-1"))
+    with pytest.raises(CoopError, match="steps=5 with epochs=3: give one of the two"):
+        check(composed("method=clip_lora", "steps=5", "epochs=3"))
 
 
 def test_documented_precisions_are_accepted():

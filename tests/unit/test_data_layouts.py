@@ -6,8 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from configs import composed
 
-from coop.data.__main__ import load_config
+from coop.config import check
 from coop.data.readers import read_dataset
 from coop.data.readers.classnames import imagenet_wnids
 from coop.data.readers.split_file import PUBLISHED as SPLIT_FILES
@@ -48,7 +49,8 @@ def write_split(path: Path, rows: dict) -> None:
 
 
 def read(name: str, root: Path, *options: str) -> Splits:
-    cfg = load_config(name, {"data_root": str(root)} | dict(option.split("=", 1) for option in options))
+    cfg = composed(f"dataset={name}", f"data_root={root}", *options)
+    check(cfg)
     return read_dataset(cfg.dataset, cfg.data_root)
 
 
@@ -326,7 +328,7 @@ def test_shift_takes_imagenets_class_names(tmp_path):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_missing_data_root_and_folder(tmp_path, name):
-    cfg = load_config(name, {})
+    cfg = composed(f"dataset={name}")
     with pytest.raises(CoopError, match=r"needs data_root=DIR, where DIR is the folder that holds"):
         read_dataset(cfg.dataset, None)
     with pytest.raises(CoopError, match=r"this folder does not exist"):

@@ -9,6 +9,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from small_clip import tokenizer
 from torch.utils.data import DistributedSampler
 
 from coop import CoopError, FrozenCLIP, Item
@@ -27,7 +28,7 @@ def clip() -> FrozenCLIP:
     torch.manual_seed(0)
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    return FrozenCLIP(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), open_clip.SimpleTokenizer())
+    return FrozenCLIP(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), tokenizer())
 
 
 @pytest.fixture(scope="module")

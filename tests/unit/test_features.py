@@ -39,7 +39,7 @@ def convolutional() -> FrozenCLIP:
     torch.manual_seed(0)
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
-    return FrozenCLIP(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), open_clip.SimpleTokenizer())
+    return FrozenCLIP(open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=text), small.tokenizer())
 
 
 def extractor(clip: FrozenCLIP, workers: int = 0, **options) -> FeatureExtractor:
@@ -165,7 +165,7 @@ def test_changed_weights_are_another_entry(small_clip, items, tmp_path):
     model = small.small_clip()
     with torch.no_grad():
         model.visual.proj[0] += 0.1
-    other = FrozenCLIP(model, open_clip.SimpleTokenizer())
+    other = FrozenCLIP(model, small.tokenizer())
     assert torch.equal(extractor(other, **options)(items[:4], None, "x"), extractor(other)(items[:4], None, "x"))
 
 
@@ -175,7 +175,7 @@ def test_another_activation_is_another_entry(small_clip, items, tmp_path):
     extractor(small_clip, **options)(items[:4], None, "x")
     model = open_clip.CLIP(**{**small.MODEL_CFG, "quick_gelu": False}).eval()
     model.load_state_dict(small.small_clip().state_dict())
-    other = FrozenCLIP(model, open_clip.SimpleTokenizer())
+    other = FrozenCLIP(model, small.tokenizer())
     assert torch.equal(extractor(other, **options)(items[:4], None, "x"), extractor(other)(items[:4], None, "x"))
 
 

@@ -1,6 +1,7 @@
 """The image tower with prompts and low-rank weights, against the models' own forward and forwards written out."""
 
 import copy
+from functools import cache
 from pathlib import Path
 
 import open_clip
@@ -8,6 +9,7 @@ import pytest
 import small_vit_clip
 import torch
 from open_clip.timm_model import TimmModel
+from small_clip import tokenizer
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -45,8 +47,8 @@ TIMM = {
 BACKBONES = [*(f"open_clip_{name}" for name in OPEN_CLIP), *(f"timm_{name}" for name in TIMM)]
 
 
-def backbone(name: str) -> FrozenCLIP:
-    """A small CLIP in float64 whose image tower has the parts that the name says, with random weights everywhere."""
+@cache
+def built(name: str) -> nn.Module:
     torch.manual_seed(0)
     library, _, kind = name.partition("_clip_" if name.startswith("open") else "_")
     vision = SMALL | (OPEN_CLIP[kind] if library == "open" else {})
@@ -57,7 +59,14 @@ def backbone(name: str) -> FrozenCLIP:
     with torch.no_grad():
         for parameter in model.parameters():  # no bias at zero, no scale at one: nothing may be left out unseen
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return FrozenCLIP(model.double().eval(), open_clip.SimpleTokenizer(), name=name)
+    return model.double().eval()
+
+
+def backbone(name: str) -> FrozenCLIP:
+    """A small CLIP in float64 whose image tower has the parts that the name says, with random weights everywhere."""
+    model = copy.deepcopy(built(name))
+    torch.manual_seed(0)
+    return FrozenCLIP(model, tokenizer(), name=name)
 
 
 def images(count: int = 3) -> Tensor:
@@ -304,7 +313,7 @@ def without_layers(kind: str, tiny: FrozenCLIP) -> FrozenCLIP:
         return tiny
     vision = RESNET if kind == "ModifiedResNet" else SMALL | {"attentional_pool": True}
     model = open_clip.CLIP(embed_dim=E, vision_cfg=vision, text_cfg=TEXT)
-    return FrozenCLIP(model, open_clip.SimpleTokenizer(), name=kind)
+    return FrozenCLIP(model, tokenizer(), name=kind)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +368,7 @@ NAMES = ["cat", "dog"]
     ],
 )
 def test_what_the_tower_has_not_is_refused(build, said):
-    clip = FrozenCLIP(small_vit_clip.small_vit_clip(), open_clip.SimpleTokenizer(), name="small")
+    clip = FrozenCLIP(small_vit_clip.small_vit_clip(), tokenizer(), name="small")
     with pytest.raises(CoopError) as caught:
         build(clip)
     assert said in str(caught.value)
@@ -376,7 +385,7 @@ def test_what_the_tower_has_not_is_refused(build, said):
     ids=["depth", "rank"],
 )  # fmt: skip
 def test_a_file_of_another_depth_or_rank_is_one_message(trained, loaded, said):
-    clip = FrozenCLIP(small_vit_clip.small_vit_clip(), open_clip.SimpleTokenizer(), name="small")
+    clip = FrozenCLIP(small_vit_clip.small_vit_clip(), tokenizer(), name="small")
     prompt = Prompt(trained(clip).state_dict(), {})
     with pytest.raises(CoopError) as caught:
         load_into(loaded(clip), prompt, Path("prompt.safetensors"))

@@ -1,23 +1,22 @@
 """No result depends on which call came first: not under which autocast, not on which device or in which dtype."""
 
-import open_clip
 import pytest
 import small_clip as small
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed, names
 from methods import quick
 
 from coop import FrozenCLIP, PromptLearner
-from coop.config import build_method, conf_dir
+from coop.config import build_method
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
 
-METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+METHODS = names("method")
 NAMES = ["dog", "grey cat", "ox (old)"]
 
 
 def clip() -> FrozenCLIP:
-    return FrozenCLIP(small.small_clip(), open_clip.SimpleTokenizer())
+    return FrozenCLIP(small.small_clip(), small.tokenizer())
 
 
 def learner() -> PromptLearner:
@@ -72,8 +71,7 @@ def test_logits_are_those_of_full_precision_under_autocast():
 
 def built(method: str):
     """A method as a run builds and prepares it, the same each time."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        node = compose("train", overrides=quick(method)).method
+    node = composed(*quick(method)).method
     torch.manual_seed(0)
     method = build_method(node, clip(), NAMES)
     x = torch.nn.functional.normalize(torch.randn(6, method.clip.embed_dim), dim=-1)

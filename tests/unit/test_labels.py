@@ -2,17 +2,16 @@
 
 from dataclasses import replace
 
-import open_clip
+import configs
 import pytest
 import pytorch_lightning as pl
 import small_clip as small
 import torch
-from hydra import compose, initialize_config_dir
 from methods import quick
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from coop import CoopError, FrozenCLIP
-from coop.config import METHOD_KEYS, build_method, check, conf_dir, locate
+from coop.config import METHOD_KEYS, build_method, check, locate
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
 from coop.data.readers import read_dataset
@@ -21,27 +20,24 @@ from coop.evaluation.metrics import features_for, predict
 from coop.methods import Method
 from coop.training.module import LitClassifier
 
-METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+METHODS = configs.names("method")
+#: Those that are shown labelled features; the others see the batches of training images alone.
+CHOOSING = [
+    name
+    for name in METHODS
+    if (method := locate("method", OmegaConf.create(configs.written("method", name)))).prepare is not Method.prepare
+    or method.select is not Method.select
+]
 CLASSES, PER_CLASS = 4, {"train": 3, "val": 3, "test": 4}
 # A minute's worth of settings becomes a second's.
 SHORT = {"iterations": 20, "lr": [1e-3], "weight_decay": [0.01], "batch_size": [4]}
 
 
 def composed(name: str, *overrides: str):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=[*quick(name), *overrides])
+    cfg = configs.composed(*quick(name), *overrides)
     with open_dict(cfg):
         cfg.method.update({key: value for key, value in SHORT.items() if key in cfg.method})
     return cfg
-
-
-#: Those that are shown labelled features; the others see the batches of training images alone.
-CHOOSING = [
-    name
-    for name in METHODS
-    if (method := locate("method", composed(name).method)).prepare is not Method.prepare
-    or method.select is not Method.select
-]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +68,7 @@ def outcome(tmp_path_factory):
     def run(name: str, splits: Splits, validation: str = "choose"):
         cfg = composed(name, f"validation={validation}")
         check(cfg)
-        clip = FrozenCLIP(small.small_clip(), open_clip.SimpleTokenizer(), name="small")
+        clip = FrozenCLIP(small.small_clip(), small.tokenizer(), name="small")
         torch.manual_seed(1)
         method = build_method(cfg.method, clip, splits.classnames)
         extractor = FeatureExtractor(
@@ -148,7 +144,6 @@ def test_every_method_of_the_project_says_it(name):
 
 
 def test_a_grid_needs_validation_images():
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=["method=cross_modal", "validation=none"])
+    cfg = configs.composed("method=cross_modal", "validation=none")
     with pytest.raises(CoopError, match=r"validation=none: nothing to choose among method\.lr=\[0.001, 0.0001\] on"):
         check(cfg)

@@ -4,6 +4,7 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from small_clip import tokenizer
 
 from coop import CoopError, FrozenCLIP
 from coop.clip.last_layer import LastLayer
@@ -26,7 +27,7 @@ TOWERS = {
 def clip_of(vision: dict) -> FrozenCLIP:
     torch.manual_seed(0)
     model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=TEXT).eval()
-    return FrozenCLIP(model, open_clip.SimpleTokenizer())
+    return FrozenCLIP(model, tokenizer())
 
 
 @pytest.mark.parametrize("kind", TOWERS)

@@ -3,7 +3,6 @@
 import pickle
 from functools import partial
 
-import open_clip
 import pytest
 import pytorch_lightning as pl
 import small_clip as small
@@ -54,7 +53,7 @@ def loss_of(module: LitClassifier, given: torch.Tensor, key: str = "image_featur
 @pytest.mark.parametrize("class_specific", [False, True], ids=["unified", "csc"])
 @pytest.mark.parametrize("position", ["end", "middle", "front"])
 def test_gradient_is_that_of_finite_differences(position, class_specific):
-    clip = FrozenCLIP(small.small_clip().double(), open_clip.SimpleTokenizer())
+    clip = FrozenCLIP(small.small_clip().double(), small.tokenizer())
     learner = learner_at_start(clip, class_token_position=position, class_specific=class_specific)
     loss = partial(loss_of, LitClassifier(clip, learner, OPTIMIZER, epochs=1), small.image_features().double())
 

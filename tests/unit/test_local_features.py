@@ -5,6 +5,7 @@ import pytest
 import small_vit_clip
 import torch
 import torch.nn.functional as F
+from small_clip import tokenizer
 
 from coop import CoopError, FrozenCLIP
 from coop.clip.local import image_tokens
@@ -19,7 +20,7 @@ def clip_of(**vision) -> FrozenCLIP:
     for name, value in model.visual.state_dict().items():
         if value.is_floating_point() and ("running" in name or value.std() < 1e-3):  # no statistic at its default
             value.copy_(torch.rand_like(value) + 0.5)
-    return FrozenCLIP(model, open_clip.SimpleTokenizer())
+    return FrozenCLIP(model, tokenizer())
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def tokens_of(clip: FrozenCLIP, size: int, places: int) -> tuple[torch.Tensor, t
 
 def test_vit():
     """Each patch through the final norm and the projection, as the class token."""
-    clip = FrozenCLIP(small_vit_clip.small_vit_clip(), open_clip.SimpleTokenizer())
+    clip = FrozenCLIP(small_vit_clip.small_vit_clip(), tokenizer())
     images, tokens = tokens_of(clip, 48, 9)
     visual = clip.model.visual
     x = F.conv2d(images, visual.conv1.weight, stride=16).flatten(2).transpose(1, 2)

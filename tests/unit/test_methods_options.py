@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from configs import composed, names
 from methods import quick
 
 from coop import CoopError
-from coop.config import build_method, check, conf_dir, resolve_epochs
+from coop.config import build_method, check, resolve_epochs
 from coop.methods.base import Batch, Labelled, Method
 from coop.methods.clip_adapter import ClipAdapter
 from coop.methods.image_encoder import ImageEncoder
@@ -17,12 +17,7 @@ from coop.runs.folder import load_into, load_prompt, save_prompt
 from coop.training.module import LitClassifier
 
 NAMES = ["dog", "sea_horse", "grand piano"]
-METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
+METHODS = names("method")
 
 
 @pytest.mark.parametrize(
@@ -44,10 +39,13 @@ def composed(*overrides: str):
         (["method=linear_probe", "method.C=strong"], "method.C=strong: must be float or null"),
         (["method=clip_adapter", "method.ratio=0"], "method.ratio=0: must be above 0 and at most 1"),
         (["method=clip_adapter", "method.ratio=1.1"], "method.ratio=1.1"),
-        (["method=clip_adapter", "method.reduction=0"], "method.reduction=0: must be at least 1"),
+        (["method=clip_adapter", "method.reduction=0"], "method.reduction=0: must be positive"),
         (["method=tip_adapter", "method.alpha=0"], "method.alpha=0: must be positive"),
         (["method=tip_adapter_f", "method.beta=-1"], "method.beta=-1: must be positive"),
-        (["method=tip_adapter", "method.alpha_max=0.1"], "method.alpha_max=0.1: the search starts at 0.1"),
+        (
+            ["method=tip_adapter", "method.alpha_max=0.1"],
+            "method.alpha_max=0.1: must be above 0.1, where the search starts",
+        ),
         (["method=tip_adapter", "method.beta_max=0.05"], "method.beta_max=0.05"),
         (["method=text_bias", "+method.n_ctx=4"], "method.n_ctx: there is no such key"),
         (["method=text_linear", "method.template=x"], "method.template=x"),

@@ -207,7 +207,7 @@ def test_without_validation_images(run, small, tmp_path):
     for method, said, expected in (
         ("linear_probe", "C is chosen on 3 held-out training images", ["C"]),
         ("tip_adapter", "alpha and beta stay at 1.17 and 1", []),
-        ("clip_adapter", "no validation images to choose the ratio on; it is 0.2", ["ratio"]),
+        ("clip_adapter", "no validation images, the ratio stays at 0.2", ["ratio"]),
     ):
         done = run("train", *options, *quick(method), f"hydra.run.dir={tmp_path / method}")
         assert done.code == 0, done.err

@@ -12,7 +12,7 @@ SOS, EOS, STOP = 49406, 49407, 269  # STOP is the token of a full stop at the en
 NAMES = ["dog", "grey_cat", "Boeing 737-800", "C-130", "face (easy)", "2012 Audi", "mountain bike", "vehicle (old) 2"]
 POSITIONS = ["end", "middle", "front"]
 
-encode = open_clip.SimpleTokenizer().encode
+encode = small.tokenizer().encode
 
 
 def naive(name: str, m: int, position: str) -> list[int | str]:

@@ -13,7 +13,7 @@ from synthetic_runs import write_evaluation, write_run
 import coop.runs.folder
 import coop.runs.sweep
 from coop.errors import CoopError
-from coop.report.published import expected_file, read_published
+from coop.report.published import read_published
 from coop.report.records import CONFIG, ERROR, RESULTS, keys_of, read_runs, zero_shot_beside
 from coop.report.study import make_study
 
@@ -55,7 +55,7 @@ def test_the_same_folder_twice_counts_once(tmp_path):
         (b"\xff\xfe\x00", "not readable as JSON"),
         ('{"accuracy": 0.9}', '"task" is None'),
     ],
-    ids=["half-written", "empty", "list", "nested", "bytes", "foreign"],
+    ids=["half-written", "empty", "list", "nested", "bytes", "other"],
 )
 def test_files_that_are_not_results_are_named(tmp_path, content, reason):
     write_run(tmp_path / "good")
@@ -96,7 +96,7 @@ def test_a_wrong_target_leaves_the_whole_file_out(tmp_path):
     write_run(tmp_path / "run")
     write_evaluation(tmp_path / "evaluated", tmp_path / "run", {"mini": 0.5, "other": 0.4}, other={"split": {}})
     found = read_runs([tmp_path])
-    assert not found.runs["transfer"].any()
+    assert not found.runs["kind"].ne("own").any()
     assert found.left_out[0][1] == '"split" is {}; expected str'
 
 
@@ -184,7 +184,7 @@ def test_files_may_lie_elsewhere(tmp_path):
     )
 
 
-@pytest.mark.parametrize("damage", ["missing", "torn", "foreign"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "other"])
 def test_a_run_without_its_config_says_so(tmp_path, damage):
     write_run(tmp_path / "run")
     config = tmp_path / "run/config.yaml"
@@ -213,7 +213,7 @@ def test_evaluations_have_a_score_per_target_and_one_for_the_source(tmp_path):
     write_run(tmp_path / "run", acc=0.9)
     write_evaluation(tmp_path / "evaluated", tmp_path / "run", {"blur": 0.5, "noise": 0.4}, noise={"n_test": 7})
     runs = read_runs([tmp_path]).runs
-    transferred = runs[runs["transfer"]]
+    transferred = runs[runs["kind"] == "transfer"]
     assert len(runs) - len(transferred) == 1
     assert transferred[["dataset", "acc"]].to_numpy().tolist() == [["caltech101", 0.9], ["blur", 0.5], ["noise", 0.4]]
     noise = keys_of_rows(transferred)[2]
@@ -281,5 +281,5 @@ def test_a_manifest_that_lies_elsewhere_is_the_same_manifest(tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
         dataset = {"manifest": f"/{name}/list.json", "manifest_sha256": "0" * 64}
         write_run(tmp_path / name, seed=seed, config={"dataset": dataset})
-    study = make_study(read_runs([tmp_path]), read_published(expected_file())[:0])
-    assert (study.cells["method"] == "coop").sum() == 1
+    study = make_study(read_runs([tmp_path]), read_published()[:0])
+    assert (study.settings["method"] == "coop").sum() == 1

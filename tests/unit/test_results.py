@@ -3,18 +3,17 @@
 import json
 from functools import cache
 
+import configs
 import open_clip
 import pytest
 import small_clip as small
 import torch
 from clip_folder import write_clip_folder
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from coop import CoopError, FrozenCLIP, PromptLearner
-from coop.config import conf_dir
 from coop.evaluation.metrics import predict, score
 from coop.methods.zero_shot import ZeroShot
 from coop.runs.folder import (
@@ -35,8 +34,7 @@ NAMES = ["dog", "grey_cat", "Ärger"]
 
 @cache
 def config(*overrides: str):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=["method.n_ctx=4", *overrides])
+    return configs.composed("method.n_ctx=4", *overrides)
 
 
 def saved(path, clip, names=NAMES, **options) -> PromptLearner:
@@ -107,7 +105,7 @@ def changed_clip(name: str) -> FrozenCLIP:
     model = small.small_clip()
     with torch.no_grad():
         model.visual.proj[0] += 0.1
-    return FrozenCLIP(model, open_clip.SimpleTokenizer(), name=name)
+    return FrozenCLIP(model, small.tokenizer(), name=name)
 
 
 def test_a_prompt_from_another_backbone_is_refused(small_clip, tmp_path):
@@ -122,7 +120,7 @@ def test_a_prompt_from_another_backbone_is_refused(small_clip, tmp_path):
 
 def test_the_same_weights_under_another_name_are_accepted(small_clip, tmp_path):
     saved(tmp_path / PROMPT, small_clip)
-    renamed = FrozenCLIP(small.small_clip(), open_clip.SimpleTokenizer(), name="renamed")
+    renamed = FrozenCLIP(small.small_clip(), small.tokenizer(), name="renamed")
     check_backbone(load_prompt(tmp_path / PROMPT), renamed, tmp_path / PROMPT)
 
 
@@ -130,7 +128,7 @@ def test_another_activation_is_another_backbone(small_clip, tmp_path):
     saved(tmp_path / PROMPT, small_clip)
     model = open_clip.CLIP(**{**small.MODEL_CFG, "quick_gelu": False}).eval()
     model.load_state_dict(small.small_clip().state_dict())
-    other = FrozenCLIP(model, open_clip.SimpleTokenizer(), name="other")
+    other = FrozenCLIP(model, small.tokenizer(), name="other")
     with pytest.raises(CoopError, match="works only on the backbone it was learned on"):
         check_backbone(load_prompt(tmp_path / PROMPT), other, tmp_path / PROMPT)
 
@@ -195,8 +193,7 @@ def test_another_config_is_refused_and_the_difference_named(tmp_path, override):
     overrides = [override] if key != "method" else [override, "~method.n_ctx"]
     with pytest.raises(CoopError, match=r"holds a run with another config; choose another hydra.run.dir") as caught:
         if key == "method":
-            with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-                claim_folder(tmp_path, compose("train", overrides=["method=zero_shot"]))
+            claim_folder(tmp_path, configs.composed("method=zero_shot"))
         else:
             claim_folder(tmp_path, config(*overrides))
     assert key.split(".")[-1] in str(caught.value)

@@ -10,7 +10,8 @@ import coop
 PACKAGE = Path(coop.__file__).parent
 # From the top down. A module may import modules of its own room and of the rooms below.
 ROOMS = [
-    {"train", "evaluate", "predict", "export", "interpret", "convert", "cache", "dashboard", "search", "retrieve"},
+    {"train", "evaluate", "predict", "export", "interpret", "convert", "cache", "dashboard", "search", "retrieve"}
+    | {"sklearn"},
     {"cli"},
     {"evaluation", "training", "report", "retrieval"},
     {"runs"},
@@ -90,3 +91,9 @@ def test_methods_know_their_base_and_coops_prompt_alone():
         if module.startswith("methods.") and module != "methods.base":
             others = {other for other in imports(module) if other.startswith("methods.")}
             assert others <= {"methods.base", "methods.coop"}, f"coop.{module}: {sorted(others)}"
+
+
+def test_a_method_can_be_read_at_a_glance():
+    """At most 80 lines, docstrings included; the base and CoOp's prompt serve all others."""
+    lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items() if name.startswith("methods.")}
+    assert {name: count for name, count in lines.items() if count > 80}.keys() <= {"methods.base", "methods.coop"}

@@ -127,7 +127,7 @@ def test_rows_that_were_never_trained_are_left_out(tiny_clip):
 
 
 def test_words_alone(small_clip):
-    tokens = vocabulary(small_clip.tokenizer, 49408)
+    tokens = vocabulary(small_clip.tokenizer, range(49408))
     assert len(tokens) == 49408
     special, photo = small_clip.tokenizer.encode("photo")[0], tokens[small_clip.tokenizer.encode("photo")[0]]
     assert photo == ("photo", True) and tokens[special].text == "photo"

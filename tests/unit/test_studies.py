@@ -7,7 +7,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from coop.config import check, conf_dir, resolve_epochs
+from coop.config import check, conf_dir, locate, resolve_epochs
+from coop.errors import CoopError
 
 PAPER = {
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
@@ -98,3 +99,94 @@ def test_a_run_takes_one_device_and_a_study_the_launcher_for_all():
     cfg = compose("train", return_hydra_config=True)
     assert cfg.trainer.devices == 1
     assert cfg.hydra.launcher._target_ == "hydra_plugins.coop_launcher.GpuLauncher"
+
+
+METHODS = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
+LEADERBOARDS = [
+    "leaderboard",
+    "leaderboard_base_to_new",
+    "leaderboard_cross_dataset",
+    "leaderboard_domain_generalization",
+]
+
+
+def methods(study: str, *overrides: str) -> set[str]:
+    return {word.removeprefix("method=") for cell in cells(study, *overrides) for word in cell if "method=" in word}
+
+
+def transfers(name: str) -> bool:
+    """Whether a method, as its config has it, has a meaning for classes that it has not seen."""
+    node = compose("train", overrides=[f"method={name}"]).method
+    return locate("method", node).transfers_to_other_classes is not False
+
+
+def test_leaderboards_have_every_method_that_can_be_in_them():
+    """A new method is in none of the lists: this test names those that it belongs in."""
+    transferring = {name for name in METHODS if transfers(name)}
+    assert {"zero_shot", "maple", "coop"} <= transferring and "taskres" not in transferring
+    assert methods("leaderboard") == methods("leaderboard_domain_generalization") == METHODS
+    assert methods("leaderboard_base_to_new") == methods("leaderboard_cross_dataset") == transferring
+    assert len(cells("leaderboard", "dataset=dtd")) == len(METHODS) * 5 * 3
+    assert len(cells("leaderboard_base_to_new", "method=coop", "dataset=dtd")) == 3
+    assert len(cells("leaderboard_cross_dataset", "method=coop")) == 3
+
+
+@pytest.mark.parametrize("study", LEADERBOARDS)
+def test_every_run_of_a_leaderboard_is_a_config_that_may_run(study):
+    kept = {"shots": "shots=4", "seed": "seed=1"} if study == "leaderboard" else {"seed": "seed=1"}
+    for cell in cells(study, "dataset=imagenet", "backbone=vit_b16", *kept.values()):
+        cfg = config(cell)
+        assert (cfg.features, cfg.validation, cfg.dataset.name) == ("cached", "choose", "imagenet")
+        assert cfg.protocol == study.removeprefix("leaderboard").removeprefix("_") or study == "leaderboard"
+
+
+@pytest.mark.parametrize(
+    "method, augmentation, validation",
+    [
+        ("coop", "online", "choose"), ("maple", "online", "choose"), ("clap", "views:20", "none"),
+        ("tip_adapter_f", "views:10", "choose"), ("lp_pp", "none", "choose"), ("linear_probe", "none", "choose"),
+        ("cross_modal_adapter", "none", "choose"),
+    ],
+)  # fmt: skip
+def test_as_published(method, augmentation, validation):
+    found = cells("[leaderboard,published]", f"method={method}", "shots=16", "seed=1")
+    assert {word for cell in found for word in cell if "dataset=" in word} == {f"dataset={name}" for name in PAPER}
+    cfg = config(found[0])
+    assert (cfg.augmentation, cfg.validation) == (augmentation, validation)
+
+
+def test_what_is_published_gives_way_to_the_command_line():
+    assert config(["+exp=[leaderboard,published]", "augmentation=none"]).augmentation == "none"
+
+
+def setting(*overrides: str) -> tuple:
+    cfg = config(list(overrides))
+    keys = ("depth", "depth_text", "gpa_mean", "gpa_std", "strength")
+    return *(cfg.method.get(key) for key in keys), resolve_epochs(cfg), cfg.optimizer.lr
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        (["method=maple"], (9, None, None, None, None, 5, 0.0035)),
+        (["method=maple", "dataset=imagenet", "+exp=base_to_new"], (9, None, None, None, None, 5, 0.0035)),
+        (["method=maple", "dataset=imagenet", "+exp=cross_dataset"], (3, None, None, None, None, 2, 0.0026)),
+        (["method=maple", "method.depth=6", "epochs=7", "+exp=cross_dataset"], (6, None, None, None, None, 7, 0.0026)),
+        (["method=promptsrc", "shots=1"], (None, 9, 30, 30, None, 50, 0.0025)),
+        (["method=promptsrc", "dataset=dtd"], (None, 9, 45, 5, None, 50, 0.0025)),
+        (["method=promptsrc", "dataset=dtd", "+exp=base_to_new"], (None, 9, 15, 1, None, 20, 0.0025)),
+        (["method=promptsrc", "dataset=imagenet", "+exp=domain_generalization"], (None, 3, 6, 10, None, 20, 0.0025)),
+        (["method=prograd", "dataset=eurosat", "shots=8"], (None, None, None, None, 0.8, 200, 0.002)),
+        (["method=prograd", "dataset=eurosat", "shots=4"], (None, None, None, None, 1.0, 100, 0.002)),
+        (["method=dept", "dataset=imagenet", "shots=1"], (None, None, None, None, None, 10, 0.0035)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_published_settings_by_protocol(overrides, expected):
+    """The tables of settings in the authors' repositories (sources: conf/method)."""
+    assert setting(*overrides) == expected
+
+
+def test_an_unknown_protocol_is_refused():
+    with pytest.raises(CoopError, match="protocol=base2new: allowed are few_shot, base_to_new, cross_dataset, domain"):
+        config(["protocol=base2new"])

@@ -1,12 +1,11 @@
 """CoCoOp, ProGrad, TCP and PLOT: what their options mean, what is refused, what mixed precision and batches change."""
 
-import open_clip
 import pytest
 import pytorch_lightning as pl
 import small_clip as small
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
+from configs import composed
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
@@ -15,7 +14,7 @@ from coop.clip.backbone import normalize
 from coop.clip.noise import noise_for
 from coop.clip.text.plain import plain_text_features, prompt_embeddings
 from coop.clip.transport import sinkhorn
-from coop.config import build_method, check, conf_dir
+from coop.config import build_method, check
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import predict
 from coop.evaluation.targets import Target, for_target, with_published
@@ -28,11 +27,6 @@ from coop.training.module import LitClassifier
 
 NAMES = ["dog", "sea_horse", "grand piano"]
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
-
-
-def composed(*overrides: str):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=list(overrides))
 
 
 def features(count: int = 6, seed: int = 0) -> torch.Tensor:
@@ -185,7 +179,7 @@ def test_a_run_in_half_precision_goes_where_the_whole_one_does(tmp_path):
     """Autocast to bfloat16 on a CPU; only the towers' products lose digits."""
     learned = {}
     for precision in ("32-true", "bf16-mixed"):
-        clip = FrozenCLIP(small.small_clip(), open_clip.SimpleTokenizer())
+        clip = FrozenCLIP(small.small_clip(), small.tokenizer())
         torch.manual_seed(0)
         method = ProGrad(clip, NAMES, template="a photo of a {}.", n_ctx=4)
         start = method.ctx.detach().clone()
@@ -218,7 +212,7 @@ def test_each_image_has_prompts_of_its_own(small_clip):
 
 def test_cocoop_is_exact():
     """Features and gradients of the plain way, B * K prompts of 77 tokens, in double precision."""
-    clip = FrozenCLIP(small.small_clip().double(), open_clip.SimpleTokenizer())
+    clip = FrozenCLIP(small.small_clip().double(), small.tokenizer())
     torch.manual_seed(0)
     method, images = CoCoOp(clip, NAMES, class_chunk=2), features(3).double()
     contexts = method.ctx + method.meta_net(images)[:, None]
@@ -237,7 +231,7 @@ def test_cocoop_is_exact():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_towers_of_other_precisions(dtype):
     """What is learned is float32 at least; so are the logits."""
-    clip = FrozenCLIP(small.small_clip().to(dtype), open_clip.SimpleTokenizer())
+    clip = FrozenCLIP(small.small_clip().to(dtype), small.tokenizer())
     wanted = torch.promote_types(dtype, torch.float32)
     for kind, options in ((CoCoOp, {}), (CoCoOp, {"condition": "class"}), (TCP, {"template": "a {}."}), (PLOT, {}),
                           (ProGrad, {"template": "a {}.", "ctx_init": "a photo of a"})):  # fmt: skip

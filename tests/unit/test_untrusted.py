@@ -7,16 +7,16 @@ import zipfile
 from functools import cache
 from pathlib import Path
 
+import configs
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from coop import CoopError, FrozenCLIP, PromptLearner
-from coop.config import check, check_dataset, conf_dir
+from coop.config import check, check_dataset
 from coop.data.manifest import manifest_sha256
 from coop.data.readers import read_dataset
 from coop.runs.checkpoint import RUN, check_fit, read_checkpoint
@@ -51,8 +51,7 @@ RESULT = {
 
 @cache
 def composed(*overrides: str):
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        return compose("train", overrides=["method.n_ctx=4", *overrides])
+    return configs.composed("method.n_ctx=4", *overrides)
 
 
 def plain(*overrides: str) -> dict:
@@ -694,8 +693,8 @@ def test_a_bare_word_or_null_names_the_fix(monkeypatch, word, message):
     from coop.cli.messages import explain
 
     monkeypatch.setattr(sys, "argv", ["train.py", word])
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"), pytest.raises(Exception) as caught:
-        check(compose("train", overrides=[word]))
+    with pytest.raises(Exception) as caught:
+        check(configs.composed(word))
     assert explain(caught.value).startswith(message)
 
 

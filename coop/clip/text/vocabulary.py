@@ -1,6 +1,7 @@
 """The strings of a tokenizer's ids."""
 
 import unicodedata
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from open_clip import SimpleTokenizer
@@ -13,21 +14,22 @@ class Token(NamedTuple):
     is_word: bool
 
 
-def vocabulary(tokenizer, size: int) -> list[Token]:
-    """The tokens of ids 0 to size - 1.
+def vocabulary(tokenizer, ids: Iterable[int]) -> list[Token]:
+    """The tokens of some ids.
 
     Args:
         tokenizer: open_clip's, of either kind.
-        size: the number of rows of the token embedding.
+        ids: rows of the token embedding.
     """
     if isinstance(tokenizer, SimpleTokenizer):
         special = set(tokenizer.all_special_ids)
-        return [_byte_pair(tokenizer, index, index in special) for index in range(size)]
+        return [_byte_pair(tokenizer, index, index in special) for index in ids]
     own = tokenizer.tokenizer
     special = set(own.all_special_ids)
-    texts = own.convert_ids_to_tokens(list(range(min(size, len(own)))))
-    known = [Token(text, index not in special and _starts_a_word(text)) for index, text in enumerate(texts)]
-    return known + [Token(f"<{index}>", False) for index in range(len(known), size)]
+    texts = {index: own.convert_ids_to_tokens(index) if index < len(own) else f"<{index}>" for index in ids}
+    return [
+        Token(text, index < len(own) and index not in special and _starts_a_word(text)) for index, text in texts.items()
+    ]
 
 
 def _byte_pair(tokenizer: SimpleTokenizer, index: int, special: bool) -> Token:

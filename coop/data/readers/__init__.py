@@ -30,13 +30,18 @@ def read_splits(cfg: DictConfig) -> Splits:
     Raises:
         CoopError: missing or unreadable data, or a data set without training images.
     """
+    from coop.data.counts import counts_by_label
     from coop.data.manifest import apply_manifest  # which reads rows as readers do
 
     whole = read_dataset(cfg.dataset, cfg.data_root)
+    counts = cfg.dataset.get("counts")
+    if cfg.dataset.manifest and counts:
+        raise CoopError(f"dataset.manifest={cfg.dataset.manifest}: says which images; give one number of shots")
     if cfg.dataset.manifest:
         splits = apply_manifest(whole, cfg.dataset.manifest, shots=cfg.shots, classes=cfg.dataset.classes)
     else:
-        splits = sample(whole, cfg.shots, cfg.seed, cfg.dataset.classes)
+        shots = counts_by_label(counts, whole.classnames) if counts else cfg.shots
+        splits = sample(whole, shots, cfg.seed, cfg.dataset.classes)
     if not splits.train:
         raise CoopError(
             f"dataset={cfg.dataset.name}: has no training images; train on another, then use it with coop.evaluate"

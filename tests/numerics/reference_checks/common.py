@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytorch_lightning as pl
 import small_vit_clip as small
 import torch
+from small_clip import tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -29,7 +29,7 @@ def clip(text_layers: int = small.TEXT["layers"]) -> FrozenCLIP:
     Args:
         text_layers: depth of the text tower, by the same rule of weights.
     """
-    return FrozenCLIP(small.small_vit_clip(text_layers), open_clip.SimpleTokenizer(), name="small_vit")
+    return FrozenCLIP(small.small_vit_clip(text_layers), tokenizer(), name="small_vit")
 
 
 def images(count: int = 24) -> Tensor:

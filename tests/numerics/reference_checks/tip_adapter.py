@@ -45,8 +45,8 @@ def check(content, variant, folder):
     assert list(method.keys.shape) == variant["learned"]["keys"]["shape"]
     close_tensor(method.keys, at_start["keys_start"], 3e-6, 5e-6, "keys at the start")
     close(method.logits(raw[0])[:4], at_start["logits_first4"], 5e-5, what="logits")
-    _, affinity = method._compared(raw[0][:4])
-    close(method._votes(affinity, method.beta), at_start["cache_votes_first4"], 1e-5, what="votes")
+    _, votes = method._sides(raw[0][:4])
+    close(votes(method.beta), at_start["cache_votes_first4"], 1e-5, what="votes")
     batches = feature_batches(method, settings)
     batch = Batch(batches[0]["label"], batches[0]["image_features"])
     loss, logits = method.loss(batch)

@@ -1,11 +1,23 @@
-"""How a command ends: with its exit code, or with one message about what the user can fix."""
+"""What every command does: it starts before it imports, and ends with one message about what the user can fix."""
 
+import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 
 from coop.system import stop
+
+
+def main_of(command: str) -> Callable:
+    """The main function of coop.COMMAND. Its module is imported now, with torch and what else it needs."""
+    lightning = logging.getLogger("pytorch_lightning")
+    level = lightning.level
+    with stop.importing():
+        module = importlib.import_module(f"coop.{command}")
+    lightning.setLevel(level)  # its import sets INFO
+    return module.main
 
 
 def exit_code(main: Callable[[list[str]], int], words: list[str]) -> int:

@@ -1,0 +1,59 @@
+"""Intervals over seeds, and which differences between methods are larger than chance."""
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtr, stdtrit
+
+LEVEL = 0.05
+FEWEST = 6  # seeds: with fewer, no outcome of Wilcoxon's test is below LEVEL
+
+
+def half_width(sd: pd.Series, n: pd.Series) -> pd.Series:
+    """Half of the 95 % t-interval of a mean; NaN where there is but one value.
+
+    Args:
+        sd, n: sample deviations and numbers of values.
+    """
+    return pd.Series(stdtrit((n - 1).where(n > 1), 1 - LEVEL / 2) * sd / np.sqrt(n), index=sd.index)
+
+
+def paired(scores: pd.DataFrame, reference: int) -> pd.DataFrame:
+    """Each method against one of them, over the seeds that both have.
+
+    Args:
+        scores: (methods, seeds); NaN where a method does not have a seed.
+        reference: the row to compare with.
+
+    Returns:
+        By method: "n" (shared seeds), "difference" (its mean), "half" (of its 95 % t-interval), "p" (paired t-test) and
+        "p_wilcoxon" (signed-rank test, from six seeds on), both after Holm's correction for all methods compared. NaN
+        where too few seeds are shared, and in the row of the reference.
+    """
+    differences = scores - scores.loc[reference]
+    found = differences.agg(["count", "mean", "std"], axis=1).set_axis(["n", "difference", "sd"], axis=1)
+    found["half"] = half_width(found["sd"], found["n"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = (found["difference"] / (found["sd"] / np.sqrt(found["n"]))).abs()
+    p = pd.Series(2 * stdtr((found["n"] - 1).where(found["n"] > 1), -t), index=found.index)
+    # No difference on any seed is none that chance could not bring.
+    p = p.mask(found["n"].gt(1) & found["sd"].eq(0) & found["difference"].eq(0), 1.0)
+    others = found.index != reference
+    found["p"] = holm(p.where(others))
+    found["p_wilcoxon"] = holm(differences.apply(_wilcoxon, axis=1).where(others))
+    return found.drop(columns="sd").where(pd.Series(others, found.index), np.nan)
+
+
+def _wilcoxon(differences: pd.Series) -> float:
+    values = differences.dropna()
+    if len(values) < FEWEST or not values.any():
+        return np.nan
+    from scipy.stats import wilcoxon  # takes a second to import
+
+    return wilcoxon(values).pvalue
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Holm's step-down correction; NaN counts as no test."""
+    ascending = p.dropna().sort_values()
+    corrected = (ascending * np.arange(len(ascending), 0, -1)).cummax().clip(upper=1)
+    return corrected.reindex(p.index)
