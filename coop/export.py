@@ -36,11 +36,11 @@ from coop.clip.backbone import normalize
 from coop.clip.local import image_tokens
 from coop.errors import CoopError
 from coop.methods import Method
+from coop.runs import ONNX, WEIGHTS
 from coop.runs.hub import local_folder, output_folder, upload
 from coop.runs.trained import load_trained
 from coop.system.files import write_atomically
 
-WEIGHTS, ONNX = "class_weights.safetensors", "model.onnx"
 OPSET = 18
 
 

@@ -36,7 +36,7 @@ from coop.errors import CoopError
 from coop.retrieval.captions import Captions, read_captions
 from coop.retrieval.encoding import EncoderOptions, encode_texts, load_encoder
 from coop.retrieval.recall import AT, both_ways, figures, published
-from coop.runs.folder import CHECKPOINT, CONFIG, PROMPT, RESULTS
+from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.system.files import write_atomically, write_json
 
 WAYS = {"image_to_text": "image to text", "text_to_image": "text to image"}

@@ -7,9 +7,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from coop.runs import HISTORY
 from coop.system.files import write_json
 
-HISTORY = "history.json"
 LOGGED = ("train/loss", "train/acc", "val/acc")
 
 
