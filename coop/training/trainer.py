@@ -72,11 +72,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> pl
     )
     try:
         return pl.Trainer(
-            accelerator=cfg.trainer.accelerator,
-            devices=cfg.trainer.devices,
-            num_nodes=cfg.trainer.num_nodes,
-            strategy=cfg.trainer.strategy,
-            precision=cfg.trainer.precision,
+            **{key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")},
             max_epochs=epochs,
             max_steps=steps,
             logger=logger or False,
