@@ -1,7 +1,7 @@
 """Steps that reach into ViT-B/16's towers, ours against the plain way: time and memory.
 
     python benchmarks/image_tower.py            all, some five minutes on one CPU core
-    python benchmarks/image_tower.py --memory   peak memory of the image side's steps instead
+    python benchmarks/image_tower.py --memory   peak memory of the image encoder's steps instead
 
 - **prompts**: features of 4 images and their gradient in 2 prompts in front of each of 9 layers (MaPLe's numbers). The
   plain prompted tower runs every row through every block, as the authors' code does; the plain fine-tuning step is the
@@ -10,7 +10,7 @@
   against peft's LoRA on the same model, which changes the output projection too. Without dropout, which peft does not
   have on open_clip's attention.
 
-Weights are random. Steps of all kinds in turn, one thread, medians. Clock: CPU time of this process (`text_side.py`).
+Weights are random. Steps of all kinds in turn, one thread, medians. Clock: CPU time (`text_encoder.py`).
 """
 
 import argparse
@@ -29,7 +29,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 import open_clip
 import torch
 import torch.nn.functional as F
-from text_side import OthersLoad, classnames, processor, step_memory, write
+from text_encoder import OthersLoad, classnames, processor, step_memory, write
 from torch import Tensor
 
 from coop import FrozenCLIP
@@ -59,7 +59,7 @@ def plain_prompted(visual, images: Tensor, prompts: list[Tensor]) -> Tensor:
 
 
 class ImageSteps:
-    """The three kinds of step on the image side."""
+    """The three kinds of step on the image encoder."""
 
     def __init__(self, kinds=KINDS):
         self.clip = load()

@@ -87,20 +87,20 @@ def find_entries(root: Path) -> tuple[list[Entry], list[Path]]:
     Raises:
         CoopError: a folder that cannot be read.
     """
-    entries, foreign = [], []
+    entries, others = [], []
     try:
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
             if folder.name not in KINDS or not folder.is_dir():
-                foreign.append(folder)
+                others.append(folder)
                 continue
             for path in sorted(folder.iterdir()):
                 if not ENTRY.fullmatch(path.name):
-                    foreign.append(path)
+                    others.append(path)
                 elif entry := _entry(folder.name, path):
                     entries.append(entry)
     except OSError as error:
         raise CoopError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return entries, foreign
+    return entries, others
 
 
 def _entry(kind: str, path: Path) -> Entry | None:
@@ -114,7 +114,7 @@ def _entry(kind: str, path: Path) -> Entry | None:
     return Entry(kind, path, files, size, max(stat.st_mtime for stat in stats))
 
 
-def show(root: Path, entries: Sequence[Entry], foreign: Sequence[Path]) -> None:
+def show(root: Path, entries: Sequence[Entry], others: Sequence[Path]) -> None:
     """A table of the entries, and the sum of their sizes."""
     console = Console(markup=False, emoji=False, highlight=False)
     table = Table()
@@ -135,7 +135,7 @@ def show(root: Path, entries: Sequence[Entry], foreign: Sequence[Path]) -> None:
         console.print(table)
     total = decimal(sum(entry.size for entry in entries))
     console.print(f"{root}: {len(entries)} entries, {total}", soft_wrap=True)
-    for path in foreign:
+    for path in others:
         console.print(f"not the cache's own, never removed: {path}", soft_wrap=True)
 
 

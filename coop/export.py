@@ -46,7 +46,7 @@ OPSET = 18
 
 @dataclass
 class Options:
-    """Of the command."""
+    """What the command line may set; USAGE says what each means."""
 
     run: str = "???"
     out: str | None = None

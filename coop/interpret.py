@@ -36,7 +36,7 @@ CLASSES_SHOWN = 5
 
 @dataclass
 class Options:
-    """Of the command."""
+    """What the command line may set; USAGE says what each means."""
 
     run: str = "???"
     top: int = 5

@@ -45,7 +45,7 @@ RANKS = "ranks.csv"
 
 @dataclass
 class Options(EncoderOptions):
-    """Of the command."""
+    """What the command line may set; USAGE says what each means."""
 
     captions: str = "???"
     images: str | None = None

@@ -46,7 +46,7 @@ NAMED = 10  # of the photographs that are left out, on the terminal; all are on 
 
 @dataclass
 class Options(EncoderOptions):
-    """Of the command."""
+    """What the command line may set; USAGE says what each means."""
 
     like: str | None = None
     classname: str | None = None

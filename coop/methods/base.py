@@ -166,7 +166,7 @@ class Method(nn.Module):
         """Called after the last step of an epoch (from 0) of T; what it keeps has to be in the state_dict."""
 
     def prepare(self, labelled: Labelled) -> None:
-        """Called once before the first step, before a checkpoint is taken up: closed forms, caches.
+        """Called once before the first step, before a checkpoint is loaded: closed forms, caches.
 
         Features are on the CPU, the CLIP and the method on the device of the run, where what is made of them belongs.
         """

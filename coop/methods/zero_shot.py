@@ -1,4 +1,4 @@
-"""Zero-shot CLIP with one hand-written prompt per class."""
+"""Zero-shot CLIP with one hand-crafted prompt per class."""
 
 from collections.abc import Sequence
 

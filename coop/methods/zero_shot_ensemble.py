@@ -1,4 +1,4 @@
-"""Zero-shot CLIP with many hand-written prompts per class."""
+"""Zero-shot CLIP with many hand-crafted prompts per class."""
 
 from collections.abc import Sequence
 

@@ -57,7 +57,7 @@ def _wandb_logger(cfg: DictConfig, run_dir: Path, mode: str) -> Logger:
     setting = f"{cfg.dataset.name}-{cfg.shots}shot-{cfg.method.name}"
     sweep = sweep_name()
     own = [cfg.dataset.name, f"{cfg.shots}shot", cfg.method.name, cfg.backbone.name, f"seed{cfg.seed}"]
-    if wandb.run is not None:  # of a cell of this sweep that failed; WandbLogger would log into it
+    if wandb.run is not None:  # of a run of this sweep that failed; WandbLogger would log into it
         wandb.finish(exit_code=1)
     logger = WandbLogger(
         project=cfg.logger.project,
@@ -75,7 +75,7 @@ def _wandb_logger(cfg: DictConfig, run_dir: Path, mode: str) -> Logger:
 
 
 def wandb_id(run_dir: Path) -> str:
-    """The id of a run's W&B run: made once and kept in its folder, so that a run taken up continues it."""
+    """The id of a run's W&B run: made once and kept in its folder, so that a resumed run continues it."""
     path = run_dir / WANDB_ID
     if path.exists() and (known := path.read_text().strip()):
         return known

@@ -1,4 +1,4 @@
-"""The fast text side against the tower's own forward on all tokens: same features, same gradient."""
+"""The fast text encoder against the tower's own forward on all tokens: same features, same gradient."""
 
 import functools
 import itertools

@@ -154,7 +154,7 @@ def test_saved_and_loaded_again(small_clip, name, tmp_path):
     assert torch.equal(again.eval().logits(features), method.eval().logits(features))
     assert again.trainable_params == method.trainable_params
     assert prompt.state.keys() == method.state_dict().keys()
-    assert not any(key.startswith("prompts.") for key in prompt.state), "hand-written prompts need no saving"
+    assert not any(key.startswith("prompts.") for key in prompt.state), "hand-crafted prompts need no saving"
 
 
 @pytest.mark.parametrize("name", METHODS)
