@@ -15,6 +15,7 @@ from omegaconf import open_dict
 
 from coop.cli.overrides import as_overrides
 from coop.config import check, conf_dir
+from coop.data.__main__ import main as data_command
 from coop.report.__main__ import main as report
 from coop.report.published import FILE
 
@@ -121,6 +122,19 @@ def test_five_things_to_do_next(run, small, photographs):
     assert json.loads((mine / "results.json").read_text())["shots"] == 4
     assert (mine / "class_weights.safetensors").exists()
     assert (compare / "report" / "report.html").exists()
+
+
+def test_the_data_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    documented = [words[1:] for words in commands(ROOT / "coop" / "data" / "README.md", of=("data",))]
+    assert [words[0] for words in documented] == ["check", "prepare", "show", "export"]
+    for words in documented:
+        if words[0] in ("show", "export"):
+            assert data_command(words) == 0
+    assert len(json.loads((tmp_path / "shots.json").read_text())["train"]) == 4 * 25
+    assert (tmp_path / "shots.png").stat().st_size > 10_000
+    data_command([word.replace("DIR", str(tmp_path)) for word in documented[0]])
+    assert "imagenet" in capsys.readouterr().out
 
 
 def test_a_data_set_config_of_ones_own(run, small, photographs, tmp_path):
