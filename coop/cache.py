@@ -14,6 +14,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from coop.cli.command import exit_code
+from coop.cli.options import parse
 from coop.data.feature_cache import DAMAGED, default_cache_dir, open_shard, read_header
 from coop.errors import CoopError
 from coop.system.stop import stoppable
@@ -51,12 +52,22 @@ class Entry:
     changed: float
 
 
+@dataclass
+class Options:
+    """What the command line may set; USAGE says what each means."""
+
+    cache_dir: Path | None = None
+
+
 def main(words: list[str]) -> int:
     """Run one command; returns the exit code."""
     if {"-h", "--help", "help"} & set(words):
         print(USAGE)
         return 0
-    names, root = parse(words)
+    names, options = parse(words, Options)
+    root = options.cache_dir.expanduser() if options.cache_dir else default_cache_dir()
+    if options.cache_dir and not root.is_dir():
+        raise CoopError(f"cache_dir={root}: no such folder")
     command, *what = names or ["list"]
     if command == "list" and not what:
         show(root, *find_entries(root))
@@ -65,20 +76,6 @@ def main(words: list[str]) -> int:
     else:
         raise CoopError(f"python -m coop.cache {' '.join(names)}: there is no such command; allowed are list, clear")
     return 0
-
-
-def parse(words: list[str]) -> tuple[list[str], Path]:
-    """Words of the command, and the cache's folder."""
-    names = [word for word in words if "=" not in word]
-    options = dict(word.split("=", 1) for word in words if "=" in word)
-    if strange := [word for word in names if word.startswith("-")] + [key for key in options if key != "cache_dir"]:
-        raise CoopError(f"{strange[0]}: there is no such option; the only one is cache_dir=DIR")
-    if "cache_dir" not in options:
-        return names, default_cache_dir()
-    root = Path(options["cache_dir"]).expanduser()
-    if not root.is_dir():
-        raise CoopError(f"cache_dir={root}: no such folder")
-    return names, root
 
 
 def find_entries(root: Path) -> tuple[list[Entry], list[Path]]:
