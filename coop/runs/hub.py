@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 
 from coop.clip.loading import has_public_weights
 from coop.errors import CoopError
+from coop.runs import CONFIG, PROMPT, RESULTS
 from coop.runs.card import model_card
 from coop.runs.earlier import BUNDLED
-from coop.runs.folder import CONFIG, PROMPT, RESULTS, load_config, load_prompt, read_results
+from coop.runs.folder import load_config, load_prompt, read_results
 
 PREFIX = "hf:"
 FILES = (PROMPT, CONFIG, RESULTS)

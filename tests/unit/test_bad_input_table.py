@@ -253,7 +253,7 @@ def wrong_of(kind: typing.Any) -> list[tuple[str, str]]:
     if plain == [str, list]:
         return [("5", "str or list of int"), ("[a]", "str or list of int")]
     if plain == [int, list]:
-        return [("abc", "int or list of str"), ("1.5", "int or list of str"), ("[]", "the list is empty")]
+        return [("abc", "int or list of str"), ("1.5", "int or list of str"), ("[]", "must not be empty")]
     return NODE_WRONG.get(plain[0], [])
 
 

@@ -202,9 +202,9 @@ def test_zero_shot_has_openclips_figures_beside_it():
     published = read_published(FILE)
     published = published[published["table"] == "OpenCLIP, zero-shot"]
     known = {(row["dataset"], row["backbone"], row["stated"]["pretrained"]) for _, row in published.iterrows()}
-    found = cells("zero_shot")
+    found = settings("zero_shot")
     assert len(found) == 11 * 5 * 2
-    configs = [config(cell) for cell in found if "method=zero_shot_ensemble" in cell]
+    configs = [config(words) for words in found if "method=zero_shot_ensemble" in words]
     assert {(cfg.dataset.name, cfg.backbone.name, cfg.backbone.pretrained) for cfg in configs} <= known
     assert {cfg.method.templates for cfg in configs} == {80}
     assert set(published["confidence"]) == {"verified"}
