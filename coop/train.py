@@ -19,7 +19,8 @@ from coop.data.datamodule import Splits, build_data
 from coop.data.readers import read_splits
 from coop.evaluation.outcome import cost, describe, evaluate, write_run
 from coop.evaluation.targets import Target, check_transfer, targets_of_run
-from coop.runs.folder import PROMPT, RESULTS, claim_folder, read_finished, save_prompt, show_run
+from coop.runs import PROMPT, RESULTS
+from coop.runs.folder import claim_folder, read_finished, save_prompt, show_run
 from coop.runs.sweep import check_search, exclusive, in_sweep
 from coop.training.trainer import Learned, build_trainer, fit
 

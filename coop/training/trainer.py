@@ -18,8 +18,9 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from coop.data.datamodule import FewShotData
 from coop.errors import CoopError
 from coop.methods import Method
+from coop.runs import CHECKPOINT
 from coop.runs.checkpoint import RUN, read_checkpoint, restoring
-from coop.runs.folder import CHECKPOINT, decisive, recorded
+from coop.runs.folder import decisive, recorded
 from coop.system import stop
 from coop.system.devices import set_tf32
 from coop.system.files import write_atomically

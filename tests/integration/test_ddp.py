@@ -56,6 +56,7 @@ def equal(one: Path, two: Path, epochs: int = 3) -> None:
         ["method=prograd", "method.ctx_init=null"],
         ["method=cocoop", "method.ctx_init=null"],
         ["method=tcp"],
+        ["method=plot", "method.n_prompts=2", "batch_size=20"],
     ],
     ids=lambda value: value[0],
 )

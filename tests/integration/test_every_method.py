@@ -27,7 +27,7 @@ META = E * (E // 16) + E // 16 + (E // 16) * D + D
 META_TCP = E * (E // 4) + E // 4 + (E // 4) * 4 * D + 4 * D
 # Steps that a random CLIP's accuracy feels.
 LARGE = ["epochs=2", "optimizer.lr=0.5"]
-COUPLED = {"trainable_params": 2 * 4 * 128 + 2 * (128 * 64 + 64), "epochs": 2}
+COUPLED = {"trainable_params": 2 * 2 * 128 + 2 * (128 * 64 + 64), "epochs": 2}
 
 
 RUNS = {
@@ -93,7 +93,7 @@ RUNS = {
     "ivlp_text": (["method=ivlp", "method.depth_vision=0", *LARGE], {"trainable_params": 2 * 2 * 128}),
     "maple": (LARGE, {"trainable_params": 2 * 2 * 128 + 2 * (128 * 64 + 64), "epochs": 2}),
     "promptsrc": (LARGE, {"trainable_params": 2 * 4 * (64 + 128), "epochs": 2}),
-    "promptsrc_views": (["method=promptsrc", "method.coupled=true", "augmentation=views:2", *LARGE], COUPLED),
+    "promptsrc_maple": (["augmentation=views:2", *LARGE], COUPLED),
     "dept": (LARGE, {"trainable_params": 16 * 128 + 4 * E + K * E + K, "epochs": 2}),
     "clip_lora": (LARGE, {"trainable_params": 3 * 2 * 2 * (2 * 64 + 4 * 128), "epochs": 2}),
     "clip_lora_text": (

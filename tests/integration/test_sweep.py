@@ -33,7 +33,7 @@ def contents(sweep: Path) -> dict[str, tuple]:
     found = {}
     for path in sorted(sweep.rglob("results.json")):
         results = json.loads(path.read_text())
-        figures = {key: value for key, value in results.items() if not key.endswith("seconds")}
+        figures = {key: value for key, value in results.items() if not key.endswith(("seconds", "memory_mb"))}
         prompt = load_file(path.parent / "prompt.safetensors")["ctx"]
         found[str(path.parent.relative_to(sweep))] = (figures, prompt.numpy().tobytes())
     return found

@@ -240,7 +240,7 @@ class UnknownTower(nn.Module):
         return self.mix(torch.tanh(x.cumsum(1)).mean(1))
 
 
-def test_unknown_towers_take_several_contexts_and_refuse_deep_prompts():
+def test_other_text_encoders_take_several_contexts_and_refuse_deep_prompts():
     clip = model(custom=True)
     clip.text = UnknownTower()
     encoder = PromptEncoder(clip.requires_grad_(False), *prompts(NAMES, 2, "end"), class_chunk=5)

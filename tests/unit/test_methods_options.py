@@ -27,7 +27,7 @@ METHODS = names("method")
         (["method=zero_shot", "method.template='{} or {}'"], "needs one {}"),
         (["method=zero_shot", "method.template='{} {x}'"], "no other braces"),
         (["method=zero_shot_ensemble", "method.templates=8"], "templates=8: CLIP's lists have 80 or 7"),
-        (["method=zero_shot_ensemble", "method.templates=[]"], "the list is empty"),
+        (["method=zero_shot_ensemble", "method.templates=[]"], "must not be empty"),
         (["method=zero_shot_ensemble", "method.templates=['a {}', 'a dog']"], "method.templates=a dog"),
         (
             ["method=zero_shot_ensemble", "method.templates=['a {}', 3]"],

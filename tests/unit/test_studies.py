@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from coop.config import check, conf_dir, locate, resolve_epochs
 from coop.errors import CoopError
+from coop.report.published import FILE, read_published
 
 PAPER = {
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
@@ -109,7 +110,8 @@ def test_a_run_takes_one_device_and_a_study_the_launcher_for_all():
     assert cfg.hydra.launcher._target_ == "hydra_plugins.coop_launcher.GpuLauncher"
 
 
-METHODS = {path.stem for path in (conf_dir() / "method").glob("*.yaml")}
+COMBINATIONS = {"promptsrc_maple", "clip_lora_context"}  # nobody has published them
+METHODS = {path.stem for path in (conf_dir() / "method").glob("*.yaml")} - COMBINATIONS
 LEADERBOARDS = [
     "leaderboard",
     "leaderboard_base_to_new",
@@ -202,3 +204,20 @@ def test_published_settings_by_protocol(overrides, expected):
 def test_an_unknown_protocol_is_refused():
     with pytest.raises(CoopError, match="protocol=base2new: allowed are few_shot, base_to_new, cross_dataset, domain"):
         config(["protocol=base2new"])
+
+
+def test_zero_shot_has_openclips_figures_beside_it():
+    """Every run with CLIP's 80 templates stands beside a published figure of the same weights and classes."""
+    published = read_published(FILE)
+    published = published[published["table"] == "OpenCLIP, zero-shot"]
+    known = {(row["dataset"], row["backbone"], row["stated"]["pretrained"]) for _, row in published.iterrows()}
+    found = settings("zero_shot")
+    assert len(found) == 11 * 5 * 2
+    configs = [config(words) for words in found if "method=zero_shot_ensemble" in words]
+    assert {(cfg.dataset.name, cfg.backbone.name, cfg.backbone.pretrained) for cfg in configs} <= known
+    assert {cfg.method.templates for cfg in configs} == {80}
+    assert set(published["confidence"]) == {"verified"}
+    (best,) = published[published["backbone"].eq("ViT-bigG-14") & published["dataset"].eq("imagenet")].to_dict(
+        "records"
+    )
+    assert (best["accuracy_percent"], best["stated"]["num_classes"]) == (80.09, "1000")
