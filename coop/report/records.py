@@ -15,8 +15,8 @@ import yaml
 
 from coop import schedule
 from coop.errors import CoopError
+from coop.runs import CONFIG, ERROR, RESULTS
 
-RESULTS, CONFIG, ERROR = "results.json", "config.yaml", "error.txt"
 # Keys of results.json that say what was run. What is not listed describes the outcome, or cannot change it.
 REQUIRED = {"method": str, "backbone": str, "dataset": str, "shots": int}
 RECORDED = REQUIRED | dict(pretrained=str, classes=str, split=str, num_classes=int, n_test=int, n_ctx=int)
