@@ -7,7 +7,7 @@ A step is the loss of the method on a batch of image features and its backward p
 transport and surgery of gradients included. The plain encoder runs all 77 tokens of every prompt, as the authors' code
 does. Of several contexts it is given one, and its time is multiplied: all at once it is no faster and needs 14 GB. The
 text encoder is that of ViT-B/16, randomly initialised. Steps of either kind in turn, one thread, medians, CPU time of
-this process (see `text_side.py`).
+this process (see `text_encoder.py`).
 """
 
 import argparse
@@ -21,7 +21,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
 import torch.nn.functional as F
-from text_side import JOINT, OthersLoad, classnames, load_clip, processor, write
+from text_encoder import JOINT, OthersLoad, classnames, load_clip, processor, write
 from torch import Tensor, nn
 
 from coop import FrozenCLIP, PromptLearner

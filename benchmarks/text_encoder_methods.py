@@ -8,7 +8,7 @@ A step is the text features of all classes and their gradient in everything lear
 ViT-B/16 (width 512, 12 layers, 8 heads), randomly initialised; class names are open_clip's ImageNet names. The plain
 way runs all 77 tokens of every prompt, as the authors' code does. Steps of either kind in turn, one thread, medians.
 Of several contexts the plain way is measured with one and multiplied: all at once it is no faster and needs 14 GB.
-Clock: CPU time of this process (see `text_side.py`).
+Clock: CPU time of this process (see `text_encoder.py`).
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import torch
-from text_side import JOINT, WIDTH, OthersLoad, classnames, load_clip, processor, step_memory, write
+from text_encoder import JOINT, WIDTH, OthersLoad, classnames, load_clip, processor, step_memory, write
 from torch import Tensor
 
 from coop import FrozenCLIP

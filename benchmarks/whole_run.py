@@ -3,7 +3,7 @@
 Both are extrapolated from steps measured in this process, one thread each, interleaved: 100 classes, 16 shots, 50
 epochs of 50 steps, 2465 test images, a randomly initialised ViT-B/32-size CLIP (its speed does not depend on its
 weights). Plain: each step encodes 32 images and 100 prompts of 77 tokens, each test batch of 100 images encodes the
-prompts again. Ours: a Lightning step on features that are there, the text side once per epoch for validation and once
+prompts again. Ours: a Lightning step on features that are there, the text encoder once an epoch for validation and once
 for the test, and what a warm cache costs to read is left out on neither side in favour of ours: it is added.
 """
 
@@ -110,18 +110,18 @@ def main() -> None:
     def plain_test_batch():
         plain_logits(model, images, ids, ctx, learner.n_ctx)
 
-    times = {"plain step": [], "plain test batch": [], "our step": [], "our text side": []}
+    times = {"plain step": [], "plain test batch": [], "our step": [], "our text encoder": []}
     for _ in range(options.repeats):
         times["plain step"].append(seconds(plain_step))
         times["our step"].append(our_step_seconds(clip, learner, features, labels, steps=6))
         times["plain test batch"].append(seconds(plain_test_batch))
         learner.eval()
         with torch.no_grad():
-            times["our text side"].append(seconds(learner))
+            times["our text encoder"].append(seconds(learner))
     median = {key: statistics.median(values) for key, values in times.items()}
     test_batches = -(-TEST_IMAGES // TEST_BATCH)
     plain = EPOCHS * STEPS * median["plain step"] + test_batches * median["plain test batch"]
-    ours = EPOCHS * STEPS * median["our step"] + (EPOCHS + 1) * median["our text side"] + cache_read_seconds(512)
+    ours = EPOCHS * STEPS * median["our step"] + (EPOCHS + 1) * median["our text encoder"] + cache_read_seconds(512)
     result = {"median seconds": median, "plain run, s": plain, "our run, s": ours, "ratio": plain / ours}
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "whole_run.json").write_text(json.dumps(result, indent=2) + "\n")

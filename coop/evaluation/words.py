@@ -11,7 +11,6 @@ from coop.clip.text.vocabulary import vocabulary
 from coop.errors import CoopError
 from coop.methods import Method
 
-WORDS = "words.json"
 METRICS = ("euclidean", "cosine")
 CHUNK = 256
 

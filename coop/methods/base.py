@@ -71,6 +71,8 @@ class Method(nn.Module):
     fitted: tuple[str, ...] = ()
     #: Names of parameters and buffers whose length is known with the training data alone; loading takes a file's.
     sized_by_training: tuple[str, ...] = ()
+    #: Whether there is anything to learn from images; otherwise a data set needs none to train on.
+    learns = True
     #: Whether `encode_image` is its own, and trained: then every step brings images, never features alone.
     needs_images = False
     #: Whether each step also brings the frozen CLIP's features of the same views.
@@ -166,7 +168,7 @@ class Method(nn.Module):
         """Called after the last step of an epoch (from 0) of T; what it keeps has to be in the state_dict."""
 
     def prepare(self, labelled: Labelled) -> None:
-        """Called once before the first step, before a checkpoint is taken up: closed forms, caches.
+        """Called once before the first step, before a checkpoint is loaded: closed forms, caches.
 
         Features are on the CPU, the CLIP and the method on the device of the run, where what is made of them belongs.
         """

@@ -18,7 +18,7 @@ RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 class ClipAdapter(Method):
-    """image_features become ratio * A(x) + (1 - ratio) * x, with A(x) = ReLU(W2 ReLU(W1 x)) (section 3.2, image side).
+    """image_features become ratio * A(x) + (1 - ratio) * x, with A(x) = ReLU(W2 ReLU(W1 x)) (section 3.2).
 
     The ratio is searched per data set, as in the paper: each of 0.2, 0.4 .. 1 trains an adapter as if it were alone,
     all from the same start and on the same batches; the best on the validation images stays. The authors apply A to

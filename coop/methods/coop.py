@@ -213,10 +213,10 @@ def _check_lengths(
     if length > clip.context_length:
         fits = n_ctx - length + clip.context_length
         fewer = f"give method.ctx_init at most {fits} tokens" if ctx_init else f"lower method.n_ctx to at most {fits}"
-        mend = fewer if fits > 0 else "shorten the class name"
+        fix = fewer if fits > 0 else "shorten the class name"
         raise CoopError(
             f'the prompt of class "{name}" has {length} tokens, {n_ctx} of them context vectors; the text tower of '
-            f"{clip.name} takes {clip.context_length}: {mend}"
+            f"{clip.name} takes {clip.context_length}: {fix}"
         )
 
 

@@ -12,7 +12,7 @@ from coop.methods.base import Method
 
 
 class ImageEncoder(Method):
-    """All weights of the image tower are trained; class weights stay those of a hand-written prompt.
+    """All weights of the image tower are trained; class weights stay those of a hand-crafted prompt.
 
     One of the fine-tuning alternatives that the CoOp paper compares with. The protocol is CoOp's, its learning rate
     included, which is high for the whole tower of a large CLIP: the paper finds it far below zero-shot on ImageNet.

@@ -13,7 +13,7 @@ from coop.methods.base import Method
 
 
 class TextLinear(Method):
-    """text_features (K, E) of a hand-written prompt, times a trained matrix (E, E) that starts as the identity.
+    """text_features (K, E) of a hand-crafted prompt, times a trained matrix (E, E) that starts as the identity.
 
     The "transformation layer" among the fine-tuning alternatives that the CoOp paper compares with.
 

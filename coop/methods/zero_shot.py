@@ -1,4 +1,4 @@
-"""Zero-shot CLIP with one hand-written prompt per class."""
+"""Zero-shot CLIP with one hand-crafted prompt per class."""
 
 from collections.abc import Sequence
 
@@ -18,6 +18,8 @@ class ZeroShot(Method):
         classnames: K class names.
         template: a prompt with `{}` where the class name goes; "{}" is the class name alone.
     """
+
+    learns = False
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
         self.check(template=template)

@@ -1,7 +1,7 @@
 """Linear maps with frozen weights; on a CPU in float32 by oneDNN, with the weights laid out for it once.
 
-Most of the text side's time goes into these products. torch's own `F.linear` lays its weights out anew in every call;
-done once, which only weights that never change allow, a product takes about a seventh less time.
+Most of the text encoder's time goes into these products. torch's own `F.linear` lays its weights out anew in every
+call; done once, which only weights that never change allow, a product takes about a seventh less time.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""The text side of a training step, ours against the plain way: time, memory, growth with the number of classes.
+"""The text encoder in a training step, ours against the plain way: time, memory, growth with the number of classes.
 
-    python benchmarks/text_side.py            everything, about 40 minutes on one CPU core
-    python benchmarks/text_side.py --quick    up to 100 classes, some two minutes
+    python benchmarks/text_encoder.py            everything, about 40 minutes on one CPU core
+    python benchmarks/text_encoder.py --quick    up to 100 classes, some two minutes
 
 A step is the text features of all classes and their gradient in the context vectors. The text tower is that of
 ViT-B/16 (width 512, 12 layers, 8 heads), randomly initialised: its speed does not depend on its weights. Class names
@@ -9,8 +9,8 @@ are open_clip's ImageNet names. Everything runs in one thread, the two ways in t
 reported. Clock: CPU time of this process, so that waiting for a core does not count. Other work still slows a step
 through caches, and ours more than the plain one: measure on an idle machine. The load of others is reported, too.
 
-Results go to benchmarks/out: text_side.json, text_side.md, text_side.png. `--parts` measures some of it again and
-keeps the rest.
+Results go to benchmarks/out: text_encoder.json, text_encoder.md, text_encoder.png. `--parts` measures some of it again
+and keeps the rest.
 """
 
 import argparse
@@ -56,7 +56,7 @@ MEMORY = [  # classes, context vectors, variant, options
 
 
 def plain_text_features(clip, ids, slots, ctx):
-    """The text side as the paper writes it: every prompt, every one of its 77 tokens, in every step."""
+    """The text encoder as the paper uses it: every prompt, every one of its 77 tokens, in every step."""
     x = clip.token_embedding(ids)
     x[slots >= 0] = ctx.expand(len(ids), -1, -1).reshape(-1, WIDTH)
     x = x + clip.positional_embedding
@@ -284,7 +284,7 @@ def draw(results: dict, path: Path) -> None:
         ratios.bar_label(bars, fmt="%.0f", fontsize=8)
     ratios.set_xticks(range(len(VARIANTS)), [variant.replace(", ", ",\n") for variant in VARIANTS])
     ratios.set_ylabel("plain time / our time")
-    ratios.set_title("One step of the text side, M = 16")
+    ratios.set_title("One step of the text encoder, M = 16")
     ratios.legend()
     rows = results.get("growth", [])
     growth.loglog([r["classes"] for r in rows], [r["seconds"] for r in rows], "o-", label="measured")
@@ -326,7 +326,7 @@ def main() -> None:
         print(memory_of(args.memory_of))
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / ("text_side_quick.json" if args.quick else "text_side.json")
+    file = args.out / ("text_encoder_quick.json" if args.quick else "text_encoder.json")
     results = json.loads(file.read_text()) if file.exists() else {}
     results["machine"] = processor()
     print(results["machine"], flush=True)
