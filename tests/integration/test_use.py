@@ -149,7 +149,7 @@ SLOW = pytest.mark.slow
     ["coop", "tip_adapter", "maple", "clip_lora", "dept"]
     + [
         pytest.param(kind, marks=SLOW)
-        for kind in ("plot", "linear_probe", "clip_adapter", "lp_pp", "cross_modal_adapter", "vpt", "two_stage")
+        for kind in ("plot", "linear_probe", "clip_adapter", "lp_pp", "cross_modal_partial", "vpt", "two_stage")
     ],
 )
 def test_onnx_predicts_as_we_do(run, finished, by_method, photographs, tmp_path, kind):
