@@ -14,6 +14,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from coop.cli.command import exit_code
+from coop.cli.options import parse
 from coop.data.feature_cache import DAMAGED, default_cache_dir, open_shard, read_header
 from coop.errors import CoopError
 from coop.system.stop import stoppable
@@ -51,12 +52,22 @@ class Entry:
     changed: float
 
 
+@dataclass
+class Options:
+    """What the command line may set; USAGE says what each means."""
+
+    cache_dir: Path | None = None
+
+
 def main(words: list[str]) -> int:
     """Run one command; returns the exit code."""
     if {"-h", "--help", "help"} & set(words):
         print(USAGE)
         return 0
-    names, root = parse(words)
+    names, options = parse(words, Options)
+    root = options.cache_dir.expanduser() if options.cache_dir else default_cache_dir()
+    if options.cache_dir and not root.is_dir():
+        raise CoopError(f"cache_dir={root}: no such folder")
     command, *what = names or ["list"]
     if command == "list" and not what:
         show(root, *find_entries(root))
@@ -67,40 +78,26 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def parse(words: list[str]) -> tuple[list[str], Path]:
-    """Words of the command, and the cache's folder."""
-    names = [word for word in words if "=" not in word]
-    options = dict(word.split("=", 1) for word in words if "=" in word)
-    if strange := [word for word in names if word.startswith("-")] + [key for key in options if key != "cache_dir"]:
-        raise CoopError(f"{strange[0]}: there is no such option; the only one is cache_dir=DIR")
-    if "cache_dir" not in options:
-        return names, default_cache_dir()
-    root = Path(options["cache_dir"]).expanduser()
-    if not root.is_dir():
-        raise CoopError(f"cache_dir={root}: no such folder")
-    return names, root
-
-
 def find_entries(root: Path) -> tuple[list[Entry], list[Path]]:
     """The entries of a cache, and what lies there and is not one.
 
     Raises:
         CoopError: a folder that cannot be read.
     """
-    entries, foreign = [], []
+    entries, others = [], []
     try:
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
             if folder.name not in KINDS or not folder.is_dir():
-                foreign.append(folder)
+                others.append(folder)
                 continue
             for path in sorted(folder.iterdir()):
                 if not ENTRY.fullmatch(path.name):
-                    foreign.append(path)
+                    others.append(path)
                 elif entry := _entry(folder.name, path):
                     entries.append(entry)
     except OSError as error:
         raise CoopError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return entries, foreign
+    return entries, others
 
 
 def _entry(kind: str, path: Path) -> Entry | None:
@@ -114,7 +111,7 @@ def _entry(kind: str, path: Path) -> Entry | None:
     return Entry(kind, path, files, size, max(stat.st_mtime for stat in stats))
 
 
-def show(root: Path, entries: Sequence[Entry], foreign: Sequence[Path]) -> None:
+def show(root: Path, entries: Sequence[Entry], others: Sequence[Path]) -> None:
     """A table of the entries, and the sum of their sizes."""
     console = Console(markup=False, emoji=False, highlight=False)
     table = Table()
@@ -135,7 +132,7 @@ def show(root: Path, entries: Sequence[Entry], foreign: Sequence[Path]) -> None:
         console.print(table)
     total = decimal(sum(entry.size for entry in entries))
     console.print(f"{root}: {len(entries)} entries, {total}", soft_wrap=True)
-    for path in foreign:
+    for path in others:
         console.print(f"not the cache's own, never removed: {path}", soft_wrap=True)
 
 

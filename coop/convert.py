@@ -42,8 +42,9 @@ from coop.data.sampling import Splits, selected_labels
 from coop.errors import CoopError
 from coop.evaluation.outcome import describe_prompt
 from coop.methods.coop import PromptLearner
+from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.runs.checkpoint import check_archive
-from coop.runs.folder import CHECKPOINT, CONFIG, PROMPT, RESULTS, save_prompt
+from coop.runs.folder import save_prompt
 from coop.system.files import write_atomically, write_json
 
 REQUIRED = ("dataset", "backbone", "shots", "seed")

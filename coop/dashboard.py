@@ -86,8 +86,13 @@ def workspace(entity: str, project: str, group: str | None, name: str) -> Any:
         project=project,
         name=name,
         sections=[
-            ws.Section(name=title, panels=panels, is_open=True, layout_settings=ws.SectionLayoutSettings(columns, rows))
-            for title, columns, rows, panels in sections()
+            ws.Section(
+                name=title,
+                panels=panels,
+                is_open=True,
+                layout_settings=ws.SectionLayoutSettings(columns, rows=len(panels) // columns),
+            )
+            for title, columns, panels in sections()
         ],
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
         runset_settings=ws.RunsetSettings(
@@ -97,46 +102,34 @@ def workspace(entity: str, project: str, group: str | None, name: str) -> Any:
     )
 
 
-def sections() -> Sequence[tuple[str, int, int, list[Any]]]:
-    """(title, columns, rows, panels) of each section of the workspace."""
+def sections() -> Sequence[tuple[str, int, list[Any]]]:
+    """(title, columns, panels) of each section of the workspace."""
     import wandb_workspaces.reports.v2 as wr
 
+    accuracy = [
+        wr.ScatterPlot(
+            title="By training images per class",
+            x=wr.Config("shots"),
+            y=wr.SummaryMetric("test/acc"),
+            log_x=True,
+            running_ymean=True,
+        ),
+        wr.BarPlot(title="Learned", metrics=["test/acc"], range_x=(0, 1)),
+        wr.BarPlot(title="Zero-shot", metrics=["zero_shot/acc"], range_x=(0, 1)),
+    ]
+    training = [
+        wr.LinePlot(title="Loss", x=STEP, y=["train/loss"], smoothing_factor=0.6),
+        wr.LinePlot(title="Accuracy on training images", x=STEP, y=["train/acc"]),
+        wr.LinePlot(title="Accuracy on validation images", x=STEP, y=["val/acc"]),
+    ]
+    learned = [
+        wr.WeavePanelSummaryTable(table_name="tables/words"),
+        wr.WeavePanelSummaryTable(table_name="tables/per_class"),
+        wr.WeavePanelSummaryTable(table_name="tables/confused"),
+        wr.MediaBrowser(title="Pictures", media_keys=["pictures/history", "pictures/per_class"]),
+    ]
     return [
-        (
-            "Accuracy on the test images",
-            3,
-            1,
-            [
-                wr.ScatterPlot(
-                    title="By training images per class",
-                    x=wr.Config("shots"),
-                    y=wr.SummaryMetric("test/acc"),
-                    log_x=True,
-                    running_ymean=True,
-                ),
-                wr.BarPlot(title="Learned", metrics=["test/acc"], range_x=(0, 1)),
-                wr.BarPlot(title="Zero-shot", metrics=["zero_shot/acc"], range_x=(0, 1)),
-            ],
-        ),
-        (
-            "Training",
-            3,
-            1,
-            [
-                wr.LinePlot(title="Loss", x=STEP, y=["train/loss"], smoothing_factor=0.6),
-                wr.LinePlot(title="Accuracy on training images", x=STEP, y=["train/acc"]),
-                wr.LinePlot(title="Accuracy on validation images", x=STEP, y=["val/acc"]),
-            ],
-        ),
-        (
-            "What was learned, and what is confused",
-            2,
-            2,
-            [
-                wr.WeavePanelSummaryTable(table_name="tables/words"),
-                wr.WeavePanelSummaryTable(table_name="tables/per_class"),
-                wr.WeavePanelSummaryTable(table_name="tables/confused"),
-                wr.MediaBrowser(title="Pictures", media_keys=["pictures/history", "pictures/per_class"]),
-            ],
-        ),
+        ("Accuracy on the test images", 3, accuracy),
+        ("Training", 3, training),
+        ("What was learned, and what is confused", 2, learned),
     ]

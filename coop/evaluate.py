@@ -14,7 +14,7 @@ import coop
 from coop.config import autocast_dtype, check_dataset
 from coop.data.features import FeatureExtractor
 from coop.errors import CoopError
-from coop.evaluation.predictions import OOD, OWN, PREDICTIONS, read_predictions, write_predictions
+from coop.evaluation.predictions import OOD, OWN, read_predictions, write_predictions
 from coop.evaluation.targets import (
     Target,
     base_to_new,
@@ -25,17 +25,8 @@ from coop.evaluation.targets import (
     target_configs,
     test_targets,
 )
-from coop.runs.folder import (
-    CONFIG,
-    PROMPT,
-    RESULTS,
-    accuracy_rows,
-    claim_for_evaluation,
-    closing_table,
-    load_config,
-    load_prompt,
-    read_results,
-)
+from coop.runs import CONFIG, PREDICTIONS, PROMPT, RESULTS
+from coop.runs.folder import accuracy_rows, claim_for_evaluation, closing_table, load_config, load_prompt, read_results
 from coop.runs.hub import local_folder
 from coop.runs.trained import Trained, load_trained
 from coop.runs.trust import check_offered

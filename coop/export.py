@@ -37,17 +37,17 @@ from coop.clip.last_layer import into_last_layer
 from coop.clip.local import image_tokens
 from coop.errors import CoopError
 from coop.methods import Method
+from coop.runs import ONNX, WEIGHTS
 from coop.runs.hub import local_folder, output_folder, upload
 from coop.runs.trained import load_trained
 from coop.system.files import write_atomically
 
-WEIGHTS, ONNX = "class_weights.safetensors", "model.onnx"
 OPSET = 18
 
 
 @dataclass
 class Options:
-    """Of the command."""
+    """What the command line may set; USAGE says what each means."""
 
     run: str = "???"
     out: str | None = None

@@ -25,18 +25,18 @@ from rich.table import Table
 
 from coop.cli.options import parse
 from coop.errors import CoopError
-from coop.evaluation.words import WORDS, nearest_words
+from coop.evaluation.words import nearest_words
+from coop.runs import HISTORY_PICTURE, WORDS
 from coop.runs.hub import local_folder, output_folder
 from coop.runs.trained import load_trained
 from coop.system.files import write_json
-from coop.training.history import HISTORY
 
 CLASSES_SHOWN = 5
 
 
 @dataclass
 class Options:
-    """Of the command."""
+    """What the command line may set; USAGE says what each means."""
 
     run: str = "???"
     top: int = 5
@@ -76,5 +76,5 @@ def show(contents: dict[str, Any], out: Path, run_dir: Path) -> None:
     if len(classes) > CLASSES_SHOWN:
         console.print(f"the first {CLASSES_SHOWN} of {len(classes)}; all of them: {out}")
     console.print(f"words    {out}", soft_wrap=True)
-    if (picture := (run_dir / HISTORY).with_suffix(".png")).exists():
+    if (picture := run_dir / HISTORY_PICTURE).exists():
         console.print(f"movement {picture}", soft_wrap=True)

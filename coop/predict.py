@@ -44,7 +44,7 @@ Found = tuple[str, str | None]
 
 @dataclass
 class Options:
-    """Of the command."""
+    """What the command line may set; USAGE says what each means."""
 
     run: str = "???"
     top: Annotated[int, between(1, MOST_CLASSES)] = 5

@@ -19,7 +19,8 @@ from coop.data.sampling import MIN_CLASSES, Item, Splits
 from coop.errors import CoopError
 from coop.evaluation.images import AnyImage, classified, name_of, opened
 from coop.methods import Method
-from coop.runs.folder import CONFIG, PROMPT, claim_folder
+from coop.runs import CONFIG, PROMPT
+from coop.runs.folder import claim_folder
 from coop.runs.trained import Trained, load_trained
 
 

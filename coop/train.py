@@ -6,10 +6,8 @@ if __name__ == "__main__":  # before the imports below: --help and most mistakes
     run("train")
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
@@ -17,16 +15,14 @@ from omegaconf import DictConfig
 
 from coop.clip.backbone import FrozenCLIP
 from coop.config import budget, build_method
-from coop.data.datamodule import FewShotData, build_data
+from coop.data.datamodule import Splits, build_data
 from coop.data.readers import read_splits
-from coop.data.sampling import Splits
 from coop.evaluation.outcome import cost, describe, evaluate, write_run
 from coop.evaluation.targets import Target, check_transfer, targets_of_run
-from coop.methods import Method
-from coop.runs.folder import PROMPT, RESULTS, claim_folder, read_finished, save_prompt, show_run
+from coop.runs import PROMPT, RESULTS
+from coop.runs.folder import claim_folder, read_finished, save_prompt, show_run
 from coop.runs.sweep import check_search, exclusive, in_sweep
-from coop.system.memory import start_peak
-from coop.training.trainer import build_trainer, fit
+from coop.training.trainer import Learned, build_trainer, fit
 
 log = logging.getLogger("coop")
 
@@ -76,16 +72,6 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
     return results
 
 
-class Learned(NamedTuple):
-    """A trained method, the data and the Trainer that it was trained with, and its epochs and seconds."""
-
-    method: Method
-    data: FewShotData
-    trainer: pl.Trainer
-    epochs: int
-    seconds: float
-
-
 def learn(cfg: DictConfig, splits: Splits, run_dir: Path, targets: Sequence[Target] = ()) -> Learned:
     """CLIP, method, fit; what was learned is in the run's folder afterwards."""
     clip = FrozenCLIP.load(**cfg.backbone)
@@ -98,11 +84,8 @@ def learn(cfg: DictConfig, splits: Splits, run_dir: Path, targets: Sequence[Targ
 
     epochs, steps = budget(cfg, len(splits.train)) if method.trained_in_steps else (0, -1)
     trainer = build_trainer(cfg, run_dir, epochs, steps)
-    start_peak(trainer.strategy.root_device)
     data = build_data(cfg, splits, {t.name: t.splits for t in targets}, method, trainer.strategy.root_device)
-    started = time.perf_counter()
-    fit(trainer, method, data, run_dir, cfg)  # encodes all images with a fixed view first
-    seconds = time.perf_counter() - started - data.extractor.seconds
+    seconds = fit(trainer, method, data, run_dir, cfg)  # encodes all images with a fixed view first
     if trainer.is_global_zero:
         save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
     return Learned(method, data, trainer, epochs, seconds)

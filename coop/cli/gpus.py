@@ -20,9 +20,9 @@ from typing import Any
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
+from coop.runs import LOG
 from coop.runs.sweep import record_failure
 
-LOG = "log.txt"
 SECONDS_TO_STOP = 30
 
 

@@ -15,7 +15,8 @@ from coop.config import autocast_dtype
 from coop.errors import CoopError
 from coop.evaluation.images import AnyImage, predict_images
 from coop.methods import Method
-from coop.runs.folder import PROMPT, accuracy_rows, load_prompt, read_results
+from coop.runs import HISTORY_PICTURE, PROMPT
+from coop.runs.folder import accuracy_rows, load_prompt, read_results
 from coop.runs.hub import local_folder
 from coop.runs.trained import Trained, load_trained
 
@@ -108,7 +109,7 @@ class Run:
             for label, scores in accuracy_rows(self.results)
         }
         table = pd.DataFrame.from_dict(rows, orient="index").to_html(float_format="{:.2f}".format, na_rep="")
-        picture = self.folder / "history.png"
+        picture = self.folder / HISTORY_PICTURE
         image = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
         drawn = f'<img src="data:image/png;base64,{image}" style="max-width: 100%">' if image else ""
         return f"<p><b>{escape(self._title())}</b><br>{escape(str(self.folder))}</p>{table}{drawn}"

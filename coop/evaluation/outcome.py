@@ -17,10 +17,10 @@ from coop.data.sampling import Splits
 from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
 from coop.evaluation.predictions import OOD, OWN, write_predictions
 from coop.evaluation.targets import Target, base_to_new, new_classes, ood_scores, test_targets
-from coop.evaluation.words import WORDS, nearest_words
+from coop.evaluation.words import nearest_words
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
-from coop.runs.folder import RESULTS
+from coop.runs import HISTORY_PICTURE, PER_CLASS, PER_CLASS_PICTURE, RESULTS, WORDS
 from coop.system.files import write_json
 from coop.system.memory import peak_mb
 from coop.training.history import History
@@ -28,7 +28,6 @@ from coop.training.loggers import log_results
 
 log = logging.getLogger("coop")
 
-PER_CLASS = "per_class.json"
 # Beyond, comparing every vector with every word takes longer than a short training.
 VECTORS_COMPARED = 2000
 
@@ -166,10 +165,10 @@ def describe_run(run_dir: Path, method: Method, data: FewShotData, predictions: 
 
     contents = per_class(predictions, data.splits.labels("test"), data.splits.classnames)
     write_json(run_dir / PER_CLASS, contents)
-    draw_per_class(contents, (run_dir / PER_CLASS).with_suffix(".png"))
+    draw_per_class(contents, run_dir / PER_CLASS_PICTURE)
     history.write(run_dir)
     if history.records:
-        draw_history(history.records, run_dir / "history.png")
+        draw_history(history.records, run_dir / HISTORY_PICTURE)
     ctx = getattr(method, "ctx", None)
     if ctx is None:
         return

@@ -143,7 +143,7 @@ def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], colour: str, 
     ax.bar_label(ax.barh(range(len(names)), values, color=colour, height=0.7), texts, padding=2, fontsize=size)
     ax.set_yticks(range(len(names)), names, fontsize=size)
     ax.set_xlim(0, 1.15 * max([1, *values]))
-    ax.invert_yaxis()
+    ax.set_ylim(max(len(names), 5) - 0.5, -0.5)  # from the top; a single bar does not fill the panel
     ax.grid(axis="y", visible=False)
 
 

@@ -8,9 +8,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from coop.errors import CoopError
+from coop.runs import PREDICTIONS
 from coop.system.files import write_atomically
 
-PREDICTIONS = "predictions.safetensors"
 OWN, OOD = "test", "ood"  # names of test sets; those of targets are "targets/NAME"
 # Of each image: its label, the predicted label, the probability of that one, the entropy of all K probabilities
 # (nats), the probability of the label, and how many classes are more probable than the label. Images of "ood" have

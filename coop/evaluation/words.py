@@ -11,7 +11,6 @@ from coop.clip.text.vocabulary import vocabulary
 from coop.errors import CoopError
 from coop.methods import Method
 
-WORDS = "words.json"
 METRICS = ("euclidean", "cosine")
 CHUNK = 256
 
@@ -45,16 +44,10 @@ def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_
     if top < 1:
         raise CoopError(f"top={top}: must be at least 1")
     ids = _known_words(method.clip, only_words)
-    if ctx.ndim == 2:
-        owners: list[dict[str, Any]] = [{"classname": None}]
-    elif method.class_specific:
-        owners = [{"classname": name} for name in method.classnames]
-    else:
-        owners = [{"classname": None, "prompt": n + 1} for n in range(len(ctx))]
     found = _nearest(ctx.detach().flatten(0, -2), method.clip.token_embedding.weight[ids.to(ctx.device)], top, metric)
     used = sorted({index for words in found for index, _ in words})
     texts = dict(zip(used, vocabulary(method.clip.tokenizer, ids[used].tolist()), strict=True))
-    vectors = [{"vector": m + 1, **owner} for owner in owners for m in range(ctx.shape[-2])]
+    vectors = [{"vector": m + 1, **owner} for owner in _owners(method) for m in range(ctx.shape[-2])]
     return {
         "metric": metric,
         "vectors": [
@@ -62,6 +55,15 @@ def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_
             for vector, words in zip(vectors, found, strict=True)
         ],
     }
+
+
+def _owners(method: Method) -> list[dict[str, Any]]:
+    """What each context of a method belongs to: all classes, one of them, or one of the prompts of all."""
+    if method.ctx.ndim == 2:
+        return [{"classname": None}]
+    if method.class_specific:
+        return [{"classname": name} for name in method.classnames]
+    return [{"classname": None, "prompt": n + 1} for n in range(len(method.ctx))]
 
 
 def _known_words(clip: FrozenCLIP, only_words: bool) -> Tensor:

@@ -6,8 +6,7 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_template, clip_templates
-from coop.errors import CoopError
+from coop.clip.templates import check_templates, clip_templates
 from coop.methods.base import Method
 
 
@@ -23,6 +22,8 @@ class ZeroShotEnsemble(Method):
             with one `{}` each.
     """
 
+    learns = False
+
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: int | list[str] = 80):
         self.check(templates)
         super().__init__(clip, classnames)
@@ -32,10 +33,7 @@ class ZeroShotEnsemble(Method):
     @classmethod
     def check(cls, templates: int | list[str] = 80) -> None:
         """Raises CoopError for an unknown list, an empty one, or a template without one place for the class name."""
-        if not templates:
-            raise CoopError("method.templates: the list is empty; give 80, 7, or a list of prompts with one {} each")
-        for template in clip_templates(templates) if isinstance(templates, int) else templates:
-            check_template("method.templates", template)
+        check_templates("method.templates", clip_templates(templates) if isinstance(templates, int) else templates)
 
     def forward(self) -> Tensor:
         return self.prompts()

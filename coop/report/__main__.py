@@ -23,7 +23,7 @@ behind them: runs.csv, settings.csv, leaderboard.csv, published.csv."""
 
 @dataclass
 class Options:
-    """Of the command; `USAGE` says what they mean."""
+    """What the command line may set; USAGE says what each means."""
 
     out: Path | None = None
     expected: Path | None = None

@@ -15,8 +15,8 @@ import yaml
 
 from coop import schedule
 from coop.errors import CoopError
+from coop.runs import CONFIG, ERROR, RESULTS
 
-RESULTS, CONFIG, ERROR = "results.json", "config.yaml", "error.txt"
 # Keys of results.json that say what was run. What is not listed describes the outcome, or cannot change it.
 REQUIRED = {"method": str, "backbone": str, "dataset": str, "shots": int}
 RECORDED = REQUIRED | dict(pretrained=str, classes=str, split=str, num_classes=int, n_test=int, n_ctx=int)
@@ -35,7 +35,6 @@ COSTS = ("encode_seconds", "fit_seconds", "test_seconds", "step_seconds", "peak_
 METRICS = ("ece", "auroc", "fpr95")
 MEASURED = (*COSTS, *METRICS)
 # Columns that are no keys. `kind`: which test a row is of, `OWN`, `BASE_TO_NEW` or `TRANSFER`.
-RUNS_OWN = "the run's"  # stands for a split's seed that is the seed of the run
 OUTCOME = ("seed", "acc", "macro_acc", "zero_shot", "path", "version", "kind", "uses", *MEASURED)
 OWN, BASE_TO_NEW, TRANSFER = KINDS = "own", "base to new", "transfer"
 # Of a method that learns nothing from images, all other keys mean nothing.
@@ -335,8 +334,6 @@ def _run_keys(
         if of_all_seeds != name:
             keys["dataset.manifest"] = Path(of_all_seeds).name
             del keys["dataset.manifest_sha256"]
-    if keys.get("dataset.seed") == seed:
-        keys["dataset.seed"] = RUNS_OWN
     return keys
 
 

@@ -1,3 +1,10 @@
 """A run's folder. The names of what lies in it stand here: they are read without torch."""
 
 RESULTS, PROMPT, CONFIG, CHECKPOINT = "results.json", "prompt.safetensors", "config.yaml", "last.ckpt"
+PREDICTIONS = "predictions.safetensors"  # of each test image
+PER_CLASS, PER_CLASS_PICTURE = "per_class.json", "per_class.png"
+HISTORY, HISTORY_PICTURE = "history.json", "history.png"
+WORDS = "words.json"  # near each context vector
+WEIGHTS, ONNX = "class_weights.safetensors", "model.onnx"  # of coop.export
+ERROR, LOCK, LOG = "error.txt", ".lock", "log.txt"  # of a sweep
+WANDB_ID = "wandb_id.txt"

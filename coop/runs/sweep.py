@@ -15,13 +15,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from coop.errors import CoopError
-from coop.runs import RESULTS
+from coop.runs import ERROR, LOCK, RESULTS
 from coop.system import stop
 from coop.system.files import remove_leftovers, write_atomically
 
 log = logging.getLogger("coop")
 
-ERROR, LOCK = "error.txt", ".lock"
 # A sweeper with one of these keys chooses the next runs by what the last ones returned (Optuna, Nevergrad, Ax).
 SEARCHING = ("direction", "optim", "ax_config")
 

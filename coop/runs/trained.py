@@ -10,7 +10,8 @@ from coop.clip.backbone import FrozenCLIP
 from coop.config import BackboneConfig, build_method, check_method
 from coop.errors import CoopError
 from coop.methods import Method
-from coop.runs.folder import CONFIG, PROMPT, Prompt, check_backbone, load_config, load_into, load_prompt
+from coop.runs import CONFIG, PROMPT
+from coop.runs.folder import Prompt, check_backbone, load_config, load_into, load_prompt
 from coop.runs.trust import check_offered, check_weights
 from coop.system.devices import device_of, set_tf32
 

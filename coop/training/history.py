@@ -7,14 +7,14 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
+from coop.runs import HISTORY
 from coop.system.files import write_json
 
-HISTORY = "history.json"
 LOGGED = ("train/loss", "train/acc", "val/acc")
 
 
 class History(Callback):
-    """Keeps one record per epoch; a run that is taken up from its checkpoint goes on where the checkpoint was.
+    """Keeps one record per epoch; a run that is resumed goes on where its checkpoint was.
 
     A record holds "epoch", "lr", what of `LOGGED` there is and, for a method with context vectors `ctx` (M, D) or
     (K, M, D), "ctx_moved": the Euclidean distance of each of the M from where it started, over K the mean.

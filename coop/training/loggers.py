@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 from coop.errors import CoopError
-from coop.runs.folder import PROMPT
+from coop.runs import HISTORY_PICTURE, PER_CLASS, PER_CLASS_PICTURE, PROMPT, WANDB_ID, WORDS
 from coop.runs.sweep import sweep_name
 from coop.system.files import write_atomically
 
@@ -22,8 +22,6 @@ log = logging.getLogger("coop")
 # How long to wait for W&B to start: not long for a server's answer; without one, as long as a busy machine takes.
 ONLINE_SECONDS, OFFLINE_SECONDS = 20, 180
 TAG_LENGTH = 64  # W&B takes no longer ones; a backbone's name may be a path
-WANDB_ID = "wandb_id.txt"
-PICTURES = ("history.png", "per_class.png")
 
 
 def build_logger(cfg: DictConfig, run_dir: Path) -> Logger | None:
@@ -59,7 +57,7 @@ def _wandb_logger(cfg: DictConfig, run_dir: Path, mode: str) -> Logger:
     setting = f"{cfg.dataset.name}-{cfg.shots}shot-{cfg.method.name}"
     sweep = sweep_name()
     own = [cfg.dataset.name, f"{cfg.shots}shot", cfg.method.name, cfg.backbone.name, f"seed{cfg.seed}"]
-    if wandb.run is not None:  # of a cell of this sweep that failed; WandbLogger would log into it
+    if wandb.run is not None:  # of a run of this sweep that failed; WandbLogger would log into it
         wandb.finish(exit_code=1)
     logger = WandbLogger(
         project=cfg.logger.project,
@@ -77,7 +75,7 @@ def _wandb_logger(cfg: DictConfig, run_dir: Path, mode: str) -> Logger:
 
 
 def wandb_id(run_dir: Path) -> str:
-    """The id of a run's W&B run: made once and kept in its folder, so that a run taken up continues it."""
+    """The id of a run's W&B run: made once and kept in its folder, so that a resumed run continues it."""
     path = run_dir / WANDB_ID
     if path.exists() and (known := path.read_text().strip()):
         return known
@@ -113,7 +111,7 @@ def _log_to_wandb(logger: WandbLogger, results: dict, run_dir: Path) -> None:
     tables = {
         f"tables/{name}": wandb.Table(columns=columns, data=rows) for name, (columns, rows) in result_tables(run_dir)
     }
-    drawn = [run_dir / name for name in PICTURES if (run_dir / name).exists()]
+    drawn = [run_dir / name for name in (HISTORY_PICTURE, PER_CLASS_PICTURE) if (run_dir / name).exists()]
     if shown := tables | {f"pictures/{path.stem}": wandb.Image(str(path)) for path in drawn}:
         run.log(shown)
     artifact = wandb.Artifact(f"prompt-{run.id}", type="prompt", metadata=json.loads(json.dumps(results)))
@@ -131,7 +129,7 @@ def result_tables(run_dir: Path) -> Iterator[tuple[str, Rows]]:
     per_class: accuracy of each class; confused: which class was taken for which; calibration: accuracy by confidence;
     words: the words whose embeddings are nearest to each context vector.
     """
-    per_class, words = (_read(run_dir / name) for name in ("per_class.json", "words.json"))
+    per_class, words = (_read(run_dir / name) for name in (PER_CLASS, WORDS))
     calibration = per_class.get("calibration") or {}
     for name, records in (
         ("per_class", per_class.get("classes")),

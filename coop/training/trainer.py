@@ -3,9 +3,10 @@
 import io
 import logging
 import os
+import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -17,11 +18,13 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from coop.data.datamodule import FewShotData
 from coop.errors import CoopError
 from coop.methods import Method
+from coop.runs import CHECKPOINT
 from coop.runs.checkpoint import RUN, read_checkpoint, restoring
-from coop.runs.folder import CHECKPOINT, decisive, recorded
+from coop.runs.folder import decisive, recorded
 from coop.system import stop
 from coop.system.devices import set_tf32
 from coop.system.files import write_atomically
+from coop.system.memory import start_peak
 from coop.system.progress import progress
 from coop.training.history import History
 from coop.training.loggers import build_logger
@@ -71,11 +74,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> pl
     )
     try:
         return pl.Trainer(
-            accelerator=cfg.trainer.accelerator,
-            devices=cfg.trainer.devices,
-            num_nodes=cfg.trainer.num_nodes,
-            strategy=cfg.trainer.strategy,
-            precision=cfg.trainer.precision,
+            **{key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")},
             max_epochs=epochs,
             max_steps=steps,
             logger=logger or False,
@@ -92,15 +91,30 @@ def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> pl
         raise CoopError(f"trainer: {error}") from error
 
 
-def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> None:
+class Learned(NamedTuple):
+    """A trained method, the data and the Trainer that it was trained with, and its epochs and seconds."""
+
+    method: Method
+    data: FewShotData
+    trainer: pl.Trainer
+    epochs: int
+    seconds: float
+
+
+def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> float:
     """Encode what has fixed views, then train; from the checkpoint in the run's folder, if there is one.
 
     Afterwards the method is where it was trained, and what it chooses on validation images is chosen.
+
+    Returns:
+        The seconds this took, without those of encoding.
 
     Raises:
         CoopError: a checkpoint that is damaged or not this run's, or an image that cannot be read.
     """
     device = trainer.strategy.root_device
+    start_peak(device)
+    started = time.perf_counter() - data.extractor.seconds
     if method.trained_in_steps:
         _fit_in_steps(trainer, method, data, run_dir, cfg)
     else:
@@ -109,6 +123,7 @@ def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, c
         method.prepare(data.labelled)
     method.to(device), method.clip.to(device)  # Lightning leaves them on the CPU
     method.select(data.labelled)
+    return time.perf_counter() - started - data.extractor.seconds
 
 
 def _fit_in_steps(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> None:

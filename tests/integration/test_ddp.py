@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from coop.cli.hydra_app import launch
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 
 

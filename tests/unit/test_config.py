@@ -241,11 +241,11 @@ def test_a_workers_traceback_is_cut_off():
 def test_a_cause_in_the_chain_is_explained():
     try:
         try:
-            raise CoopError("mend it")
+            raise CoopError("fix it")
         except CoopError as error:
             raise RuntimeError("in between") from error
     except RuntimeError as error:
-        assert explain(error) == "mend it"
+        assert explain(error) == "fix it"
 
 
 def test_our_own_mistakes_are_not_explained_away():

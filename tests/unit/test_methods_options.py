@@ -27,7 +27,7 @@ METHODS = names("method")
         (["method=zero_shot", "method.template='{} or {}'"], "needs one {}"),
         (["method=zero_shot", "method.template='{} {x}'"], "no other braces"),
         (["method=zero_shot_ensemble", "method.templates=8"], "templates=8: CLIP's lists have 80 or 7"),
-        (["method=zero_shot_ensemble", "method.templates=[]"], "the list is empty"),
+        (["method=zero_shot_ensemble", "method.templates=[]"], "must not be empty"),
         (["method=zero_shot_ensemble", "method.templates=['a {}', 'a dog']"], "method.templates=a dog"),
         (
             ["method=zero_shot_ensemble", "method.templates=['a {}', 3]"],
@@ -154,7 +154,7 @@ def test_saved_and_loaded_again(small_clip, name, tmp_path):
     assert torch.equal(again.eval().logits(features), method.eval().logits(features))
     assert again.trainable_params == method.trainable_params
     assert prompt.state.keys() == method.state_dict().keys()
-    assert not any(key.startswith("prompts.") for key in prompt.state), "hand-written prompts need no saving"
+    assert not any(key.startswith("prompts.") for key in prompt.state), "hand-crafted prompts need no saving"
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -208,7 +208,7 @@ def test_tip_adapter_search_can_be_switched_off(small_clip, search):
     assert ((tip.alpha.item(), tip.beta.item()) == (2.5, 1.5)) is not search
 
 
-def test_hand_written_prompts_first_asked_for_in_inference_mode_can_be_trained_on(small_clip):
+def test_hand_crafted_prompts_first_asked_for_in_inference_mode_can_be_trained_on(small_clip):
     """Lightning validates in inference mode, whose tensors no gradient can be taken through."""
     method = build_method(composed("method=text_linear").method, small_clip, NAMES).train()
     with torch.inference_mode():

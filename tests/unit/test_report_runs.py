@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
-import coop.runs.folder
-import coop.runs.sweep
 from coop.errors import CoopError
 from coop.report.published import read_published
-from coop.report.records import CONFIG, ERROR, RESULTS, keys_of, read_runs, zero_shot_beside
+from coop.report.records import CONFIG, ERROR, keys_of, read_runs, zero_shot_beside
 from coop.report.study import make_study
 
 
@@ -113,10 +111,6 @@ def test_unfinished_runs_are_named_and_other_tools_files_are_not(tmp_path):
         (tmp_path / "failed", "failed: dtd: 3 images are missing"),
         (tmp_path / "refused", "failed: shots=0: give 1 or more"),
     ]
-
-
-def test_names_of_files_are_those_that_runs_write():
-    assert (RESULTS, CONFIG, ERROR) == (coop.runs.folder.RESULTS, coop.runs.folder.CONFIG, coop.runs.sweep.ERROR)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

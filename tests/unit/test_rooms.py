@@ -93,6 +93,16 @@ def test_methods_know_their_base_and_coops_prompt_alone():
             assert others <= {"methods.base", "methods.coop"}, f"coop.{module}: {sorted(others)}"
 
 
+def test_no_function_is_longer_than_40_lines():
+    functions = (
+        (module, node)
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+    )
+    assert not [f"coop.{module}.{f.name}" for module, f in functions if f.end_lineno - f.lineno >= 40]
+
+
 def test_a_method_can_be_read_at_a_glance():
     """At most 80 lines, docstrings included; the base and CoOp's prompt serve all others."""
     lines = {name: len(path.read_text().splitlines()) for name, path in MODULES.items() if name.startswith("methods.")}

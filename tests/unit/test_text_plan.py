@@ -93,27 +93,42 @@ def test_common_beginning_takes_in_common_words_but_leaves_each_prompt_its_last_
 WORDS = {90: "[SOS]", 99: "[EOS]", 80: ".", 10: "great", 11: "white", 12: "shark", 13: "grey", 14: "owl", 15: "cat"}
 
 
-def in_words(ids, slots, rows):
-    """Each row of a stack as a line of tokens."""
-    return [" ".join(f"v{slots[t] + 1}" if slots[t] >= 0 else WORDS[int(ids[t])] for t in row) for row in tokens(rows)]
+def in_words(ids, slots, prompt, position):
+    """A token as the worked example writes it."""
+    slot = int(slots[prompt, position])
+    return f"v{slot + 1}" if slot >= 0 else WORDS[int(ids[prompt, position])]
+
+
+def drawn(ids, slots, end, plan):
+    """The lines of the worked example: prompts, stacks, what single tokens see, and what the last layer computes."""
+    for k, last in enumerate(end.tolist()):
+        yield " ".join(["prompt", str(k), *(in_words(ids, slots, k, p) for p in range(last + 1))])
+    for number, rows in enumerate(plan.computed.stacks):
+        count, width = rows.prompt.shape
+        (row,) = tokens(rows)
+        words = [in_words(ids, slots, k, p) for k, p in row]
+        yield f"stack {number}, {count} row x {width} " + " ".join(words)
+    for token in (2, 6, 9):
+        yield words[token] + " " + " ".join("-x"[seen] for seen in plan.computed.masks[1][0, token].int().tolist())
+    yield "last layer: queries " + " ".join(str(int(plan.queries[place])) for place in plan.pooled)
 
 
 def test_the_worked_example_of_the_docstring():
+    """Every line of it is what the code does; so are its counts."""
     ids, slots, end = prompts([[10, 11, 12], [10, 13, 14], [15]], 2, "end")
     plan, prefix = planned(ids, slots, end, class_specific=False)
-    assert prefix == 3
-    stacks = [in_words(ids, slots, rows) for rows in plan.computed.stacks]
-    assert stacks == [["[SOS] v1 v2"], ["great white shark . [EOS] grey owl . [EOS] cat . [EOS]"]]
-    assert len(plan.computed.prompts) == 15
-    masks = {2: "111 11100 0000 000", 6: "111 10000 1100 000", 9: "111 00000 0000 100"}
-    for token, mask in masks.items():
-        assert plan.computed.masks[1][0, token].int().tolist() == [int(bit) for bit in mask.replace(" ", "")]
-    assert [plan.queries[place] for place in plan.pooled] == [7, 11, 14]
-    assert plan.place[0, 3] == plan.place[1, 3] == 3
-    assert [int(plan.place[k, 4]) for k in range(3)] == [4, 8, 13]
+    text = " ".join(plan_module.__doc__.split())
+    for line in drawn(ids, slots, end, plan):
+        assert line in text, line
+    upto = (end + 1).tolist()
+    assert f"{len(ids)} x 77 = {ids.numel()} tokens" in text
+    assert f"{' + '.join(map(str, upto))} = {sum(upto)}." in text
+    assert f"{sum(upto)} - 2 x {prefix} = {sum(upto) - 2 * prefix}." in text
+    assert f"{len(plan.computed.prompts)} tokens are left" in text
 
     plan, prefix = planned(ids, slots, end, class_specific=True)
-    assert (prefix, len(plan.cached.prompts), len(plan.computed.prompts)) == (1, 1, 19)
+    assert (prefix, len(plan.cached.prompts)) == (1, 1)
+    assert f"{' + '.join(str(count - 1) for count in upto)} = {len(plan.computed.prompts)}." in text
 
 
 @variants

@@ -329,10 +329,9 @@ def attend(
             continue
         k = torch.cat([*(keys.to(k.dtype).expand(g, n, -1, -1) for keys, _ in before), k], dim=2)
         v = torch.cat([*(values.to(v.dtype).expand(g, n, -1, -1) for _, values in before), v], dim=2)
-        q_k_v = (t.flatten(0, 1).unflatten(2, (heads, -1)) for t in (stack_q.unflatten(1, (n, -1)), k, v))
-        heads_first = (t.transpose(1, 2) for t in q_k_v)
-        mask = mask.expand(g, -1, -1, -1, -1).flatten(0, 1)
-        out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask)
+        rows = (t.flatten(0, 1) for t in (stack_q.unflatten(1, (n, -1)), k, v))
+        heads_first = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in rows)
+        out = F.scaled_dot_product_attention(*heads_first, attn_mask=mask.expand(g, -1, -1, -1, -1).flatten(0, 1))
         attended.append(out.transpose(1, 2).flatten(2).reshape(g, n * asked, -1))
     return torch.cat(attended, dim=1)
 

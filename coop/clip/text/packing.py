@@ -38,7 +38,12 @@ A worked example: "great white shark", "great grey owl" and "cat" with M = 2 sha
     owl               x   x  x      x     -     -   -   -       x    x  -   -      -  -   -
     cat               x   x  x      -     -     -   -   -       -    -  -   -      x  -   -
 
-5. The last layer computes keys and values of all 15 tokens, but queries, output and MLP of the three [EOS] alone.
+5. The last layer computes keys and values of all 15 tokens, but queries, output and MLP of the three [EOS] alone: of
+   the tokens 0 to 14 in the order of the stacks
+
+    last layer: queries    7 11 14
+
+   These three states, normalized and projected, are the text features (K, E).
 
 With a context for each class, or from a layer on that has deep prompts for each class, the shared prefix is [SOS]
 alone, which is cached, and each prompt computes all tokens behind it: 7 + 7 + 5 = 19.

@@ -46,12 +46,7 @@ def read_huggingface(
         raise CoopError("dataset=huggingface needs dataset.path=DIR, a folder that `datasets` can load")
     folder = Path(path).expanduser()
     loaded = load(folder)
-    for name, part in loaded.items():
-        _check_columns(folder, name, part, image_column, label_column)
-    try:
-        parts = {name: images_by_class(part, image_column, label_column) for name, part in loaded.items()}
-    except CoopError as error:
-        raise CoopError(f"dataset.path={folder}: {error}") from None
+    parts = {name: _read_part(folder, name, part, image_column, label_column) for name, part in loaded.items()}
     if len(parts) == 1:
         (only,) = parts.values()
         parts, origin = split_each_class(folder, only, seed), "generated"
@@ -101,6 +96,14 @@ def _check_columns(folder: Path, name: str, part, image_column: str, label_colum
             f"{folder}: the column {label_column!r} holds {kind}; labels are a ClassLabel, text or whole numbers; give "
             "dataset.label_column=NAME"
         )
+
+
+def _read_part(folder: Path, name: str, part, image_column: str, label_column: str) -> Images:
+    _check_columns(folder, name, part, image_column, label_column)
+    try:
+        return images_by_class(part, image_column, label_column)
+    except CoopError as error:
+        raise CoopError(f"dataset.path={folder}: {error}") from None
 
 
 def images_by_class(part, image_column: str, label_column: str) -> Images:

@@ -48,8 +48,7 @@ def read_csv(
         check_classes(file, parts)
         origin = "own"
     else:
-        parts = split_each_class(file, parts["train"], seed)
-        origin = "generated"
+        parts, origin = split_each_class(file, parts["train"], seed), "generated"
     labels = sort_labels(parts["train"])
     names = name_classes(labels, classnames, file)
     items = {part: to_items(by_class, labels, names) for part, by_class in parts.items()}

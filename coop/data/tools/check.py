@@ -17,7 +17,7 @@ class Report(NamedTuple):
         name: the data set's name.
         state: "complete", "counts differ", "not there", "not usable" (damaged), or "there" (no counts are published).
         splits: what the reader gave, or None.
-        notes: lines for the user: what is wrong and how to mend it.
+        notes: lines for the user: what is wrong and how to fix it.
     """
 
     name: str
