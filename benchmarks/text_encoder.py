@@ -56,7 +56,7 @@ MEMORY = [  # classes, context vectors, variant, options
 
 
 def plain_text_features(clip, ids, slots, ctx):
-    """The text encoder as the paper writes it: every prompt, every one of its 77 tokens, in every step."""
+    """The text encoder as the paper uses it: every prompt, every one of its 77 tokens, in every step."""
     x = clip.token_embedding(ids)
     x[slots >= 0] = ctx.expand(len(ids), -1, -1).reshape(-1, WIDTH)
     x = x + clip.positional_embedding

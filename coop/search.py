@@ -24,60 +24,37 @@ if __name__ == "__main__":  # before the imports below: --help and most mistakes
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from coop.cli.options import parse
 from coop.data.readers.listing import printable
 from coop.errors import CoopError
-from coop.predict import find_images
-from coop.retrieval.encoding import Encoder, EncoderOptions, Photographs, encode_photographs, load_encoder
-from coop.retrieval.page import caption, write_page
-from coop.retrieval.ranking import best, label_of, log_probabilities, query_feature
-from coop.validation import between
+from coop.retrieval.options import SearchOptions
+from coop.retrieval.page import caption, is_contact_sheet, summary, write_page
 
 NAMED = 10  # of the photographs that are left out, on the terminal; all are on the page
 
 
-@dataclass
-class Options(EncoderOptions):
-    """What the command line may set; USAGE says what each means."""
-
-    like: str | None = None
-    classname: str | None = None
-    top: Annotated[int, between(1, 1000)] = 20
-    out: str = "search_results"
-    json: bool = False
-
-
 def main(words: list[str]) -> int:
     """Encode what is new, search, write and show; returns the exit code."""
-    plain, options = parse(words, Options)
+    plain, options = parse(words, SearchOptions)
     check_query(plain, options)
     photos, *queries = plain
     paths, unreachable = find_photographs(photos)
-    encoder = load_encoder(options)
-    if options.classname:
-        query: Tensor | int = label_of(encoder.method, options.classname)
-    else:
-        query = query_feature(encoder, queries, options.like)
-    photographs = encode_photographs(encoder.photographs, paths)
-    photographs.left_out.update(unreachable)
-    hits = rank(encoder, photographs, query, options.top)
-    looked_for = " + ".join([*queries, *filter(None, [options.classname, options.like])])
-    about = {"query": looked_for, "run": options.run, "backbone": encoder.clip.name, "summary": counted(photographs)}
-    about |= {"score": "probability" if options.classname else "cosine similarity", "hits": hits}
-    page = write_page(Path(options.out).expanduser(), about | {"left_out": photographs.left_out})
-    show(options, photographs, hits, page)
-    return 1 if photographs.left_out else 0
+    from coop.retrieval.ranking import search
+
+    found = search(paths, queries, options)
+    found["left_out"] |= unreachable
+    page = write_page(Path(options.out).expanduser(), found)
+    show(found, page, options.json)
+    return 1 if found["left_out"] else 0
 
 
-def check_query(plain: list[str], options: Options) -> None:
+def check_query(plain: list[str], options: SearchOptions) -> None:
     """Raises CoopError where nothing is looked for, or two things that do not go together."""
     if not plain:
         raise CoopError('give photographs and words: python -m coop.search PHOTOS "a red car on snow"')
@@ -95,48 +72,29 @@ def find_photographs(photos: str) -> tuple[list[str], dict[str, str]]:
     Raises:
         CoopError: there is no photograph.
     """
+    from coop.predict import find_images  # brings torch
+
     found = list(find_images([photos]))
-    paths, unreachable = [path for path, error in found if error is None], {p: e for p, e in found if e is not None}
+    unreachable = {path: error for path, error in found if error is not None}
+    paths = [path for path, error in found if error is None and not is_contact_sheet(path)]
     if not paths:
-        raise CoopError(next(iter(unreachable.values())))
+        raise CoopError(next(iter(unreachable.values()), f"{photos}: holds nothing but the results of searches"))
     return paths, unreachable
 
 
-def rank(encoder: Encoder, photographs: Photographs, query: Tensor | int, top: int) -> list[dict[str, Any]]:
-    """The photographs that come first: path, score and, of a run, the most probable class.
-
-    Raises:
-        CoopError: none of the photographs can be read.
-    """
-    if not photographs.paths:
-        message = next(iter(photographs.left_out.values()))
-        raise CoopError(f"none of the {len(photographs.left_out)} photographs can be read: {message}")
-    scores, rows = best(encoder, photographs.features, query, top)
-    hits = [{"path": photographs.paths[r], "score": s} for r, s in zip(rows.tolist(), scores.tolist(), strict=True)]
-    if encoder.method is not None:
-        probable, labels = log_probabilities(encoder.method, photographs.features[rows]).exp().max(dim=1)
-        for hit, p, k in zip(hits, probable.tolist(), labels.tolist(), strict=True):
-            hit["predicted"] = {"classname": encoder.method.classnames[k], "probability": p}
-    return hits
-
-
-def counted(photographs: Photographs) -> str:
-    """How many photographs there are, are new, and are left out."""
-    left_out = f", {len(photographs.left_out):,} left out" if photographs.left_out else ""
-    return f"{len(photographs.paths):,} photographs, {photographs.new:,} of them new{left_out}."
-
-
-def show(options: Options, photographs: Photographs, hits: list[dict[str, Any]], page: Path) -> None:
+def show(found: dict[str, Any], page: Path, as_json: bool) -> None:
     """The hits, what was left out, and where the page lies."""
-    if options.json:
+    hits, left_out = found["hits"], list(found["left_out"].values())
+    if as_json:
         print(json.dumps([{**hit, "path": printable(hit["path"])} for hit in hits], indent=2, ensure_ascii=False))
     else:
-        table = Table("", "score", "photograph")
-        for number, hit in enumerate(hits, 1):
-            table.add_row(str(number), caption(hit), printable(hit["path"]))
+        table = Table("score")
+        table.add_column("photograph", overflow="fold")
+        for hit in hits:
+            table.add_row(caption(hit), printable(hit["path"]))
         Console(markup=False, emoji=False, highlight=False).print(table)
-    for message in list(photographs.left_out.values())[:NAMED]:
+    for message in left_out[:NAMED]:
         print(f"error: {message}", file=sys.stderr)
-    if (more := len(photographs.left_out) - NAMED) > 0:
+    if (more := len(left_out) - NAMED) > 0:
         print(f"error: and {more} more could not be read: {page}", file=sys.stderr)
-    print(f"{counted(photographs)}\npage     {page}", file=sys.stderr if options.json else sys.stdout)
+    print(f"{summary(found)}\npage     {page}", file=sys.stderr if as_json else sys.stdout)

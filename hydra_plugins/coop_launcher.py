@@ -13,12 +13,12 @@ class GpuLauncher(BasicLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from coop.cli import gpus
 
-        jobs = [
-            gpus.Job(number, list(words), self._config(list(words), number))
-            for number, words in enumerate(job_overrides, initial_job_idx)
-        ]
-        found = gpus.visible_gpus() if len(jobs) > 1 and all(gpus.wants_one_gpu(job.config) for job in jobs) else []
-        if len(found) < 2:
+        runs = list(enumerate(map(list, job_overrides), initial_job_idx))
+        # Composing a config takes as long as looking at a finished run: only with several GPUs is every one looked at.
+        several = len(runs) > 1 and gpus.wants_one_gpu(self._config(runs[0][1], initial_job_idx))
+        found = gpus.visible_gpus() if several else []
+        jobs = [gpus.Job(number, words, self._config(words, number)) for number, words in runs if len(found) > 1]
+        if not jobs or not all(gpus.wants_one_gpu(job.config) for job in jobs):
             return super().launch(job_overrides, initial_job_idx)
         return gpus.Pool(found, self._run).run(jobs)
 

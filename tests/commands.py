@@ -139,6 +139,7 @@ def run_command(command: str, args: tuple[str, ...], folder: Path, env: dict[str
         plots.draw_history = plots.draw_per_class = lambda *_: None
     if slow := env.get("COOP_TEST_SLOW"):
         slow_down(*slow.rsplit(".", 1))
+    sys.path.insert(0, str(folder))  # as `python -m` does
     sys.argv = [f"{command}.py", *args]
     warnings.simplefilter("ignore", RuntimeWarning)  # runpy's: the fork server has imported the module already
     try:

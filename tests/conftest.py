@@ -1,5 +1,6 @@
 """Shared fixtures: the deterministic small CLIP of the reference figures, the bundled one, and real data where given."""
 
+import gc
 import gzip
 import json
 import os
@@ -18,6 +19,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 import small_clip as small  # noqa: E402
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays: no search for garbage has to go through it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n`: half of the tests each, in their order, so that few fixtures are made twice; who is idle takes over."""
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ QUICK = {
     "cross_modal_partial": ["method.iterations=20"],
     "ivlp": ["method.depth_text=2", "method.depth_vision=2"],
     "maple": ["method.depth=2"],
+    "promptsrc_maple": ["method.depth_text=2", "method.depth_vision=2"],
     "promptsrc": ["method.depth_text=2", "method.depth_vision=2"],
     "vpt": ["method.depth_vision=2"],
 }

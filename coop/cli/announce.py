@@ -68,14 +68,14 @@ def summary(folder: Path, found: Standing) -> list[str]:
 
 
 def _failed(folder: Path, found: Standing) -> list[str]:
-    """What failed: each message once, below the runs that it stopped; of many the first three."""
+    """What failed: each message once, below the runs that it stopped, of which the first three are named."""
     runs: dict[str, list[str]] = {}
     for run, message in found.failed.items():
         runs.setdefault(message, []).append(str(run.relative_to(folder)))
     lines = []
     for message, names in runs.items():
-        more = f", and {len(names) - 3} more with the same message" if len(names) > 3 else ""
-        lines += [*(f"failed: {name}" for name in names[:3]), f"    {message}{more}"]
+        more = [f"failed: {len(names) - 3} more"] if len(names) > 3 else []
+        lines += [*(f"failed: {name}" for name in names[:3]), *more, f"    {message}"]
     return lines
 
 

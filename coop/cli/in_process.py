@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.seed import isolate_rng
 
 from coop.cli.checks import check_training
 from coop.cli.messages import explain
@@ -22,6 +23,8 @@ from coop.cli.overrides import as_overrides, quoted
 from coop.config import conf_dir
 from coop.errors import CoopError
 from coop.evaluation.finished import Run, load_run
+from coop.system.devices import quiet_lightning
+from coop.system.memory import freed_memory_kept
 
 ONE = "coop.run is one run; several: a loop in Python, or `python -m coop.train -m ...`"
 
@@ -54,6 +57,7 @@ def composed(words: Sequence[str]) -> DictConfig:
     with _configs():
         cfg = compose("train", as_overrides(words))
     check_training(cfg)
+    _check_one_process(cfg)
     return cfg
 
 
@@ -69,16 +73,12 @@ def undisturbed(words: Sequence[str]) -> Iterator[None]:
         CoopError: whatever the command ends with as a message.
         KeyboardInterrupt: Ctrl-C, which Lightning ends the process at.
     """
-    from coop.system.devices import quiet_lightning
-
-    with _command_line(words), _errors(), _interrupts(), _random_numbers(), quiet_lightning():
+    with _command_line(words), _errors(), _interrupts(), _random_numbers(), quiet_lightning(), freed_memory_kept():
         yield
 
 
 @contextmanager
 def _random_numbers() -> Iterator[None]:
-    from pytorch_lightning.utilities.seed import isolate_rng
-
     states = isolate_rng()
     states.__enter__()
     try:
@@ -130,6 +130,13 @@ def _check_one_run(hydra: Hydra, overrides: list[str]) -> None:
         study = next((word for word in overrides if word.startswith("+exp=")), "hydra.mode=MULTIRUN")
         choose = f" (give {' '.join(f'{key}=...' for key in swept)} for one of them)" if swept else ""
         raise CoopError(f"{study}: a study of several runs{choose}; {ONE}")
+    _check_one_process(cfg)
+
+
+def _check_one_process(cfg: DictConfig) -> None:
+    for key in ("devices", "num_nodes"):
+        if str(cfg.trainer[key]) != "1":  # Lightning would start this program again, once for each
+            raise CoopError(f"trainer.{key}={cfg.trainer[key]}: here is one process; use python -m coop.train")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from coop.clip.last_layer import PART, LastLayer, into_last_layer
 from coop.clip.loading import load_model
 from coop.clip.local import image_tokens
+from coop.clip.snapshot import Parts, Snapshot
 from coop.clip.text.plain import text_blocks, token_embedding
 from coop.clip.text.sharded import prompt_encoder
 from coop.errors import CoopError
@@ -50,7 +51,7 @@ class FrozenCLIP(nn.Module):
         self.name, self.pretrained, self.precision = name, pretrained, precision
         visual = model.visual
         self.preprocess_cfg = PreprocessCfg(**getattr(visual, "preprocess_cfg", {"size": visual.image_size}))
-        self._fingerprint: str | None = None
+        self._fingerprint: tuple[Snapshot | None, str] | None = None
         self.eval()
 
     @classmethod
@@ -233,15 +234,21 @@ class FrozenCLIP(nn.Module):
         return getattr(hf_tokenizer, "pad_token_id", None) or 0
 
     def release_image_tower(self) -> None:
-        """Free the image tower's memory, where all image features are there already."""
-        self.fingerprint()
+        """Free the image tower's memory, where all image features are there already; the fingerprint stays."""
+        self._fingerprint = None, self.fingerprint()  # a snapshot would hold on to the memory
         self.model.visual = None
 
     def fingerprint(self) -> str:
-        """SHA-256 of architecture, weights and preprocessing: equal fingerprints give equal features."""
-        if self._fingerprint is None:
-            self._fingerprint = _fingerprint(self.model, self.preprocess_cfg)
-        return self._fingerprint
+        """SHA-256 of architecture, weights and preprocessing: equal fingerprints give equal features.
+
+        Computed again where `Snapshot` sees that the model has changed.
+        """
+        if self._fingerprint is None or not (self.model.visual is None or self._fingerprint[0].holds()):
+            self._fingerprint = Snapshot(self._whole), _fingerprint(self.model, self.preprocess_cfg)
+        return self._fingerprint[1]
+
+    def _whole(self) -> Parts:
+        return [self.model], []
 
 
 def _fingerprint(model: nn.Module, preprocess_cfg: PreprocessCfg) -> str:

@@ -50,7 +50,7 @@ class LowRankTower(nn.Module):
     Args:
         width: D of the tower.
         layers: how many it has.
-        chosen: which of them.
+        chosen: which of them, by number or name (`layers_named`).
         projections: of "q", "k", "v", "o".
         options: `rank`, `scale`, `dropout` of each change.
 
@@ -58,8 +58,9 @@ class LowRankTower(nn.Module):
         CoopError: a layer that the tower has not.
     """
 
-    def __init__(self, width: int, layers: int, chosen: Sequence[int], projections: Collection[str], **options):
+    def __init__(self, width: int, layers: int, chosen: str | Sequence[int], projections: Collection[str], **options):
         super().__init__()
+        chosen = layers_named(chosen, layers)
         if beyond := [layer for layer in chosen if not 0 <= layer < layers]:
             raise CoopError(f"method.layers: {beyond[0]} is not among the tower's layers 0 to {layers - 1}")
         self.count = layers
@@ -166,10 +167,12 @@ def encode_text(
     deltas: Sequence[Deltas] | None = None,
     checkpoint: bool = False,
     normalize: bool = True,
+    ctx: Tensor | None = None,
 ) -> Tensor:
     """Text features (N, E) of token ids (N, L) by a text encoder with changed weights, differentiable in these.
 
-    Every token's states change with the weights, so that there is nothing to keep; give ids `without_padding`.
+    Every token's states change with the weights, so that there is nothing to keep; give ids `without_padding`. A
+    context (M, D) takes the place of the tokens behind [SOS].
 
     Raises:
         CoopError: a text encoder of another kind than open_clip's causal transformer.
@@ -181,6 +184,8 @@ def encode_text(
     end = ids.argmax(dim=-1)
     length = ids.shape[1]
     x = F.embedding(ids, tower.token_embedding.weight)
+    if ctx is not None:
+        x = torch.cat([x[:, :1], ctx.to(x.dtype).expand(len(x), *ctx.shape), x[:, 1 + len(ctx) :]], dim=1)
     x = x + tower.positional_embedding[:length].to(x.dtype)
     mask = tower.attn_mask[:length, :length]
     for block, changes in zip(blocks, deltas or [{}] * len(blocks), strict=True):

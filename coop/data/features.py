@@ -3,6 +3,8 @@
 import hashlib
 import inspect
 import math
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -27,6 +29,8 @@ from coop.system.progress import progress
 
 # Small batches stay in a CPU's caches: several times faster there than batches that suit a GPU.
 CPU_BATCH, GPU_BATCH = 8, 128
+#: Bytes of features; local ones of 50 000 images take 10 GB and more.
+MOST_IN_MEMORY = 2**31
 
 
 @dataclass
@@ -88,7 +92,7 @@ class FeatureExtractor:
     def _features(self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None) -> Tensor:
         rank, world = shares.rank(), shares.world()
         shape = self.shape
-        features = torch.empty(len(items), math.prod(shape))
+        features = self._room(len(items), math.prod(shape))
         with ExitStack() as until_kept:
             found, writer = self._look_up(items, preprocess, label, view, features, until_kept)
             missing = np.flatnonzero(~found)
@@ -105,6 +109,30 @@ class FeatureExtractor:
         features = features.view(-1, *shape)
         # In place: of a million images features take gigabytes.
         return F.normalize(features, dim=-1, out=features) if self.kind != self.encoded_kind else features
+
+    def _room(self, count: int, size: int) -> Tensor:
+        """Room for features (count, size): much of it in a file without a name, which leaves memory as others need it.
+
+        Raises:
+            CoopError: the cache's disk has not so much room.
+        """
+        if (wanted := 4 * count * size) <= MOST_IN_MEMORY:
+            return torch.empty(count, size)
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            file = tempfile.TemporaryFile(dir=self._root)  # noqa: SIM115 - as long as the array
+            if hasattr(os, "posix_fallocate"):  # a disk that is full later ends the process without a word
+                os.posix_fallocate(file.fileno(), 0, wanted)
+        except OSError as error:
+            raise CoopError(
+                f"{self._root}: no room for the features of {count} images, {wanted / 1e9:.0f} GB ({error.strerror}); "
+                "give cache_dir=DIR on a larger disk"
+            ) from error
+        return torch.from_numpy(np.memmap(file, np.float32, "w+", shape=(count, size)))
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
 
     @property
     def encoded_kind(self) -> FeatureKind:
@@ -153,8 +181,7 @@ class FeatureExtractor:
         """Where features of such a view are kept."""
         key = (self.clip.fingerprint(), preprocess and _source(preprocess), view, str(self.autocast), self.device.type)
         key += (self.encoded_kind,)
-        root = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
-        return FeatureCache(root, *key, *_tf32(self.device))
+        return FeatureCache(self._root, *key, *_tf32(self.device))
 
     @torch.no_grad()
     def _encode(

@@ -38,7 +38,12 @@ def predict_images(
         For each image, in the same order, its "path" ("image 0", "image 1" for one that has none), and under "classes"
         the most probable first, each with its "classname" and "probability"; for an image that cannot be read, a
         message under "error" in place of "classes".
+
+    Raises:
+        CoopError: `top` is no number of classes, or the method's probabilities are NaN.
     """
+    if top < 1:
+        raise CoopError(f"top={top}: must be at least 1")
     names = [name_of(image, number) for number, image in enumerate(images)]
     predictions = []
     for name, seen in zip(names, classified(method, images, autocast), strict=True):

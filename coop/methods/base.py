@@ -71,6 +71,8 @@ class Method(nn.Module):
     fitted: tuple[str, ...] = ()
     #: Names of parameters and buffers whose length is known with the training data alone; loading takes a file's.
     sized_by_training: tuple[str, ...] = ()
+    #: Whether there is anything to learn from images; otherwise a data set needs none to train on.
+    learns = True
     #: Whether `encode_image` is its own, and trained: then every step brings images, never features alone.
     needs_images = False
     #: Whether each step also brings the frozen CLIP's features of the same views.

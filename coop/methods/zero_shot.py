@@ -19,6 +19,8 @@ class ZeroShot(Method):
         template: a prompt with `{}` where the class name goes; "{}" is the class name alone.
     """
 
+    learns = False
+
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
         self.check(template=template)
         super().__init__(clip, classnames)

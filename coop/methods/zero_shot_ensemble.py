@@ -22,6 +22,8 @@ class ZeroShotEnsemble(Method):
             with one `{}` each.
     """
 
+    learns = False
+
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: int | list[str] = 80):
         self.check(templates)
         super().__init__(clip, classnames)

@@ -45,12 +45,12 @@ def show(study, written: list[Path]) -> None:
     """Print accuracies, warnings, what was left out, and where the report lies."""
     from coop.report.leaderboard import board_table, boards
     from coop.report.records import shown
-    from coop.report.tables import context_tables, few_shot_tables, missing_table, to_text
+    from coop.report.tables import backbone_tables, few_shot_tables, missing_table, to_text
 
     records, missing = study.records, missing_table(study)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     elsewhere = [board_table(board, brief=True) for board in boards(study, own=False)]
-    for table in (*few_shot_tables(study), *context_tables(study), *elsewhere):
+    for table in (*few_shot_tables(study), *backbone_tables(study), *elsewhere):
         print(to_text(table, width))
     for text in study.warnings:
         print(f"warning: {text}", file=sys.stderr)

@@ -35,6 +35,7 @@ BY_SHOTS = ("trainable_params", "epochs")  # go with the shots as well: Tip-Adap
 ALWAYS_SAID = ("n_ctx", "method.ctx_init", "class_specific", "class_token_position", "epochs", "optimizer.lr")
 # Keys that never stand in a label: they have columns, rows or tables of their own.
 ELSEWHERE = ("dataset", "classes", "shots", "backbone", "pretrained", "method", "trained_on", "trained_classes")
+NOTHING = "\N{EN DASH}"  # stands where there is no value, in labels and in tables
 RUNS_OWN = "the run's"  # stands for a split's seed that is the seed of the run
 # Two accuracies this close are the same, computed on machines that round differently.
 SAME = 1e-6
@@ -47,7 +48,7 @@ class Curves:
     Attributes:
         table: a row for each curve, in the order in which they are shown: the keys that its settings agree in,
             "backbone" with its weights, "zero_shot" (whether it is), "source" (what it was trained on, of a transfer),
-            "label", and its "parts" by key.
+            "label" (the method, and what tells it from the others).
         points: a row for each curve, test set ("data"), number of shots and seed: "acc", "setting".
     """
 
@@ -218,48 +219,46 @@ def _shown(values: pd.DataFrame, members: pd.DataFrame) -> tuple[pd.DataFrame, d
         backbone=[backbone_name(*n) for n in zip(values["backbone"], column(values, "pretrained"), strict=True)],
         zero_shot=zero_shot,
         classes=column(values, "classes").fillna("all"),
-        parts=label_parts(values, members),
+        label=labels(values, members),
     )
-    shown["label"] = [label(*curve) for curve in zip(shown["method"], shown["parts"], strict=True)]
     names = zip(column(values, "trained_on"), column(values, "trained_classes"), strict=True)
     shown["source"] = [data_name(*pair) if pair[0] else None for pair in names]
     return shown.reset_index(drop=True), {old: new for new, old in enumerate(values.index)}
 
 
-def label(method: str, parts: dict[str, str], without: Sequence[str] = ()) -> str:
-    """The method, and what tells this curve from the others; some keys may stand elsewhere."""
-    return " ".join([method, ", ".join(part for key, part in parts.items() if key not in without)]).strip()
-
-
-def label_parts(values: pd.DataFrame, members: pd.DataFrame) -> list[dict[str, str]]:
-    """What tells curves apart, by key.
+def labels(values: pd.DataFrame, members: pd.DataFrame) -> list[str]:
+    """The method, and what tells its curve from the others.
 
     All trained curves name a key of `ALWAYS_SAID` in which any two of them differ; those of one method on one backbone
     name every key in which they differ, or that only some of them have.
     """
-    curves = [{key: v for key, v in row.items() if v is not None} for row in values.to_dict("records")]
-    for curve, number in zip(curves, values.index, strict=True):
-        if "n_ctx" in curve and "config.yaml" not in curve:
-            curve.setdefault("method.ctx_init", None)  # known, for the config leaves it out
-        numbers = sorted(filter(None, column(members, "epochs")[members["curve"] == number]))
-        if numbers:
-            curve["epochs"] = " to ".join(dict.fromkeys(map(str, (numbers[0], numbers[-1]))))
-    parts: list[dict[str, str]] = [{} for _ in curves]
-    trained = [index for index, curve in enumerate(curves) if not is_zero_shot(curve["method"])]
+    curves = values.astype(object).where(values.notna(), None).to_dict("index")
+    for number, own in members.groupby("curve"):
+        curve, epochs = curves[number], sorted(filter(None, column(own, "epochs")))
+        curve["epochs"] = " to ".join(dict.fromkeys(map(str, epochs[:1] + epochs[-1:]))) or None
+        if curve.get("n_ctx") and not curve.get("config.yaml") and not curve.get("method.ctx_init"):
+            curve["method.ctx_init"] = ""  # known, for the config leaves it out
+    parts: dict[int, dict[str, str]] = {number: {} for number in curves}
+
+    def tell(numbers: Iterable[int], key: str, absent: bool) -> None:
+        """Name a key where its values differ; `absent`: also for curves that do not have it."""
+        found = {number: curves[number].get(key) for number in numbers}
+        found = found if absent else {number: value for number, value in found.items() if value is not None}
+        for number, value in found.items() if len(set(found.values())) > 1 else ():
+            if value is not None or not _is_along(key, (*ALONG, "config.yaml")):
+                parts[number][key] = label_part(key, value)
+
+    trained = [number for number in curves if not is_zero_shot(curves[number]["method"])]
     for key in ALWAYS_SAID:
-        having = [index for index in trained if key in curves[index]]
-        if _epochs_differ(members) if key == "epochs" else len({curves[index][key] for index in having}) > 1:
-            _tell(curves, parts, having, key)
-    alike: dict[tuple, list[int]] = {}
-    for index, curve in enumerate(curves):
-        alike.setdefault(tuple(curve.get(k) for k in ("method", "backbone", "pretrained", "classes")), []).append(index)
-    for same in alike.values():
-        known = not any("config.yaml" in curves[index] for index in same)
-        for key in dict.fromkeys(key for index in same for key in curves[index] if key not in (*ELSEWHERE, "epochs")):
-            found = {curves[index].get(key) for index in same} - (set() if known or "." not in key else {None})
-            if len(found) > 1:
-                _tell(curves, parts, same, key.removesuffix("_rule"))
-    return parts
+        if key != "epochs" or _epochs_differ(members):
+            tell(trained, key, absent=False)
+    same_in = [key for key in ("method", "backbone", "pretrained", "classes") if key in values]
+    for numbers in values.groupby(same_in, dropna=False).groups.values():
+        known = not any(curves[number].get("config.yaml") for number in numbers)
+        for key in (key for key in {**values, "method.ctx_init": None} if key not in (*ELSEWHERE, "epochs")):
+            if key != "epochs_rule" or len({parts[number].get("epochs") for number in numbers}) < len(numbers):
+                tell(numbers, key, absent=known or "." not in key)
+    return [f"{curves[number]['method']} {', '.join(own.values())}".strip() for number, own in parts.items()]
 
 
 def _epochs_differ(members: pd.DataFrame) -> bool:
@@ -268,26 +267,15 @@ def _epochs_differ(members: pd.DataFrame) -> bool:
     return bool(len(trained)) and trained.groupby(["backbone", "data", "shots"])["epochs"].nunique().max() > 1
 
 
-def _tell(curves: Sequence[dict[str, Any]], parts: list[dict[str, str]], indices: Sequence[int], key: str) -> None:
-    for index in indices:
-        if key in curves[index]:
-            parts[index][key] = label_part(key, curves[index][key])
-        elif key == "method.template":
-            parts[index][key] = "template of the data set"
-        elif not (_is_along(key, ALONG) or key == "config.yaml"):
-            known = "." in key and "config.yaml" not in curves[index]
-            parts[index][key] = label_part(key, "null") if known else f"{key} not recorded"
-
-
 def label_part(key: str, value: Any) -> str:
     """How a value stands in a label: "M=16", "CSC", "end", "init "a photo of a"", "lr=0.002", "augmentation=none"."""
-    if key == "class_specific":
+    if key == "class_specific" and value is not None:
         return "CSC" if value else "unified"
-    if key == "method.ctx_init":
+    if key == "method.ctx_init" and value is not None:
         return f'init "{value}"' if value else "random init"
-    if key in ("class_token_position", "optimizer.name"):
+    if key in ("class_token_position", "optimizer.name") and value is not None:
         return str(value)
     if key in ("epochs", "config.yaml"):
         return f"{value} epochs" if key == "epochs" else "without its config.yaml"
-    name = "M" if key == "n_ctx" else key.removeprefix("method.").removeprefix("optimizer.")
-    return f"{name}={value}"
+    name = {"n_ctx": "M", "epochs_rule": "epochs"}.get(key, key.removeprefix("method.").removeprefix("optimizer."))
+    return f"{name}={NOTHING if value is None else value}"

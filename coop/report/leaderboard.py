@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from coop.report import significance
-from coop.report.groups import SAME, Curves, column, shots_text, sort_shots
+from coop.report.groups import NOTHING, SAME, Curves, column, shots_text, sort_shots
 from coop.report.published import beside
 from coop.report.records import COSTS, METRICS
 from coop.report.study import Study
-from coop.report.tables import MARKS, NOTHING, Table, average_name, panels, percent, places, points
+from coop.report.tables import MARKS, Table, average_name, panels, percent, places, points
 from coop.runs.base_to_new import harmonic_mean
 
 LETTERS = {"validation images": "V", "image tower": "T", "class descriptions": "D", "unlabelled images": "U"}
@@ -110,17 +110,18 @@ def _base_to_new(study: Study) -> Iterator[Board]:
         curves = study.base_to_new.of(backbone=backbone)
         for shots in sort_shots(curves.of(zero_shot=False).points["shots"]):
             here = _at(curves, shots)
-            averaged = places(here)[-1][1]
-            names = sorted({name.rpartition(" (")[0] for name in averaged})
-            half = {part: [f"{name} ({part})" for name in names] for part in ("base", "new")}
-            base, new = (_by_seed(here, data, shots) for data in half.values())
-            each = [harmonic_mean(*(_by_seed(here, [f"{n} ({part})"], shots) for part in half)) for n in names]
-            mean = "average of H" if len(names) > 1 else None
-            scores = {"base": base, "new": new} | ({mean: sum(each) / len(each)} if mean else {})
+            names = sorted({name.rpartition(" (")[0] for name in places(here)[-1][1]})
             name = names[0] if len(names) == 1 else average_name(names)
+            half = {part: [f"{dataset} ({part})" for dataset in names] for part in ("base", "new")}
+            scores = {part: _by_seed(here, data, shots) for part, data in half.items()}
+            of_averages = harmonic_mean(*scores.values())
+            each = [
+                harmonic_mean(*(_by_seed(here, [one], shots) for one in pair))
+                for pair in zip(*half.values(), strict=True)
+            ]
+            scores |= {"average of H": sum(each) / len(each), "H of the averages": of_averages}
             where = {part: (data[0] if len(data) == 1 else name, data) for part, data in half.items()}
             title = f"{backbone}, {shots_text(shots)}: base to new, {name}"
-            scores["H of the averages" if mean else "H"] = harmonic_mean(base, new)
             note = "Trained on base classes. H is the harmonic mean of the accuracies on base and on new classes. "
             yield Board(f"base_to_new_{number}", title, here, shots, scores, where, None, note)
 
@@ -128,23 +129,19 @@ def _base_to_new(study: Study) -> Iterator[Board]:
 def _transfers(study: Study) -> Iterator[Board]:
     table = study.transfers.table
     trained = table[~table["zero_shot"]]
-    for number, ((source, backbone), own) in enumerate(trained.groupby(["source", "backbone"], sort=False), 1):
-        trained_here = study.transfers.at(own.index)
-        for shots in sort_shots(trained_here.points["shots"]):
-            here = _at(trained_here, shots)
-            targets = [name for name in here.points["data"].unique() if name != source]
-            beside_it = study.transfers.of(zero_shot=True, backbone=backbone)
-            tested = beside_it.points.loc[beside_it.points["data"].isin(targets), "curve"].unique()
-            here = study.transfers.at([*tested, *here.table.index])
-            here = Curves(here.table, here.points[here.points["shots"].isin([0, shots])])
-            where = {f"{source} (source)": [source], **{name: [name] for name in targets}}
-            if len(targets) > 1:
-                where[f"average of {len(targets)} targets"] = targets
+    for number, (source, backbone) in enumerate(trained.groupby(["source", "backbone"], sort=False).groups, 1):
+        same = table["backbone"].eq(backbone) & (table["source"].eq(source) | table["zero_shot"])
+        curves = study.transfers.at(table.index[same])
+        own = curves.of(zero_shot=False).points
+        targets = [name for name in own["data"].unique() if name != source]
+        where = {f"{source} (source)": [source], **{name: [name] for name in targets}}
+        where |= {f"average of {len(targets)} targets": targets} if len(targets) > 1 else {}
+        last = list(where)[-1]
+        for shots in sort_shots(own["shots"]) if targets else ():
+            here = _at(curves, shots)
             scores = {head: _by_seed(here, data, shots) for head, data in where.items()}
             title = f"{backbone}, {shots_text(shots)}: trained on {source}, tested on others"
-            if targets:
-                last = list(where)[-1]
-                yield Board(f"transfer_{number}", title, here, shots, scores, {last: (last, where[last])})
+            yield Board(f"transfer_{number}", title, here, shots, scores, {last: (last, where[last])})
 
 
 def _figures(study: Study, board: Board) -> pd.DataFrame:
@@ -159,7 +156,7 @@ def _figures(study: Study, board: Board) -> pd.DataFrame:
     fixed = frame["zero_shot"] & (found["sd"] < SAME)
     frame["half"] = frame["half"].mask(fixed)
     frame["n"] = frame["n"].mask(fixed, 1)
-    frame["rank"] = frame["mean"].where(complete).rank(ascending=False, method="min")
+    frame["rank"] = frame["mean"].where(complete).round(9).rank(ascending=False, method="min")
     if board.ranks is not None:
         frame["mean rank"] = board.ranks
     scores = scores.where(complete, axis=0)
@@ -169,6 +166,7 @@ def _figures(study: Study, board: Board) -> pd.DataFrame:
             against = significance.paired(scores, means.idxmax())
             frame[[f"{name}_{key}" for key in ("n", "difference", "half", "p", "p_wilcoxon")]] = against
     frame = frame.join(_costs(study, board)).join(_published(study, board))
+    frame = frame[complete | ~frame["zero_shot"]]  # as it was tested on data that these runs were not
     return frame.sort_values(["rank", "label"], kind="stable")
 
 

@@ -84,7 +84,7 @@ def make_sections(study: Study, found: list[Board]) -> list[Section]:
         Section("Leaderboard", [board_table(board) for board in found], figures("cost"), _leaderboard_words(study)),
         Section("Few-shot learning", tables.few_shot_tables(study), figures("few-shot")),
         Section("Gain over zero-shot", [], figures("gain"), "At the largest number of shots."),
-        Section("Context length and backbone", tables.context_tables(study), figures("context")),
+        Section("Backbones", tables.backbone_tables(study)),
         Section("Settings", tables.settings_tables(study)),
         Section("Beside the published figures", tables.published_tables(study)),
         Section("Missing", [missing] if missing else []),
@@ -133,7 +133,7 @@ def _markdown(study: Study, sections: list[Section]) -> str:
     if study.warnings:
         parts += ["## Warnings", "\n".join(f"- {escape_markdown(text)}" for text in study.warnings)]
     for section in sections:
-        parts += [f"## {section.title}", *([section.words] if section.words else [])]
+        parts += [f"## {section.title}", *([escape_markdown(section.words)] if section.words else [])]
         parts += [f"![{escape_markdown(plot.title)}](figures/{plot.name}.png)" for plot, _ in section.figures]
         parts += [to_markdown(table).rstrip() for table in section.tables]
     for title, lines in _lists(study):

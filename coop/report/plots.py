@@ -22,7 +22,7 @@ from coop.report.groups import shots_text, sort_shots
 from coop.report.leaderboard import Board
 from coop.report.significance import half_width
 from coop.report.study import Study
-from coop.report.tables import MINUS, beside_curves, by_context, panels, places, shots_column
+from coop.report.tables import MINUS, beside_curves, panels, places, shots_column
 
 WIDTH, WIDE = 3.3, 6.9  # inches: one and two columns of a journal
 MANY = 8  # lines in axes of one column
@@ -85,11 +85,14 @@ class Plot(NamedTuple):
 
 def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
     """All figures of a report."""
+    tables = pd.concat([curves.table for curves in (study.curves, study.base_to_new, study.transfers)])
+    trained_first = tables.sort_values("zero_shot", kind="stable")["label"]
+    styles = {label: number for number, label in enumerate(dict.fromkeys(trained_first))}
     with matplotlib.rc_context(STYLE):
-        return [*_few_shot(study), *_gains(study), *_costs(boards), *_contexts(study)]
+        return [*_few_shot(study, styles), *_gains(study), *_costs(boards, styles)]
 
 
-def _few_shot(study: Study) -> Iterator[Plot]:
+def _few_shot(study: Study, styles: dict[str, int]) -> Iterator[Plot]:
     """One per backbone where there is more than one number of shots: axes for the average, then for each data set."""
     for number, (panel, curves) in enumerate(panels(study), 1):
         figures = beside_curves(study, curves)
@@ -101,13 +104,12 @@ def _few_shot(study: Study) -> Iterator[Plot]:
             lines = []
             for curve, own in curves.average(members).reset_index("shots").groupby("curve"):
                 own = own.set_index("shots").loc[sort_shots(own["shots"])]
-                beside = published.get((curve, name), [])
-                lines.append(Line(curve, curves.table["label"][curve], list(own.index), *_interval(own), beside))
+                beside, label = published.get((curve, name), []), curves.table["label"][curve]
+                lines.append(Line(styles[label], label, list(own.index), *_interval(own), beside))
             found.append((name, lines))
         if len(sort_shots(curves.of(zero_shot=False).points["shots"])) > 1:
             title = f"Accuracy by shots, {panel}"
-            figure = accuracy(title, found, "training images per class (shots)")
-            yield Plot(f"few_shot_{number}", "few-shot", title, figure)
+            yield Plot(f"few_shot_{number}", "few-shot", title, accuracy(title, found))
 
 
 def _interval(averages: pd.DataFrame) -> tuple[list[float], list[float]]:
@@ -131,7 +133,7 @@ def _gains(study: Study) -> Iterator[Plot]:
             yield Plot(f"gain_{number}", "gain", title, gain(title, wide))
 
 
-def _costs(boards: Sequence[Board]) -> Iterator[Plot]:
+def _costs(boards: Sequence[Board], styles: dict[str, int]) -> Iterator[Plot]:
     """Of each kind of leaderboard, at its largest number of shots: accuracy against the seconds of fitting."""
     for board in {board.family: board for board in boards}.values():
         frame = board.frame[board.frame["rank"].notna()]
@@ -139,38 +141,22 @@ def _costs(boards: Sequence[Board]) -> Iterator[Plot]:
         if len(timed) > 2:
             stars = (100 * frame.loc[frame["zero_shot"], "mean"]).tolist()
             columns = timed["label"], timed["fit_seconds"], 100 * timed["mean"], 100 * timed["half"]
-            points = zip(timed.index, *columns, strict=True)
-            methods = [Line(curve, name, [seconds], [mean], [half]) for curve, name, seconds, mean, half in points]
+            points = zip(*columns, strict=True)
+            methods = [Line(styles[name], name, [seconds], [mean], [half]) for name, seconds, mean, half in points]
             title = f"Accuracy against cost, {board.title}"
             figure = cost(title, methods, stars, list(board.scores)[-1])
             yield Plot(f"cost_{board.family}", "cost", title, figure)
 
 
-def _contexts(study: Study) -> Iterator[Plot]:
-    """M by backbone: of the average where there are several data sets (the paper's figure 5)."""
-    for number, (name, shots, curves) in enumerate(by_context(study), 1):
-        place, data = places(curves)[-1]
-        averages = curves.average(data).join(curves.table[["n_ctx", "backbone"]], on="curve")
-        if averages["n_ctx"].nunique() > 1:
-            lines = [
-                Line(style, backbone, own["n_ctx"].tolist(), *_interval(own.sort_values("n_ctx")))
-                for style, (backbone, own) in enumerate(averages.groupby("backbone"))
-            ]
-            title = f"{name}, {shots_text(shots)}"
-            figure = accuracy(title, [(place, lines)], "context length M")
-            yield Plot(f"context_{number}", "context", title, figure)
-
-
-def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]], what: str) -> Figure:
-    """Accuracy over shots (the paper's figure 3) or another number, with 95 % bands, zero-shot as a star.
+def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
+    """Accuracy over training images per class with 95 % bands, zero-shot as a star (the paper's figure 3).
 
     Published figures stand beside a line as diamonds of its colour: filled if verified, hollow if recalled. Many lines
     have the room to themselves, and numbers at their ends, in the order in which they end in the first axes.
 
     Args:
         title: of the figure.
-        found: (title, lines) of each axes; a line at 0 alone is zero-shot.
-        what: the lines go over.
+        found: (title, lines) of each axes; a line at 0 shots alone is zero-shot.
     """
     many = len({line.style for _, lines in found for line in lines}) > MANY
     if many:
@@ -183,7 +169,7 @@ def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]], what: str)
     entries = [(Line2D([], [], **_look(line)), number[line.style] + line.label) for line in names]
     entries += [(Line2D([], [], **_diamond(sure, "#555555")), f"published ({sure})") for sure in published]
     figure, grid = _canvas(title, "mean over seeds; bands: 95 % interval", len(found), 2.6 if many else 1.7, entries)
-    _name_axes(grid, [name for name, _ in found], what, "test accuracy (%)")
+    _name_axes(grid, [name for name, _ in found], "training images per class (shots)", "test accuracy (%)")
     for axes, (_, lines) in zip(grid, found, strict=True):
         for line in lines:
             at, look = [shots.index(number) for number in line.places], _look(line)
@@ -277,7 +263,9 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
     methods = sorted(methods, key=lambda line: -line.mean[0])
     entries = [(Line2D([], [], **_look(line) | {"ls": "none"}), line.label) for line in methods]
     zero_shot = "".join(f"; zero-shot: {star:.1f} %" for star in stars)
-    figure, (axes,) = _canvas(title, f"mean over seeds; bars: 95 % interval{zero_shot}", 1, 3.2, entries)
+    figure, (axes,) = _canvas(
+        title, f"mean over seeds; bars: 95 % interval{zero_shot}", 1, 3.2 if len(methods) > MANY else 2.2, entries
+    )
     for line in methods:
         half = pd.Series(line.half, dtype=float).fillna(0.0).tolist()
         axes.errorbar(line.places, line.mean, half, elinewidth=0.6, **_look(line) | {"ls": "none", "ms": 5})

@@ -152,7 +152,7 @@ def beside(
         else:
             ours = curves.average(data).rename(columns={"mean": "ours"}).reset_index()
             for averages in (_derived(found, data), _stated(published, settings, curves, data)):
-                averages = averages.merge(ours, on=["curve", "shots"]).assign(data=name)
+                averages = averages.astype({"shots": int}).merge(ours, on=["curve", "shots"]).assign(data=name)
                 difference = 100 * averages["ours"] - averages["accuracy_percent"].astype(float)
                 blocks.append(averages.assign(difference=difference.where(averages["confidence"] != "low")))
     return pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
@@ -170,18 +170,14 @@ def _derived(found: pd.DataFrame, data: list[str]) -> pd.DataFrame:
 
 
 def _stated(published: pd.DataFrame, settings: pd.DataFrame, curves: Curves, data: list[str]) -> pd.DataFrame:
-    """Averages that were published themselves; they are compared with the keys of the first setting of a curve."""
-    points = curves.points[curves.points["data"].isin(data)].drop_duplicates(["curve", "data", "shots"])
-    datasets = set(settings.loc[settings.index.isin(points["setting"]), "dataset"])
-    figures = published[published["dataset"].map(lambda name: AVERAGES.get(name) == datasets)]
-    rows = []
-    for point in points.drop_duplicates(["curve", "shots"]).itertuples() if len(figures) else ():
-        keys = settings.loc[point.setting].to_dict()
-        same = figures["n_ctx"].isna() | (figures["n_ctx"] == keys.get("n_ctx"))
-        for name in ("method", "backbone", "shots"):
-            same &= figures[name] == keys[name]
-        for figure in figures[same].to_dict("records"):
-            differing, unchecked = differences(keys, figure["stated"])
-            if not differing and figure["stated"]:
-                rows.append(figure | {"curve": point.curve, "unchecked": unchecked, "n_ctx": keys.get("n_ctx")})
-    return pd.DataFrame(rows, columns=["curve", "unchecked", *published.columns])
+    """Averages that were published themselves, by the keys of the first setting of each curve and number of shots."""
+    points = curves.points[curves.points["data"].isin(data)]
+    names = set(settings.loc[points["setting"].unique(), "dataset"])
+    figures = published[published["dataset"].map(lambda average: AVERAGES.get(average) == names).astype(bool)]
+    points = points.drop_duplicates(["curve", "shots"]).set_index("setting")
+    firsts = settings.loc[points.index if len(figures) else []].assign(
+        dataset=figures["dataset"].max(), trained_on=None
+    )
+    pairs = compare(figures, firsts)
+    pairs = pairs[pairs["same_setting"]].drop(columns=["ours", "sd", "n"])
+    return pairs.assign(curve=pairs["setting"].map(points["curve"]))

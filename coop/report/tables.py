@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from coop.report.groups import ALWAYS_SAID, Curves, label, shots_text, sort_shots
+from coop.report.groups import ALWAYS_SAID, NOTHING, Curves, shots_text, sort_shots
 from coop.report.published import beside
 from coop.report.study import Study
 
-NOTHING, MINUS, UNCHECKED = "\N{EN DASH}", "\N{MINUS SIGN}", " †"
+MINUS, UNCHECKED = "\N{MINUS SIGN}", " †"
 MARKS = {"verified": "\N{BLACK DIAMOND}", "recalled": "\N{WHITE DIAMOND}", "low": "?"}  # the surest first
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "\\": "\\textbackslash{}",
@@ -28,7 +28,6 @@ LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     MARKS["recalled"]: "$\\lozenge$",
 }
 READING = "Accuracy in %: mean ± sample standard deviation (number of seeds)"
-BACKBONE = ("backbone", "backbone.model", "pretrained", "trainable_params")
 
 
 @dataclass
@@ -141,7 +140,7 @@ def settings_tables(study: Study) -> list[Table]:
     """What the compared settings differ in beyond their labels: a row for each trained curve, a column for each key."""
     table = pd.concat([study.curves.table, study.base_to_new.table, study.transfers.table])
     table = table[~table["zero_shot"].astype(bool)]
-    hidden = ("method", "classes", "zero_shot", "label", "parts", "source", "trained_on", "trained_classes")
+    hidden = ("method", "classes", "zero_shot", "label", "source", "trained_on", "trained_classes")
     keys = [key for key in table if key not in hidden and key.partition(".")[0] != "backbone" and key != "pretrained"]
     # What only one method has is in its label if it varies.
     shared = [key for key in keys if table.loc[table[key].notna(), "method"].nunique() > 1]
@@ -155,43 +154,22 @@ def settings_tables(study: Study) -> list[Table]:
     return [Table("settings", "What the compared settings differ in", frame, len(frame.columns), note)]
 
 
-def by_context(study: Study) -> list[tuple[str, int, Curves]]:
-    """Studies of the context length and of backbones: (method, shots, curves).
-
-    Curves stand together that differ in nothing but M and the backbone; shots is the largest number that two have.
-    """
-    table, found = study.curves.table, []
-    if "n_ctx" not in table:
+def backbone_tables(study: Study) -> list[Table]:
+    """Backbones across, settings down (M among them), at the largest number of shots that two backbones have."""
+    trained = study.curves.of(zero_shot=False)
+    points = trained.points.join(trained.table[["backbone", "label"]], on="curve")
+    shared = points.groupby("shots")["backbone"].nunique()
+    if points["backbone"].nunique() < 2 or shared.max() < 2:
         return []
-    learned = table[table["n_ctx"].notna()]
-    same_in = [key for key in learned if key not in (*BACKBONE, "n_ctx", "label", "parts")]
-    for _, same in learned.groupby(same_in, sort=False, dropna=False):
-        own = study.curves.points[study.curves.points["curve"].isin(same.index)]
-        counts = own.groupby("shots")["curve"].nunique()
-        shared = [shots for shots in sort_shots(counts.index) if counts[shots] > 1]
-        if shared and not same.duplicated(["n_ctx", "backbone"]).any():
-            own = own[own["shots"] == shared[-1]]
-            curves = Curves(same[same.index.isin(own["curve"])], own)
-            name = label(same["method"].iloc[0], same["parts"].iloc[0], without=["n_ctx"])
-            found.append((name, shared[-1], curves))
-    return found
-
-
-def context_tables(study: Study) -> list[Table]:
-    """One table per study of M and backbones."""
-    tables = []
-    for number, (name, shots, curves) in enumerate(by_context(study), 1):
-        rows = []
-        for place, members in places(curves):
-            averages = curves.average(members).droplevel("shots").reindex(curves.table.index)
-            block = curves.table[["n_ctx", "backbone"]].assign(text=texts(averages), place=place)
-            rows.append(block.pivot(index=["place", "n_ctx"], columns="backbone", values="text").fillna(NOTHING))
-        frame = pd.concat(rows)[list(dict.fromkeys(curves.table["backbone"]))].reset_index()
-        frame = frame.rename(columns={"place": "data set", "n_ctx": "M"}).map(str)
-        frame = frame[(frame.iloc[:, 2:] != NOTHING).any(axis=1)]
-        title = f"{name}, {shots_text(shots)}: context length M by backbone"
-        tables.append(Table(f"context_{number}", title, frame, 1, f"{READING}."))
-    return tables
+    shots = sort_shots(shared.index[shared > 1])[-1]
+    curves, rows = Curves(trained.table, trained.points[trained.points["shots"] == shots]), []
+    for place, members in places(curves):
+        averages = curves.average(members).droplevel("shots")
+        block = curves.table[["label", "backbone"]].assign(text=texts(averages), place=place).dropna(subset="text")
+        rows.append(block.pivot_table("text", ["place", "label"], "backbone", aggfunc="first", sort=False))
+    frame = pd.concat(rows).fillna(NOTHING).reset_index()
+    frame = frame.rename(columns={"place": "data set", "label": "method"})
+    return [Table("backbones", f"{shots_text(shots)}: settings by backbone", frame, 2, f"{READING}.")]
 
 
 def missing_table(study: Study) -> Table | None:

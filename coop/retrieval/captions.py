@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from coop.data.readers.huggingface import image_paths, load
 from coop.data.readers.listing import shorten
 from coop.errors import CoopError
+from coop.retrieval.options import RetrieveOptions
 from coop.validation import read_json
 
 
@@ -42,31 +43,21 @@ class _Karpathy(BaseModel):
     dataset: str | None = None
 
 
-def read_captions(
-    source: Path, images: Path | None, split: str, image_column: str = "image", caption_column: str = "caption"
-) -> Captions:
-    """Read captions.
-
-    Args:
-        source: Karpathy's JSON (dataset_coco.json, dataset_flickr30k.json), a CSV file, or a folder that `datasets`
-            can load.
-        images: the folder that the names of images start from; None for the file's own.
-        split: which images of Karpathy's JSON, of a data set with several splits, or of a CSV file with that column.
-        image_column: of a CSV file or a data set.
-        caption_column: the same; a data set's may hold a list of captions.
+def read_captions(options: RetrieveOptions) -> Captions:
+    """Read the captions that `captions=` names, of the images of `split=`.
 
     Raises:
         CoopError: the file cannot be read, holds nothing of this split, an image has no caption, or a caption no image.
     """
-    source = source.expanduser()
-    folder, dataset = (images or source.parent).expanduser(), None
+    source, columns = Path(options.captions).expanduser(), (options.image_column, options.caption_column)
+    folder, dataset = Path(options.images or source.parent).expanduser(), None
     try:
         if source.is_dir():
-            captioned = _of_dataset(source, split, image_column, caption_column)
+            captioned = _of_dataset(source, options.split, *columns)
         elif source.suffix == ".json":
-            captioned, dataset = _of_karpathy(source, folder, split)
+            captioned, dataset = _of_karpathy(source, folder, options.split)
         else:
-            captioned = _of_table(source, folder, split, image_column, caption_column)
+            captioned = _of_table(source, folder, options.split, *columns)
         _check(captioned, folder)
     except CoopError as error:
         raise CoopError(f"captions={source}: {error}") from None
@@ -105,7 +96,7 @@ def _of_table(source: Path, folder: Path, split: str, image_column: str, caption
             _check_columns(reader.fieldnames or [], image_column, caption_column)
             for row in reader:
                 if row.get("split", split) == split:
-                    by_image.setdefault(str(folder / row[image_column]), []).append(row[caption_column] or "")
+                    by_image.setdefault(str(folder / (row[image_column] or "")), []).append(row[caption_column] or "")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise CoopError(f"can't be read as a CSV file in UTF-8: {error}") from None
     if not by_image:
@@ -119,7 +110,10 @@ def _of_dataset(source: Path, split: str, image_column: str, caption_column: str
     if part is None:
         raise CoopError(f"has no split={split}; there are {', '.join(parts)}")
     _check_columns(part.features, image_column, caption_column)
-    texts = [[text] if isinstance(text, str) else list(text or []) for text in part[caption_column]]
+    if (kind := type(part.features[image_column]).__name__) != "Image":
+        raise CoopError(f"the column {image_column!r} holds no images but {kind}; give image_column=")
+    several = (texts if isinstance(texts, list) else [texts] for texts in part[caption_column])
+    texts = [[str(text or "") for text in captions] for captions in several]
     return list(zip(image_paths(part, image_column), texts, strict=True))
 
 

@@ -1,8 +1,8 @@
 """Photographs and words as features of one CLIP: a backbone's, or a run's with what it learned."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -10,33 +10,21 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.loading import check_source
-from coop.config import BackboneConfig, build_method, conf_dir
+from coop.config import BackboneConfig, autocast_dtype, build_method, conf_dir
 from coop.data.features import FeatureExtractor
 from coop.data.images import open_image
 from coop.data.sampling import Item
 from coop.errors import CoopError
 from coop.methods import Method
 from coop.methods.coop import PromptLearner
+from coop.retrieval.options import EncoderOptions
 from coop.runs.hub import local_folder
 from coop.runs.trained import load_trained
 from coop.system.devices import device_of
 from coop.system.progress import progress
-from coop.validation import between
 
 TEXTS_AT_ONCE = 256
 DEFAULT_BACKBONE = "tiny"
-
-
-@dataclass
-class EncoderOptions:
-    """What both commands take: a run, or a backbone and its weights; and where they are at work."""
-
-    run: str | None = None
-    backbone: str | None = None
-    pretrained: str | None = None
-    accelerator: str = "auto"
-    num_workers: Annotated[int, between(0)] = 2
-    config_dir: str | None = None
 
 
 class Encoder(NamedTuple):
@@ -68,15 +56,24 @@ def load_encoder(options: EncoderOptions) -> Encoder:
         CoopError: both are given, or what they name cannot be loaded.
     """
     if options.run is None:
-        clip = load_backbone(options.backbone or DEFAULT_BACKBONE, options.pretrained)
-        return Encoder(clip, FeatureExtractor(clip, device_of(options.accelerator), options.num_workers, cached=True))
+        device = device_of(options.accelerator)
+        clip = load_backbone(options.backbone or DEFAULT_BACKBONE, options.pretrained).to(device)
+        return Encoder(clip, FeatureExtractor(clip, device, options.num_workers, cached=True))
     if given := options.backbone or options.pretrained:
         raise CoopError(f"{given} beside run={options.run}: a run brings its own backbone; leave out one of them")
     folder = local_folder(options.run)
     method, cfg, _ = load_trained(folder, accelerator=options.accelerator, config_dir=options.config_dir)
     clip, encode = method.clip, method.encode_image if method.needs_images else None
-    keep = {"cached": encode is None, "encode": encode, "kind": method.feature_kind}
-    return Encoder(clip, FeatureExtractor(clip, clip.device, options.num_workers, **keep), method, cfg.method)
+    extractor = FeatureExtractor(
+        clip,
+        clip.device,
+        options.num_workers,
+        autocast_dtype(cfg.trainer.precision),
+        cached=encode is None,
+        encode=encode,
+        kind=method.feature_kind,
+    )
+    return Encoder(clip, extractor, method, cfg.method)
 
 
 def load_backbone(name: str, pretrained: str | None) -> FrozenCLIP:
@@ -162,10 +159,9 @@ def _tokens_around(method: PromptLearner) -> int:
 
 def shorten(clip: FrozenCLIP, text: str, room: int) -> str:
     """A text without its last words, so many that it has at most `room` tokens with the special ones."""
-    words = text.split()
-    while len(words) > 1 and len(clip.token_ids([" ".join(words)])[0]) > room:
-        words.pop()
-    return " ".join(words)
+    while len(clip.token_ids([text])[0]) > room:
+        text = text.rpartition(" ")[0] or text[: len(text) // 2]
+    return text
 
 
 def _with_classes(method: Method, node: DictConfig, classnames: list[str]) -> Method:

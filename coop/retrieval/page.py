@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,29 +24,36 @@ def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
 
     Args:
         folder: where; made if it is not there.
-        found: the texts "query", "run", "backbone", "summary" and "score" (what it is); "left_out", messages by path;
-            and "hits", each with its "path", "score" and, of a run, what it "predicted" ("classname", "probability").
+        found: what `coop.retrieval.ranking.search` returns.
 
     Returns:
         The page.
     """
-    hits = found["hits"]
-    tiles, captions = [thumbnail(hit["path"]) for hit in hits], [caption(hit) for hit in hits]
-    shown = [
-        {"path": printable(hit["path"]), "link": Path(hit["path"]).absolute().as_uri(), "tile": tile, "caption": text}
-        for hit, tile, text in zip(hits, map(_jpeg, tiles), captions, strict=True)
-    ]
+    hits = [{**hit, "path": printable(hit["path"])} for hit in found["hits"]]
+    tiles, captions = [thumbnail(hit["path"]) for hit in found["hits"]], [caption(hit) for hit in hits]
+    links = [Path(hit["path"]).absolute().as_uri() for hit in found["hits"]]
+    inline = [base64.b64encode(_encoded(tile, "JPEG")).decode() for tile in tiles]
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.j2")
-    printed = {
-        **found,
-        "left_out": {printable(path): message for path, message in found["left_out"].items()},
-        "hits": [{**hit, "path": printable(hit["path"])} for hit in hits],
-    }
-    write_json(folder / HITS, printed)
-    write_atomically(folder / SHEET, _png(contact_sheet(found["query"], tiles, captions)))
-    write_atomically(folder / PAGE, template.render(printed | {"hits": shown}).encode("utf-8", "backslashreplace"))
+    page = template.render(found, hits=list(zip(links, inline, captions, hits, strict=True)), summary=summary(found))
+    left_out = {printable(path): message for path, message in found["left_out"].items()}
+    write_json(folder / HITS, {**found, "left_out": left_out, "hits": hits})
+    write_atomically(folder / SHEET, _encoded(contact_sheet(found["query"], tiles, captions), "PNG"))
+    write_atomically(folder / PAGE, page.encode("utf-8", "backslashreplace"))
     return folder / PAGE
+
+
+def is_contact_sheet(path: str) -> bool:
+    """Whether an image is what an earlier search has written, perhaps into the folder of photographs."""
+    folder, name = os.path.split(path)
+    return name == SHEET and os.path.isfile(os.path.join(folder, HITS))
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """How many photographs there are, are new, and are left out; and what the scores are."""
+    left_out = f", {len(found['left_out']):,} left out" if found["left_out"] else ""
+    counted = f"{found['photographs']:,} photographs, {found['new']:,} of them new{left_out}"
+    return f"{counted}. Backbone: {found['backbone']}; score: {found['score']}."
 
 
 def caption(hit: Mapping[str, Any]) -> str:
@@ -78,13 +86,7 @@ def contact_sheet(title: str, tiles: Sequence[Image.Image], captions: Sequence[s
     return sheet
 
 
-def _png(image: Image.Image) -> bytes:
+def _encoded(image: Image.Image, kind: str) -> bytes:
     content = io.BytesIO()
-    image.save(content, format="PNG", optimize=True)
+    image.save(content, format=kind, optimize=True)
     return content.getvalue()
-
-
-def _jpeg(image: Image.Image) -> str:
-    content = io.BytesIO()
-    image.save(content, format="JPEG", quality=85)
-    return base64.b64encode(content.getvalue()).decode()

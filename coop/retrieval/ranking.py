@@ -1,7 +1,9 @@
 """Which photographs come first: by cosine similarity to a query, or by a run's probability of one of its classes."""
 
 import difflib
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,44 @@ from coop.data.images import open_image
 from coop.data.sampling import Item
 from coop.errors import CoopError
 from coop.methods import Method
-from coop.retrieval.encoding import Encoder, encode_texts
+from coop.retrieval.encoding import Encoder, encode_photographs, encode_texts, load_encoder
+from coop.retrieval.options import SearchOptions
+
+
+def search(paths: Sequence[str], words: Sequence[str], options: SearchOptions) -> dict[str, Any]:
+    """The photographs that fit words, `like=` and `classname=` best.
+
+    Returns:
+        What is looked for ("query") and with what ("run", "backbone"), what the "score" is, how many "photographs"
+        there are and how many of them are "new", "left_out" (messages by path), and the "hits", the best first, each
+        with its "path", its "score" and, of a run, what it "predicted" ("classname" and "probability").
+
+    Raises:
+        CoopError: what is looked for cannot be, or none of the photographs can be read.
+    """
+    classname = options.classname
+    encoder = load_encoder(options)
+    query = label_of(encoder.method, classname) if classname else query_feature(encoder, words, options.like)
+    found = encode_photographs(encoder.photographs, paths)
+    if not found.paths:
+        message = next(iter(found.left_out.values()))
+        raise CoopError(f"none of the {len(found.left_out)} photographs can be read: {message}")
+    scores, rows = best_photographs(encoder, found.features, query, options.top)
+    hits = [{"path": found.paths[r], "score": s} for r, s in zip(rows.tolist(), scores.tolist(), strict=True)]
+    if encoder.method is not None:
+        probabilities, labels = log_probabilities(encoder, found.features[rows]).exp().max(dim=1)
+        for hit, p, k in zip(hits, probabilities.tolist(), labels.tolist(), strict=True):
+            hit["predicted"] = {"classname": encoder.method.classnames[k], "probability": p}
+    return {
+        "query": " + ".join([*words, *filter(None, [classname, options.like])]),
+        "run": options.run,
+        "backbone": encoder.clip.name,
+        "score": "probability" if classname else "cosine similarity",
+        "photographs": len(found.paths),
+        "new": found.new,
+        "left_out": found.left_out,
+        "hits": hits,
+    }
 
 
 def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> Tensor:
@@ -33,6 +72,7 @@ def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> T
             raise CoopError(f'"{longest}": longer than the text encoder takes ({encoder.clip.context_length} tokens)')
         parts.append(features)
     if like:
+        like = os.path.expanduser(like)
         open_image(like)  # says what is wrong before a model is at work
         features = encoder.photographs([Item(like, 0, "")], None, "query")
         parts.append(encoder.clip.pooled(features, encoder.photographs.kind))
@@ -56,19 +96,19 @@ def label_of(method: Method, classname: str) -> int:
 
 
 @torch.no_grad()
-def log_probabilities(method: Method, image_features: Tensor, label: int | None = None) -> Tensor:
+def log_probabilities(encoder: Encoder, image_features: Tensor, label: int | None = None) -> Tensor:
     """log p(class | photograph) of all classes (N, K), or of one (N, 1); in double precision, on the CPU.
 
     Nearly certain photographs have the same probability in single precision.
     """
-    columns = slice(None) if label is None else slice(label, label + 1)
-    parts = image_features.split(method.images_at_once)
-    return torch.cat(
-        [method.logits(part.to(method.clip.device)).cpu().double().log_softmax(dim=1)[:, columns] for part in parts]
-    )
+    method, autocast = encoder.method, encoder.photographs.autocast
+    columns, device = slice(None) if label is None else slice(label, label + 1), method.clip.device
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        logits = (method.logits(part.to(device)).cpu() for part in image_features.split(method.images_at_once))
+        return torch.cat([part.double().log_softmax(dim=1)[:, columns] for part in logits])
 
 
-def best(encoder: Encoder, image_features: Tensor, query: Tensor | int, top: int) -> tuple[Tensor, Tensor]:
+def best_photographs(encoder: Encoder, image_features: Tensor, query: Tensor | int, top: int) -> tuple[Tensor, Tensor]:
     """Scores and rows of the photographs that come first.
 
     Args:
@@ -82,5 +122,5 @@ def best(encoder: Encoder, image_features: Tensor, query: Tensor | int, top: int
         # One pass over the features, as fast as memory is: to copy them to a GPU would take longer.
         scores, rows = (encoder.clip.pooled(image_features, encoder.photographs.kind) @ query).topk(top)
         return scores, rows
-    scores, rows = log_probabilities(encoder.method, image_features, query)[:, 0].topk(top)
+    scores, rows = log_probabilities(encoder, image_features, query)[:, 0].topk(top)
     return scores.exp(), rows

@@ -7,11 +7,44 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from coop.data.sampling import Item
 from coop.retrieval.captions import Captions
+from coop.retrieval.encoding import encode_texts, load_encoder
+from coop.retrieval.options import AT, RetrieveOptions
 
 PUBLISHED = Path(__file__).parent / "published.csv"
-AT = (1, 5, 10)
 SCORES_AT_ONCE = 2**25  # bounds the memory: 128 MB of similarities
+
+
+def measure(captions: Captions, options: RetrieveOptions) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Encode images and captions, and rank.
+
+    Args:
+        captions: of images.
+        options: which run or backbone encodes them.
+
+    Returns:
+        Figures as in results.json, and a row for each query (`rank_table`).
+
+    Raises:
+        CoopError: an image that cannot be read, or a run whose context is not unified.
+    """
+    encoder = load_encoder(options)
+    texts, cut = encode_texts(encoder, captions.texts)
+    images = encoder.photographs([Item(path, 0, "") for path in captions.images], None, "images")
+    clip = encoder.clip
+    found = both_ways(captions, images.to(clip.device), texts.to(clip.device))
+    figures = {
+        "backbone": clip.name,
+        "pretrained": clip.pretrained,
+        "n_images": len(captions.images),
+        "n_captions": len(captions.texts),
+        "captions_cut": cut,
+        **recalls(found),
+    }
+    if options.run is None:
+        figures["published"] = published(captions, options.split, clip.name, clip.pretrained)
+    return figures, rank_table(captions, found)
 
 
 def ranks(queries: Tensor, owners: Tensor, gallery: Tensor, gallery_owners: Tensor) -> Tensor:
@@ -28,7 +61,7 @@ def ranks(queries: Tensor, owners: Tensor, gallery: Tensor, gallery_owners: Tens
     for part, owner in zip(queries.split(rows), owners.split(rows), strict=True):
         scores, right = part @ gallery.T, owner[:, None] == gallery_owners
         best = scores.masked_fill(~right, -torch.inf).amax(dim=1, keepdim=True)
-        found.append(1 + ((scores >= best) & ~right).sum(dim=1))
+        found.append(1 + (~(scores < best) & ~right).sum(dim=1))  # what is no number counts against it, too
     return torch.cat(found)
 
 
@@ -48,10 +81,18 @@ def both_ways(captions: Captions, images: Tensor, texts: Tensor) -> dict[str, Te
     }
 
 
-def figures(found: dict[str, Tensor]) -> dict[str, float]:
+def recalls(found: dict[str, Tensor]) -> dict[str, float]:
     """Under "image_to_text/recall@1" and so on; recalls as fractions."""
-    recalls = {f"{way}/recall@{k}": (r <= k).double().mean().item() for way, r in found.items() for k in AT}
-    return recalls | {f"{way}/median_rank": r.double().quantile(0.5).item() for way, r in found.items()}
+    shares = {f"{way}/recall@{k}": (r <= k).double().mean().item() for way, r in found.items() for k in AT}
+    return shares | {f"{way}/median_rank": r.double().quantile(0.5).item() for way, r in found.items()}
+
+
+def rank_table(captions: Captions, found: dict[str, Tensor]) -> pd.DataFrame:
+    """A row for each query: the direction, the image, the caption (of an image none), the rank."""
+    of_images = pd.DataFrame({"image": captions.images, "caption": "", "rank": found["image_to_text"].numpy()})
+    paths = [captions.images[owner] for owner in captions.owners]
+    of_texts = pd.DataFrame({"image": paths, "caption": captions.texts, "rank": found["text_to_image"].numpy()})
+    return pd.concat({"image_to_text": of_images, "text_to_image": of_texts}, names=["direction"]).reset_index(level=0)
 
 
 def published(captions: Captions, split: str, backbone: str, pretrained: str | None) -> dict[str, Any] | None:

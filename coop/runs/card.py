@@ -33,7 +33,7 @@ run.predict(["photo.jpg"], top=3)
 augmentation: {{ r.augmentation }}{% endif %}
 - options of the method: {% for key, value in r.options.items() %}`{{ key }}={{ value }}` {% endfor %}
 - every key of the run: `config.yaml`; every figure: `results.json`
-- licence of what was learned: {{ licence or "not stated" }}; of the data and of CLIP's weights: their owners'
+- license of what was learned: {{ license or "not stated" }}; of the data and of CLIP's weights: their owners'
 
 <details><summary>{{ r.num_classes }} classes</summary>
 
@@ -46,7 +46,7 @@ Written by `python -m coop.export` {{ r.version }}.
 
 
 def model_card(
-    name: str, results: Mapping[str, Any], backbone: Mapping[str, Any], classnames: Sequence[str], licence: str | None
+    name: str, results: Mapping[str, Any], backbone: Mapping[str, Any], classnames: Sequence[str], license: str | None
 ) -> str:
     """The README.md of a repository.
 
@@ -55,12 +55,12 @@ def model_card(
         results: what results.json holds.
         backbone: that node of the run's config.
         classnames: K class names.
-        licence: the hub's name of one, such as "mit"; None: it is not stated.
+        license: the hub's name of one, such as "mit"; None: it is not stated.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     data = ModelCardData(
-        license=licence,
+        license=license,
         library_name="coop",
         pipeline_tag="image-classification",
         tags=["clip", "prompt-learning", "few-shot", results["method"]],
@@ -73,7 +73,7 @@ def model_card(
     about = {"options": {}, "pretrained": None, "split": "unknown", **results}
     rows = accuracy_rows(dict(results))
     card = ModelCard.from_template(
-        data, template_str=TEMPLATE, name=name, r=about, rows=rows, classnames=classnames, licence=licence
+        data, template_str=TEMPLATE, name=name, r=about, rows=rows, classnames=classnames, license=license
     )
     return f"{str(card).rstrip()}\n"
 

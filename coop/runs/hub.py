@@ -48,7 +48,7 @@ def output_folder(run: str | Path) -> Path:
     return Path() if str(run).startswith(PREFIX) else Path(run).expanduser()
 
 
-def upload(run_dir: Path, repository: str, licence: str | None = None, private: bool = False) -> str:
+def upload(run_dir: Path, repository: str, license: str | None = None, private: bool = False) -> str:
     """Upload a run's prompt, config and results, and a model card written from them, as one commit.
 
     Paths of this machine are left out: of each, its last part stays.
@@ -56,7 +56,7 @@ def upload(run_dir: Path, repository: str, licence: str | None = None, private: 
     Args:
         run_dir: the folder of a finished run.
         repository: USER/NAME; made if it is not there.
-        licence: of what was learned, by the hub's name ("mit").
+        license: of what was learned, by the hub's name ("mit").
         private: whether a new repository is.
 
     Returns:
@@ -70,7 +70,7 @@ def upload(run_dir: Path, repository: str, licence: str | None = None, private: 
 
     given = f"push={repository}"
     check_name(repository, given)
-    files = _files(run_dir, repository, licence)
+    files = _files(run_dir, repository, license)
     if get_token() is None:
         raise CoopError(f"{given}: no token of the hub on this machine; `hf auth login`, or set HF_TOKEN")
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
@@ -85,7 +85,7 @@ def upload(run_dir: Path, repository: str, licence: str | None = None, private: 
     return page
 
 
-def _files(run_dir: Path, repository: str, licence: str | None) -> dict[str, bytes]:
+def _files(run_dir: Path, repository: str, license: str | None) -> dict[str, bytes]:
     """What a repository holds, by name."""
     prompt, cfg, results = load_prompt(run_dir / PROMPT), load_config(run_dir), read_results(run_dir)
     config, results = _without_paths(OmegaConf.to_container(cfg)), _without_paths(results)
@@ -98,7 +98,7 @@ def _files(run_dir: Path, repository: str, licence: str | None) -> dict[str, byt
             "of this machine, without which nobody can use the prompt. If they have a public name (a tag of open_clip, "
             "hf-hub:USER/NAME), write it there: they are compared by their fingerprint when the run is loaded"
         )
-    card = model_card(repository, results, config["backbone"], prompt.metadata["classnames"], licence)
+    card = model_card(repository, results, config["backbone"], prompt.metadata["classnames"], license)
     return {
         PROMPT: (run_dir / PROMPT).read_bytes(),
         CONFIG: OmegaConf.to_yaml(OmegaConf.create(config)).encode(),

@@ -35,6 +35,12 @@ def run(work) -> Commands:
     return Commands(elsewhere, env)
 
 
+@pytest.fixture
+def plain(run, monkeypatch) -> None:
+    """Runs draw no pictures: half of the time of a small one."""
+    monkeypatch.setitem(run.env, "COOP_TEST_PLAIN", "1")
+
+
 @pytest.fixture(scope="session")
 def small_folder(work) -> Path:
     """The small CLIP with random weights: a second for a whole run."""
@@ -68,7 +74,7 @@ def small(small_folder, photographs) -> list[str]:
 def finished(run, small, work) -> Path:
     """The folder of a finished run; tests copy it before they change it."""
     folder = work / "finished"
-    done = run("train", *small, f"hydra.run.dir={folder}")
+    done = run("train", *small, f"hydra.run.dir={folder}", COOP_TEST_PLAIN="")
     assert done.code == 0, done.err
     return folder
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 LATIN_1 = os.fsdecode(b"caf\xe9")
 MINI_SPLIT = "split_zhou_Caltech101.json"
 
@@ -35,14 +37,10 @@ def refuse(run, small, tmp_path):
     ("overrides", "parts"),
     [
         (["shots=-3"], ["shots=-3"]),
-        (["shots=abc"], ["shots", "abc"]),
         (["shot=3"], ["did you mean shots"]),
         (["method.n_ctx=0"], ["method.n_ctx=0"]),
-        (["method.class_token_position=left"], ["end, middle, front"]),
         (["dataset=caltech"], ["near matches: caltech101"]),
-        (["backbone=vit_b61"], ["near matches: vit_b16"]),
         (["backbone=ViT-B/16"], ["backbone=ViT-B/16: there is no such backbone; near matches: vit_b16"]),
-        (["+exp=16shot_imagenett"], ["near matches: 16shot_imagenet"]),
         (["dataset=caltech101"], ["data_root=DIR", "101_ObjectCategories"]),
         (["dataset=caltech101", "data_root=/nowhere"], ["data_root=/nowhere", "does not exist"]),
         (["dataset=imagenet", "data_root=/nowhere"], ["data_root=/nowhere", "does not exist"]),
@@ -51,18 +49,9 @@ def refuse(run, small, tmp_path):
         (["method.n_ctx=80"], ["80 of them context vectors", "takes 77", "lower method.n_ctx"]),
         (["backbone=open_clip", "backbone.model=ViT-B-16", "backbone.pretrained=openai"], ["ViT-B-16-quickgelu"]),
         (["backbone=vit_b16"], ["ViT-B-16-quickgelu (openai)", "not on this machine", "hf download", "backbone=tiny"]),
-        (["backbone=open_clip"], ["backbone.model"]),
-        (["backbone=open_clip", "backbone.model=local-dir:/nowhere"], ["/nowhere", "open_clip_config.json"]),
-        (["shots=1000000000000"], ["shots=1000000000000", "at most"]),
-        (["batch_size=1000000000000"], ["batch_size=1000000000000", "at most"]),
-        (["num_workers=1000000"], ["num_workers=1000000", "at most 1024"]),
-        (["augmentation=views:100000000"], ["augmentation=views:100000000", "from 1 to 1000"]),
-        (["method.n_ctx=100000000"], ["method.n_ctx=100000000", "text encoder"]),
-        (["backbone=open_clip", "backbone.model=hf-hub:"], ["backbone.model=hf-hub:", "hf-hub:ORG/NAME"]),
         (["dataset.manifest=/nowhere/m.json"], ["dataset.manifest=/nowhere/m.json", "coop.data export"]),
         (["dataset.path=/größe/it's, [here] 😀"], ["/größe/it's, [here] 😀", "does not exist"]),
         (["trainer.accelerator=abacus"], ["abacus"]),
-        (["trainer.devices=many"], ["trainer", "devices"]),
         (["trainer.strategy=magic"], ["magic"]),
     ],
     ids=lambda value: " ".join(value) if "=" in value[0] else "",

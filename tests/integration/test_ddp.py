@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from coop.cli.hydra_app import launch
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 TWO = ["trainer.devices=2", "trainer.strategy=ddp"]
 
 
@@ -54,6 +56,7 @@ def equal(one: Path, two: Path, epochs: int = 3) -> None:
         ["method=prograd", "method.ctx_init=null"],
         ["method=cocoop", "method.ctx_init=null"],
         ["method=tcp"],
+        ["method=plot", "method.n_prompts=2", "batch_size=20"],
     ],
     ids=lambda value: value[0],
 )

@@ -1,4 +1,4 @@
-"""On an accelerator, a pretended one: every method trains, validates, tests and is evaluated there, and never stalls."""
+"""On an accelerator, a pretended one: several processes, precisions, resuming; each method is in test_every_method."""
 
 import json
 from pathlib import Path
@@ -6,13 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import results_of
-from methods import quick
 from safetensors.torch import load_file
 from test_ddp import equal, in_two_processes
 
-from coop.config import conf_dir
-
-METHODS = sorted(path.stem for path in (conf_dir() / "method").glob("*.yaml"))
+pytestmark = pytest.mark.usefixtures("plain")
 SMALL = ["epochs=2", "batch_size=10"]
 ACCURACIES = ("test/acc", "test/macro_acc", "zero_shot/acc")
 
@@ -22,29 +19,6 @@ def check(path: Path) -> None:
     seen = json.loads(path.read_text())
     assert seen["syncs"] == {}
     assert [place for place in seen["cpu"] if not place.startswith("before")] == []
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_on_the_device_alone(run, small, tmp_path, method):
-    tf32 = method == "coop"
-    on_device = [*small, *SMALL, "trainer.accelerator=pretend", f"trainer.tf32={tf32}", *quick(method)]
-    on_device += [f"hydra.run.dir={tmp_path / 'run'}"]
-    done = run("train", *on_device, COOP_TEST_PRETEND=str(tmp_path / "train.json"))
-    assert done.code == 0, done.err
-    check(tmp_path / "train.json")
-    # What is not trained in steps does not pass through `fit`, and is before it all the time.
-    tested = "after" if results_of(tmp_path / "run")["epochs"] else "before"
-    assert json.loads((tmp_path / "train.json").read_text())["products"][f"{tested} pretend"] > 0
-
-    again = [f"run={tmp_path / 'run'}", "accelerator=pretend", "num_workers=0", f"hydra.run.dir={tmp_path / 'again'}"]
-    done = run("evaluate", *again, COOP_TEST_PRETEND=str(tmp_path / "evaluate.json"))
-    assert done.code == 0, done.err
-    seen = json.loads((tmp_path / "evaluate.json").read_text())
-    assert seen["cpu"] == {}
-    assert seen["products"]["before pretend"] > 0
-    assert seen["tf32"] is tf32
-    trained, (evaluated,) = results_of(tmp_path / "run"), results_of(tmp_path / "again")["targets"].values()
-    assert [evaluated[key] for key in ACCURACIES] == [trained[key] for key in ACCURACIES]
 
 
 @pytest.mark.parametrize(

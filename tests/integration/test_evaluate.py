@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 
 def results_of(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())

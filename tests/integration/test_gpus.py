@@ -17,6 +17,8 @@ from coop import CoopError
 from coop.cli import gpus
 from coop.cli.hydra_app import launch
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 SEEDS = "seed=1,2,3,4,5"
 
 

@@ -57,12 +57,13 @@ def test_without_a_folder_it_is_named_by_the_time(small, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["shots=four"], r"^shots=four: give 1 or more training images per class"),
+        (["batch_size=four"], r"^batch_size=four: expected a whole number, such as batch_size=32$"),
         (["shots=0"], r"^shots=0: give 1 or more training images per class"),
         (["shot=4"], r"^shot: there is no such key; did you mean shots\? "),
         (["method=cop"], r"^method=cop: there is no such method; near matches: coop"),
         (["dataset=folder", "dataset.path=nowhere"], r"nowhere"),
         (["seed=1,2"], r"^seed=1,2: several values; coop.run is one run; .*python -m coop.train -m"),
+        (["trainer.devices=2"], r"^trainer.devices=2: here is one process; use python -m coop.train$"),
         (["-m", "seed=1"], r"^-m: expected key=value; coop.run is one run"),
         (["--config-dir", "mine"], r"^--config-dir: expected key=value; give config_dir=DIR to coop.run"),
         (

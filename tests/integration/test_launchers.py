@@ -9,8 +9,10 @@ from slurm_stand_in import write_slurm_commands
 
 from coop.cli.messages import explain
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 GRID = ["-m", "coop.train", "-m"]
-CELLS = ["shots=1,2", "seed=1", "epochs=1", "method.n_ctx=2"]
+SETTINGS = ["shots=1,2", "seed=1", "epochs=1", "method.n_ctx=2"]
 
 
 def finished(sweep: Path) -> set[int]:
@@ -21,7 +23,7 @@ def finished(sweep: Path) -> set[int]:
 def test_joblib(run, small, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "features=online", "num_workers=1"]
-    arguments = [*GRID, *small, *CELLS, *launcher, f"hydra.sweep.dir={tmp_path}"]
+    arguments = [*GRID, *small, *SETTINGS, *launcher, f"hydra.sweep.dir={tmp_path}"]
     done = run.interpreter(*arguments)
     assert done.code == 0, done.err
     assert "2 of 2 runs finished, 0 failed" in done.err
@@ -38,7 +40,7 @@ def test_slurm(run, small, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     path = write_slurm_commands(tmp_path / "bin", tmp_path / "log")
     launcher = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=2"]
-    done = run.interpreter(*GRID, *small, *CELLS, *launcher, f"hydra.sweep.dir={tmp_path / 'sweep'}", PATH=path)
+    done = run.interpreter(*GRID, *small, *SETTINGS, *launcher, f"hydra.sweep.dir={tmp_path / 'sweep'}", PATH=path)
     assert done.code == 0, done.err + (tmp_path / "log").read_text()
     assert "2 of 2 runs finished, 0 failed" in done.err
     assert finished(tmp_path / "sweep") == {1, 2}
@@ -49,7 +51,7 @@ def test_slurm(run, small, tmp_path):
 
 def test_slurm_where_there_is_none(run, small, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    arguments = ["-m", *small, *CELLS, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}"]
+    arguments = ["-m", *small, *SETTINGS, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}"]
     done = run("train", *arguments, PATH=str(tmp_path))  # also where these tests run on a cluster
     assert done.code == 1
     assert done.error.startswith("hydra/launcher=slurm: no SLURM here")
@@ -62,7 +64,7 @@ def test_what_sbatch_refuses_ends_in_one_message(run, small, tmp_path, refusal):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     path = write_slurm_commands(tmp_path / "bin", tmp_path / "log")
     (tmp_path / "bin/sbatch").write_text(f"#!/bin/bash\necho 'sbatch: error: {refusal}' >&2\nexit 1\n")
-    done = run("train", "-m", *small, *CELLS, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}/sweep", PATH=path)
+    done = run("train", "-m", *small, *SETTINGS, "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path}/sweep", PATH=path)
     assert done.code == 1
     assert done.error.startswith(f"hydra/launcher=slurm: sbatch refuses the jobs: {refusal}; set hydra.launcher.")
 

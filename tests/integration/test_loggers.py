@@ -43,7 +43,7 @@ def test_tables_of_what_is_there(tmp_path):
 
 @pytest.fixture(scope="module")
 def resumed(run, small, work) -> Path:
-    """The folder of a run that was killed and taken up, with W&B."""
+    """The folder of a run that was killed and resumed, with W&B."""
     folder = work / "with wandb"
     arguments = [*small, "epochs=60", "logger=wandb", f"hydra.run.dir={folder}"]
     process = run.start("train", *arguments)
@@ -95,7 +95,7 @@ def test_final_figures_tables_and_pictures(resumed):
 
 
 def test_runs_of_a_sweep_are_one_group_and_a_failed_one_keeps_to_itself(run, small, tmp_path):
-    """The second cell fails after its W&B run has begun; the third must not be logged into it."""
+    """The second run fails after its W&B run has begun; the third must not be logged into it."""
     sweep = tmp_path / "my_sweep"
     grid = ["-m", *small, "epochs=2", "logger=wandb", "optimizer.lr=0.002,1e30,0.02", f"hydra.sweep.dir={sweep}"]
     done = run("train", *grid)

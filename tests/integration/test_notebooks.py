@@ -45,25 +45,26 @@ def executed(tmp_path, monkeypatch):
     return execute
 
 
-def accuracies(written: list[str], start: str) -> tuple[float, float]:
-    """Zero-shot and learned, in percent, of the line that starts so."""
-    lines = [line for text in written for line in text.splitlines() if line.startswith(start) and "learned" in line]
+def percentages(written: list[str], start: str) -> list[float]:
+    """What stands in the one line that starts so."""
+    lines = [line for text in written for line in text.splitlines() if line.startswith(start)]
     assert len(lines) == 1, lines
-    zero_shot, learned = re.findall(r"(\d+\.\d)%", lines[0])
-    return float(zero_shot), float(learned)
+    return [float(number) for number in re.findall(r"(\d+\.\d)%", lines[0])]
 
 
+@pytest.mark.slow
 def test_quickstart(executed):
     written = executed("quickstart.ipynb")
-    zero_shot, learned = accuracies(written, "zero-shot")
+    zero_shot, learned = percentages(written, "zero-shot")
     assert zero_shot > 50 and learned > 50
-    assert min(accuracies(written, "mini_sketch:new")) > 100 / 12, "better than chance among 12 classes"
-    assert written.count("image/png") == 3, "two pictures of the run, one of predictions"
+    assert written.count("image/png") == 1 and written.count("text/html") == 1, "predictions, and the run itself"
+    assert any("training: 100%" in text for text in written), "a progress bar"
 
 
+@pytest.mark.slow
 def test_your_data(executed):
     written = executed("your_data.ipynb")
     for seed in (1, 2):
-        assert min(accuracies(written, f"seed {seed}")) > 50
-    assert any("2 of 2 runs finished, 0 failed" in text for text in written)
-    assert "text/html" in written, "the report"
+        assert min(percentages(written, f"seed {seed}")) > 50
+    assert percentages(written, "estimator")[0] > 50
+    assert written.count("text/html") == 2, "a run, and the report"

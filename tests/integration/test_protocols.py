@@ -8,8 +8,10 @@ import pytest
 import yaml
 from conftest import results_of
 
+from coop.cli.announce import summary
 from coop.data.readers.folder import read_folder
 from coop.data.sampling import sample
+from coop.runs.sweep import Standing
 
 
 def test_a_leaderboard_says_what_was_refused_and_computes_nothing_twice(run, small, tmp_path):
@@ -27,6 +29,16 @@ def test_a_leaderboard_says_what_was_refused_and_computes_nothing_twice(run, sma
     again = run("train", *study)
     assert again.code == 1 and again.err.count("nothing is computed again") == 4
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("results.json")} == results
+
+
+def test_many_failures_of_one_kind_are_said_once(tmp_path):
+    names = [f"seed={n}" for n in range(5)]
+    failed = {tmp_path / name: "no layers" for name in names} | {tmp_path / "seed=9": "no data"}
+    assert summary(tmp_path, Standing(finished=[tmp_path / "a"], failed=failed)) == [
+        f"{tmp_path}: 1 of 7 runs finished, 6 failed",
+        "failed: seed=0", "failed: seed=1", "failed: seed=2", "failed: 2 more", "    no layers",
+        "failed: seed=9", "    no data",
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +99,15 @@ def test_one_file_of_others_for_each_seed(run, small, whole, photographs, tmp_pa
     assert Counter(results["n_train"] for results in found) == {10: 2}
     assert all(results["n_test"] == len(whole.test) and results["n_val"] == 0 for results in found)
     assert "(2)" in done.out, "two seeds of one setting"
+
+
+def test_zero_shot_needs_no_training_images(run, small, tmp_path):
+    """The shifted sets have none; what learns from images is refused there."""
+    options = [word for word in small if "dataset" not in word]
+    done = run("train", *options, "dataset=mini_blur", "method=zero_shot", f"hydra.run.dir={tmp_path}")
+    assert done.code == 0, done.err
+    results = results_of(tmp_path)
+    assert (results["n_train"], results["n_test"], results["uses"]) == (0, 500, ["class descriptions"])
+    assert results["test/acc"] == results["zero_shot/acc"] and results["step_seconds"] is None
+    done = run("train", *options, "dataset=mini_blur", f"hydra.run.dir={tmp_path / 'coop'}")
+    assert done.code == 1 and "dataset=mini_blur: has no training images" in done.error

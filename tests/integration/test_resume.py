@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 EPOCHS = "epochs=40"
 # What a step sees comes from memory, from the main process, or from workers that read ahead.
 KINDS = {
@@ -30,7 +32,7 @@ KINDS = {
 def uninterrupted(run, small, work) -> Path:
     """A whole run."""
     folder = work / "uninterrupted"
-    done = run("train", *small, EPOCHS, f"hydra.run.dir={folder}")
+    done = run("train", *small, EPOCHS, f"hydra.run.dir={folder}", COOP_TEST_PLAIN="1")
     assert done.code == 0, done.err
     return folder
 

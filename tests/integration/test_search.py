@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
 
 FIXED = ["optimizer.lr=0.002", "optimizer.weight_decay=0.0005", "epochs=1"]
@@ -17,7 +19,7 @@ def search(sweep: Path, *overrides: str) -> list[str]:
 
 
 def test_the_best_run_is_the_best_on_validation_images(run, small, tmp_path):
-    """Both cells are there already, with figures that disagree: n_ctx=2 wins on test, n_ctx=3 on validation images."""
+    """Both settings are there already, with figures that disagree: n_ctx=2 wins on test, n_ctx=3 on validation images."""
     done = run("train", "-m", *small, *FIXED, "method.n_ctx=2,3", f"hydra.sweep.dir={tmp_path}")
     assert done.code == 0, done.err
     for path in tmp_path.rglob("results.json"):

@@ -16,6 +16,8 @@ from test_sweep import contents
 
 from coop.system import stop
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 

@@ -1,4 +1,4 @@
-"""Sweeps: stopped and continued at will, shared between processes, each cell once, the truth at the end."""
+"""Sweeps: stopped and continued at will, shared between processes, each setting once, the truth at the end."""
 
 import json
 import os
@@ -22,16 +22,18 @@ from coop.cli.overrides import as_override
 from coop.system.files import MARK
 from coop.training.trainer import AtomicCheckpointIO
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 GRID = ["shots=1,2", "seed=1,2", "method.n_ctx=4"]
-CELLS = 4
+SETTINGS = 4
 
 
 def contents(sweep: Path) -> dict[str, tuple]:
-    """What each cell computed: accuracies and the prompt's bytes, by its folder."""
+    """What each setting computed: accuracies and the prompt's bytes, by its folder."""
     found = {}
     for path in sorted(sweep.rglob("results.json")):
         results = json.loads(path.read_text())
-        figures = {key: value for key, value in results.items() if not key.endswith("seconds")}
+        figures = {key: value for key, value in results.items() if not key.endswith(("seconds", "memory_mb"))}
         prompt = load_file(path.parent / "prompt.safetensors")["ctx"]
         found[str(path.parent.relative_to(sweep))] = (figures, prompt.numpy().tobytes())
     return found
@@ -59,17 +61,17 @@ def torn(sweep: Path) -> list[str]:
 
 
 def leftovers(sweep: Path) -> list[Path]:
-    """Temporary files in the cells: what a killed process was writing."""
+    """Temporary files in the folders of its settings: what a killed process was writing."""
     return list(sweep.rglob(f"{MARK}*"))
 
 
-def kill_and_continue(run, arguments: list[str], sweep: Path, cells: int, kills: int, span: float, seed: int) -> int:
+def kill_and_continue(run, arguments: list[str], sweep: Path, settings: int, kills: int, span: float, seed: int) -> int:
     """Start a sweep, kill it after a random time, start it again, until so many were killed; then let it finish.
 
     A sweep that finishes in spite of that begins anew in an empty folder.
 
     Returns:
-        How many kills struck while a cell was being trained.
+        How many kills struck while a run was being trained.
     """
     rng, done, in_training = random.Random(seed), 0, 0
     while done < kills:
@@ -86,7 +88,7 @@ def kill_and_continue(run, arguments: list[str], sweep: Path, cells: int, kills:
         in_training += any(not (path.parent / "results.json").exists() for path in sweep.rglob("last.ckpt"))
     last = run("train", *arguments, f"hydra.sweep.dir={sweep}")
     assert last.code == 0, last.err
-    assert f"{cells} of {cells} runs finished, 0 failed" in last.err
+    assert f"{settings} of {settings} runs finished, 0 failed" in last.err
     return in_training
 
 
@@ -99,23 +101,23 @@ def sweep_of_small(small) -> list[str]:
 def unbroken(run, sweep_of_small, work) -> tuple[Path, float]:
     """The sweep in one go: its folder, and how long it took in seconds."""
     folder, started = work / "unbroken sweep", time.monotonic()
-    done = run("train", *sweep_of_small, f"hydra.sweep.dir={folder}")
+    done = run("train", *sweep_of_small, f"hydra.sweep.dir={folder}", COOP_TEST_PLAIN="1")
     assert done.code == 0, done.err
-    assert len(contents(folder)) == CELLS
+    assert len(contents(folder)) == SETTINGS
     return folder, time.monotonic() - started
 
 
 def times_trained(sweep: Path) -> list[int]:
-    """How often the training of each cell was begun."""
+    """How often the training of each setting was begun."""
     return [len(list(path.parent.glob("csv/version_*"))) for path in sorted(sweep.rglob("results.json"))]
 
 
 def test_a_killed_sweep_ends_as_the_unbroken_one(run, sweep_of_small, unbroken, tmp_path):
-    """Half of its cells, to be quick."""
+    """Half of its settings, to be quick."""
     whole, seconds = unbroken
     half = [*sweep_of_small, "seed=1"]
-    kill_and_continue(run, half, tmp_path / "sweep", cells=2, kills=3, span=0.4 * seconds, seed=0)
-    expected = {name: cell for name, cell in contents(whole).items() if "seed=1" in name}
+    kill_and_continue(run, half, tmp_path / "sweep", settings=2, kills=3, span=0.4 * seconds, seed=0)
+    expected = {name: found for name, found in contents(whole).items() if "seed=1" in name}
     assert len(expected) == 2
     assert contents(tmp_path / "sweep") == expected
     assert leftovers(tmp_path / "sweep") == []
@@ -128,7 +130,7 @@ def test_the_bundled_sweep_killed_twenty_times(run, tmp_path):
     done = run("train", *arguments, f"hydra.sweep.dir={tmp_path / 'whole'}")
     assert done.code == 0, done.err
     seconds = time.monotonic() - started
-    struck = kill_and_continue(run, arguments, tmp_path / "sweep", CELLS, kills=20, span=0.3 * seconds, seed=1)
+    struck = kill_and_continue(run, arguments, tmp_path / "sweep", SETTINGS, kills=20, span=0.3 * seconds, seed=1)
     assert struck > 3
     assert contents(tmp_path / "sweep") == contents(tmp_path / "whole")
     assert leftovers(tmp_path / "sweep") == []
@@ -137,9 +139,9 @@ def test_the_bundled_sweep_killed_twenty_times(run, tmp_path):
 def test_what_a_kill_left_of_a_file_is_removed(run, sweep_of_small, unbroken, tmp_path):
     """A process killed between writing a temporary file and moving it to its place."""
     sweep = Path(shutil.copytree(unbroken[0], tmp_path / "sweep"))
-    cell = next(sweep.rglob("results.json")).parent
-    (cell / "results.json").rename(cell / f"{MARK}abcd1234")
-    (cell / f"{MARK}1234abcd").write_bytes(b"half")
+    run_dir = next(sweep.rglob("results.json")).parent
+    (run_dir / "results.json").rename(run_dir / f"{MARK}abcd1234")
+    (run_dir / f"{MARK}1234abcd").write_bytes(b"half")
     done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
     assert done.code == 0, done.err
     assert contents(sweep) == contents(unbroken[0])
@@ -151,12 +153,12 @@ def test_two_processes_share_a_sweep(run, sweep_of_small, unbroken, tmp_path):
     both = [run.start("train", *sweep_of_small, f"hydra.sweep.dir={tmp_path}") for _ in range(2)]
     for done in map(run.finish, both):
         if done.code == 0:
-            assert f"{CELLS} of {CELLS} runs finished, 0 failed\n" in done.err
+            assert f"{SETTINGS} of {SETTINGS} runs finished, 0 failed\n" in done.err
         else:
             assert re.search(r"\d of \d runs finished, 0 failed, 1 skipped: another process is computing it", done.err)
             assert "to resume:\n  python -m coop.train -m" in done.err
     assert 0 in (both[0].exitcode, both[1].exitcode)
-    assert times_trained(tmp_path) == [1] * CELLS
+    assert times_trained(tmp_path) == [1] * SETTINGS
     assert contents(tmp_path) == contents(unbroken[0])
     assert torn(tmp_path) == []
     assert leftovers(tmp_path) == []
@@ -173,12 +175,14 @@ def test_a_run_that_another_process_computes_is_skipped(run, sweep_of_small, unb
         done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
     assert done.code == 1
     assert f"{sweep / name}: another process is computing this run; skipped" in done.err
-    assert f"{CELLS - 1} of {CELLS} runs finished, 0 failed, 1 skipped: another process is computing it" in done.err
+    assert (
+        f"{SETTINGS - 1} of {SETTINGS} runs finished, 0 failed, 1 skipped: another process is computing it" in done.err
+    )
     assert f"skipped: {name}\nto resume:\n  python -m coop.train -m" in done.err
     assert not (sweep / "report").exists(), "the process that ends last writes it, of all runs"
     done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
     assert done.code == 0, done.err
-    assert times_trained(sweep) == [1] * CELLS
+    assert times_trained(sweep) == [1] * SETTINGS
     assert contents(sweep) == contents(unbroken[0])
     assert (sweep / "report/report.html").exists()
 
@@ -188,7 +192,7 @@ def test_a_finished_sweep_is_not_computed_again(run, sweep_of_small, unbroken, t
     written = {path: path.stat().st_mtime_ns for path in sweep.rglob("*") if path.suffix in (".json", ".ckpt")}
     done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
     assert done.code == 0, done.err
-    assert done.err.count("already finished with this config") == CELLS
+    assert done.err.count("already finished with this config") == SETTINGS
     assert "training" not in done.err
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
@@ -209,7 +213,7 @@ def test_the_table_at_the_end(run, sweep_of_small, unbroken, tmp_path):
     assert (sweep / "report/report.html").exists()
 
 
-def test_a_cell_that_fails_is_recorded_and_the_others_go_on(run, small, tmp_path):
+def test_a_setting_that_fails_is_recorded_and_the_others_go_on(run, small, tmp_path):
     """And failures of another sweep in the same folder are not counted: only what this one came to."""
     bad = ["-m", *small, "epochs=1", "method.n_ctx=0,2", "seed=1,2", f"hydra.sweep.dir={tmp_path}"]
     done = run("train", *bad)
@@ -231,11 +235,11 @@ def test_a_report_that_fails_does_not_change_the_sweep(run, sweep_of_small, unbr
     (sweep / "report").write_text("a file where the report's folder should be")
     done = run("train", *sweep_of_small, f"hydra.sweep.dir={sweep}")
     assert done.code == 0, done.err
-    assert f"{CELLS} of {CELLS} runs finished, 0 failed" in done.err
+    assert f"{SETTINGS} of {SETTINGS} runs finished, 0 failed" in done.err
     assert f"no report: {sweep / 'report'}" in done.err
 
 
-def test_the_folder_of_a_cell_is_taken_as_it_is_called(run, unbroken, tmp_path):
+def test_the_folder_of_a_setting_is_taken_as_it_is_called(run, unbroken, tmp_path):
     """It has "=" and "," in its name, to which Hydra's grammar gives a meaning."""
     name, (figures, _) = next(iter(contents(unbroken[0]).items()))
     done = run("evaluate", f"run={unbroken[0] / name}", "num_workers=0", f"hydra.run.dir={tmp_path / 'tested'}")

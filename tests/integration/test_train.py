@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import coop
 
+pytestmark = pytest.mark.usefixtures("plain")
 CONTRACT = {
     "task", "method", "backbone", "pretrained", "dataset", "shots", "seed", "n_ctx", "class_specific",
     "class_token_position", "num_classes", "trainable_params", "epochs", "n_train", "n_test", "test/acc",
@@ -24,11 +25,9 @@ def results_of(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def default(run, work):
-    """The bundled default as a user starts it; half of its classes, one shot and two epochs to be quick."""
+    """The bundled default; half of its classes, one shot and two epochs to be quick."""
     folder = work / "default"
-    done = run.interpreter(
-        "-m", "coop.train", "shots=1", "epochs=2", "dataset.classes=new", f"hydra.run.dir={folder}"
-    )  # fmt: skip
+    done = run("train", "shots=1", "epochs=2", "dataset.classes=new", f"hydra.run.dir={folder}")
     assert done.code == 0, done.err
     return folder, done
 

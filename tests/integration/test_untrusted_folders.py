@@ -11,6 +11,8 @@ from conftest import results_of
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 
 def set_config(folder: Path, **changes) -> Path:
     """Change keys of a folder's config.yaml; a mapping changes keys inside a group."""

@@ -23,6 +23,8 @@ from coop.export import USAGE, require_onnx, write_onnx
 from coop.predict import find_images
 from coop.runs.trained import load_trained
 
+pytestmark = pytest.mark.usefixtures("plain")
+
 
 @pytest.fixture(scope="module")
 def by_method(run, small, work) -> dict[str, Path]:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from commands import Commands
 
 import coop
 
@@ -27,12 +28,15 @@ def folder(run) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("plain")
 def test_the_readme_runs(run, folder):
     blocks = re.findall(r"<!-- run -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)
     commands = [line.split() for block in blocks for line in block.strip().splitlines()]
     assert [words[0] for words in commands] == ["python"] * 3
+    assert [words[1] for words in commands] == ["-m"] * 3
+    here = Commands(folder, run.env)
     for words in commands:
-        done = run.interpreter("-c", IN_FOLDER, str(folder), *words[1:])
+        done = here(words[2].removeprefix("coop."), *words[3:])
         assert done.code == 0, done.err
     trained, shifted, base = (
         json.loads((folder / name / "results.json").read_text()) for name in ("run", "shifted", "base")
@@ -45,16 +49,10 @@ def test_the_readme_runs(run, folder):
     assert base["targets"]["mini:new"]["num_classes"] == 12
 
     image = next((Path(coop.__file__).parent / "assets" / "mini" / "images").rglob("*.jpg"))
-    done = run.interpreter(
-        "-c", IN_FOLDER, str(folder), "-m", "coop.predict", "--config-dir", "conf", "run=run", "json=true", str(image)
-    )
+    done = here("predict", "--config-dir", "conf", "run=run", "json=true", str(image))
     assert done.code == 0, done.err
     assert len(json.loads(done.out)[0]["classes"]) == 5
 
-    done = run.interpreter("-c", IN_FOLDER, str(folder), *commands[0][1:], "method.scale=much")
+    done = here.interpreter(*commands[0][1:], "method.scale=much")
     assert done.code == 1
     assert "error: method.scale=much: must be float, not str" in done.err
-
-
-# `python ARGS` in a folder.
-IN_FOLDER = "import os, sys; os.chdir(sys.argv[1]); os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"

@@ -178,9 +178,8 @@ WRITES = {
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("weight", WEIGHTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_changed_weights_are_seen_at_once(weight, write, dtype):
-    clip, *rest = start(dtype)
+def test_changed_weights_are_seen_at_once(weight, write):
+    clip, *rest = start(torch.float32)
     before = check(clip, *rest)
     WRITES[write](WEIGHTS[weight](clip))
     after = check(clip, *rest)

@@ -226,7 +226,7 @@ def test_blocks_not_batch_first():
     assert (PromptEncoder(clip, ids, slots)(ctx, deep) - expected).abs().max() < 1e-12
 
 
-class ForeignTower(nn.Module):
+class UnknownTower(nn.Module):
     """A text encoder with blocks of its own behind `get_input_embeddings`, as Hugging Face's have."""
 
     def __init__(self):
@@ -240,16 +240,16 @@ class ForeignTower(nn.Module):
         return self.mix(torch.tanh(x.cumsum(1)).mean(1))
 
 
-def test_foreign_towers_take_several_contexts_and_refuse_deep_prompts():
+def test_other_text_encoders_take_several_contexts_and_refuse_deep_prompts():
     clip = model(custom=True)
-    clip.text = ForeignTower()
+    clip.text = UnknownTower()
     encoder = PromptEncoder(clip.requires_grad_(False), *prompts(NAMES, 2, "end"), class_chunk=5)
     ctx = drawn(3, 2, WIDTH)
     together = encoder(ctx)
     assert (together[0] - together[1]).abs().max() > 1e-3
     for context, features in zip(ctx, together, strict=True):
         assert (encoder(context) - features).abs().max() < 1e-12
-    message = r"ForeignTower\) has no residual blocks.*backbone=ViT-B/16"
+    message = r"UnknownTower\) has no residual blocks.*backbone=ViT-B/16"
     with pytest.raises(CoopError, match=message):
         encoder(ctx, deep_prompts(DEEP["shared"]))
     with pytest.raises(CoopError, match=message):

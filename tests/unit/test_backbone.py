@@ -139,6 +139,20 @@ def test_fingerprint_is_that_of_the_weights(small_clip):
         assert with_changed(key).fingerprint() != fingerprint
 
 
+def test_fingerprint_follows_the_weights():
+    """Features that were kept under the old one are not those of the changed model."""
+    clip = FrozenCLIP(small.small_clip(), small.tokenizer())
+    clip.model.visual.ln_post.bias.data.zero_()
+    before, bias = clip.fingerprint(), clip.model.visual.ln_post.bias
+    with torch.no_grad():
+        bias[0] += 1
+    assert clip.fingerprint() != before
+    with torch.no_grad():
+        bias.zero_()
+    clip.release_image_tower()
+    assert clip.model.visual is None and clip.fingerprint() == before
+
+
 def test_fingerprint_sees_preprocessing_and_precision(small_clip):
     model = small.small_clip()
     model.visual.preprocess_cfg = {"size": (32, 32), "mean": (0.1, 0.5, 0.5)}

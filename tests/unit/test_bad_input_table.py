@@ -366,9 +366,9 @@ def test_a_run_is_not_named(command):
     ("main", "words", "named", "fix"),
     [
         (report.main, ["/nowhere/runs"], "/nowhere/runs", "folders of runs"),
-        (report.main, ["otu=x", "/tmp"], "otu=x", "did you mean out"),
-        (report.main, ["/tmp", "mixed=perhaps"], "mixed=perhaps", "true or false"),
-        (report.main, ["-x"], "-x", "key=value"),
+        (report.main, ["otu=x", "/tmp"], "otu=x", "options are out="),
+        (report.main, ["/tmp", "mixed=perhaps"], "mixed=perhaps", "must be bool"),
+        (report.main, ["-x"], "-x", "options are out="),
         (cache_command.main, ["wipe"], "wipe", "list, clear"),
         (cache_command.main, ["clear"], "clear", "all, a kind"),
         (cache_command.main, ["cache_dir=/nowhere"], "cache_dir=/nowhere", "no such folder"),
@@ -678,7 +678,7 @@ IMAGENETS = {
     "no train": ([f"val/{WNIDS[0]}/0.JPEG"], "imagenet/train", "data_root"),
     "no val": ([f"train/{WNIDS[0]}/0.JPEG"], "no val/", "expected at"),
     "no classes": (["train/0.JPEG", "val/0.JPEG"], "no class folders", "CLASS/*.JPEG"),
-    "a foreign folder": ([f"{p}/{w}/0.JPEG" for p in ("train", "val") for w in (*WNIDS, "cats")], "cats", "move others"),
+    "a folder of another kind": ([f"{p}/{w}/0.JPEG" for p in ("train", "val") for w in (*WNIDS, "cats")], "cats", "move others"),
     "classes that differ": ([f"train/{w}/0.JPEG" for w in WNIDS] + [f"val/{WNIDS[0]}/0.JPEG"], WNIDS[1], "Complete both"),
     "an empty class": ([f"{p}/{w}/0.{'JPEG' if w == WNIDS[0] else 'txt'}" for p in ("train", "val") for w in WNIDS], WNIDS[1], "Unpack"),
 }  # fmt: skip

@@ -1,9 +1,9 @@
 """Rows come back as they were put in, and nothing that may be stale comes back at all."""
 
+import multiprocessing
 import os
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +13,14 @@ from safetensors.torch import load_file, save_file
 from coop.cache import run
 from coop.data.feature_cache import FeatureCache, default_cache_dir, identify
 
-CODE = """
-import sys, torch
-from pathlib import Path
-from coop.data.feature_cache import FeatureCache, identify
-root, first = Path(sys.argv[1]), int(sys.argv[2])
-cache = FeatureCache(root / "cache", "key")
-paths = [str(root / f"{i}.jpg") for i in range(40)]
-for i in range(first, 40, 2):
-    both = [i, (i + 1) % 40]
-    cache.add(identify([paths[j] for j in both]), torch.tensor(both, dtype=torch.float)[:, None].expand(2, 3))
-    cache.lookup(identify(paths), torch.empty(40, 3))
-"""
+
+def write(root: Path, first: int) -> None:
+    """What one of two processes does: every image twice in all, two at a time."""
+    cache, paths = FeatureCache(root / "cache", "key"), [str(root / f"{i}.jpg") for i in range(40)]
+    for i in range(first, 40, 2):
+        both = [i, (i + 1) % 40]
+        cache.add(identify([paths[j] for j in both]), torch.tensor(both, dtype=torch.float)[:, None].expand(2, 3))
+        cache.lookup(identify(paths), torch.empty(40, 3))
 
 
 @pytest.fixture(autouse=True)
@@ -261,8 +257,12 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, paths, features, monkeypatc
 
 
 def test_two_processes_write_at_once(tmp_path, paths):
-    writers = [subprocess.Popen([sys.executable, "-c", CODE, str(tmp_path), str(first)]) for first in (0, 1)]
-    assert [writer.wait(60) for writer in writers] == [0, 0]
+    writers = [multiprocessing.get_context("fork").Process(target=write, args=(tmp_path, first)) for first in (0, 1)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0, 0]
     found = cached(tmp_path).lookup(paths, width=3)
     assert {index: row.tolist() for index, row in found.items()} == {i: [float(i)] * 3 for i in range(40)}
     shards = list(cached(tmp_path).folder.iterdir())

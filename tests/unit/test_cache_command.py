@@ -23,7 +23,7 @@ def wide_terminal(monkeypatch):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Two entries of features (5 images in two shards, 1 image), a listing, unpacked images, and foreign files."""
+    """Two entries of features (5 images in two shards, 1 image), a listing, unpacked images, and others' files."""
     root = tmp_path / "cache"
     monkeypatch.setenv("COOP_CACHE", str(root))
     images = [tmp_path / f"{number}.jpg" for number in range(6)]
@@ -123,7 +123,7 @@ def test_clear_one_by_the_beginning_of_its_name(cache, capsys):
         ("all", set()),
     ],
 )
-def test_clear_by_kind_leaves_what_is_foreign(cache, word, left):
+def test_clear_by_kind_leaves_what_is_of_others(cache, word, left):
     root, *_ = cache
     assert run(["clear", word]) == 0
     assert everything(root) == left | {"features/notes.txt", "my_folder/thesis.tex"}

@@ -16,6 +16,7 @@ import torch
 from PIL import Image, ImageOps
 
 from coop import CoopError, FrozenCLIP, Item
+from coop.data import features
 from coop.data.feature_cache import FeatureCache
 from coop.data.features import CPU_BATCH, FeatureExtractor
 from coop.data.readers.mini import SHIFTS
@@ -293,3 +294,27 @@ def test_local_features_are_kept_like_the_pooled_ones(small_clip, items, tmp_pat
     forbid_encoding(monkeypatch)
     for kind in kinds:
         assert torch.equal(extractor(small_clip, kind=kind, **kept)(items[::-1], None, "x"), first[kind].flip(0))
+
+
+@pytest.mark.parametrize("kind", ["tokens", "normalized"])
+def test_more_features_than_memory_should_hold_lie_in_a_file_without_a_name(
+    small_clip, items, tmp_path, monkeypatch, kind
+):
+    expected = extractor(small_clip, kind=kind)(items, None, "x")
+    monkeypatch.setattr(features, "MOST_IN_MEMORY", 1000)
+    made = []
+    monkeypatch.setattr(np, "memmap", lambda *args, real=np.memmap, **options: made.append(1) or real(*args, **options))
+    assert torch.equal(extractor(small_clip, kind=kind, cache_dir=str(tmp_path))(items, None, "x"), expected)
+    assert made and not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_for_them_is_one_message(small_clip, items, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features, "MOST_IN_MEMORY", 1000)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        CoopError, match=r"no room for the features of 21 images, 0 GB \(No space left on device\); give"
+    ):
+        extractor(small_clip, kind="tokens", cache_dir=str(tmp_path))(items, None, "x")

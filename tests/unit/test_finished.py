@@ -70,6 +70,11 @@ def test_what_cannot_be_read_is_named_in_its_place(run, photographs, tmp_path):
         assert message in entries[number]["error"]
 
 
+def test_no_classes_at_all_are_no_prediction(run, photographs):
+    with pytest.raises(CoopError, match=r"^top=0: must be at least 1$"):
+        run.predict(photographs[0], top=0)
+
+
 def test_images_come_in_batches(run, photographs, monkeypatch):
     sizes = []
     encode = run.method.encode_image

@@ -2,18 +2,24 @@
 
 import json
 import pickle
+import shutil
 
 import huggingface_hub
 import numpy as np
 import pytest
 from finished_run import write_run
 from hub_server import emulated
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import coop
-from coop import CoopError, export, interpret
+from coop import CoopError, evaluate, export, interpret
+from coop.config import conf_dir
+from coop.data.readers.mini import read_mini
 from coop.runs.folder import read_results
 from coop.runs.hub import local_folder, output_folder, upload
+from coop.system.files import write_json
 
 FILES = {"prompt.safetensors": b"tensors", "config.yaml": b"shots: 4", "results.json": b"{}", "evil.pkl": b"never"}
 
@@ -119,7 +125,7 @@ def test_the_model_card(hub, folder):
     for text in (
         'run = coop.load_run("hf:ann/mine")', "4 images of each of the 3 classes of mini", "| mini: zero-shot | 40.00 |",
         "| mini: coop | 50.00 | 25.00 |", "99 test images", "seed: 1", "ibis, grey_cat", "2,048 trained parameters",
-        "licence of what was learned: cc-by-4.0",
+        "license of what was learned: cc-by-4.0",
     ):  # fmt: skip
         assert text in card.text.replace("\n", " ").replace("  ", " "), text
 
@@ -184,3 +190,39 @@ def test_interpret_and_export_write_beside_and_not_into_the_cache(hub, folder, t
     assert interpret.main(["run=hf:ann/mine", "top=1"]) == 0 and export.main(["run=hf:ann/mine"]) == 0
     assert (tmp_path / "words.json").is_file() and (tmp_path / "class_weights.safetensors").is_file()
     assert len(list(local_folder("hf:ann/mine").iterdir())) == 3
+
+
+def test_evaluate_takes_a_run_of_the_hub(hub, folder, tmp_path, monkeypatch):
+    upload(folder, "ann/mine")
+    for item in [item for item in read_mini(None).test if item.classname in ("ibis", "llama")][::4]:
+        (tmp_path / "photos" / item.classname).mkdir(parents=True, exist_ok=True)
+        shutil.copy(item.path, tmp_path / "photos" / item.classname)
+    words = [
+        f"targets=[{tmp_path / 'photos'}]",
+        "num_workers=0",
+        f"hydra.run.dir={tmp_path / 'out'}",
+        "accelerator=cpu",
+    ]
+    tested = []
+    for run in (str(folder), "hf:ann/mine"):
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            hydra = GlobalHydra.instance().hydra
+            hydra.run("evaluate", evaluate.main, [f"run={run}", *words], with_log_configuration=False)
+        results = json.loads((tmp_path / "out" / "results.json").read_text())
+        (tmp_path / "out" / "results.json").unlink()
+        assert results["run"] == str(local_folder(run))
+        tested.append({k: v for k, v in results["targets"]["photos"].items() if "seconds" not in k})
+    assert tested[0] == tested[1] and tested[0]["num_classes"] == 2
+
+
+def test_a_converted_prompt_has_a_card_without_figures(hub, folder):
+    results = json.loads((folder / "results.json").read_text()) | {"task": "convert"}
+    known = ("task", "method", "backbone", "dataset", "shots", "seed", "num_classes", "trainable_params", "version")
+    write_json(folder / "results.json", {key: results.get(key, "1") for key in known})
+    upload(folder, "ann/mine")
+    card = huggingface_hub.ModelCard(hub.repositories["ann/mine"]["README.md"].decode())
+    assert (
+        card.data.eval_results is None
+        and "seed: 1\n" in card.text
+        and "license of what was learned: not stated" in card.text
+    )

@@ -358,6 +358,20 @@ NAMES = ["cat", "dog"]
         (lambda c: MaPLe(c, NAMES, depth=5), "method.depth=5: the text encoder of small has 4 layers"),
         (lambda c: MaPLe(c, NAMES, depth=0), "method.depth=0: must be at least 1"),
         (lambda c: IVLP(c, NAMES, depth_text=5, depth_vision=1), "method.depth_text=5: the text encoder of small "),
+        (
+            lambda c: IVLP(c, NAMES, depth_text=1, depth_vision=5),
+            "method.depth_vision=5: the image tower of small has 4",
+        ),
+        (lambda c: IVLP(c, NAMES, n_ctx=0, depth_text=3), "method.n_ctx=0: the number of context vectors must be at"),
+        (lambda c: MaPLe(c, NAMES, n_ctx=0, depth=3), "method.n_ctx=0: the number of context vectors must be at least"),
+        (
+            lambda c: MaPLe(c, NAMES, n_ctx=9, ctx_init="a photo of a", depth=3),
+            "put more X before {}, or lower method.",
+        ),
+        (
+            lambda c: MaPLe(c, NAMES, ctx_init="a photo of a", class_token_position="front", depth=3),
+            'method.class_token_position=front with the prompt "a photo of a"',
+        ),
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], rank=0), "method.rank=0: must be at least 1"),
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], layers=[4]), "method.layers: 4 is not among the tower's"),
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], layers=[-1]), "method.layers: -1 is not among the tower's"),

@@ -208,7 +208,7 @@ def test_tip_adapter_search_can_be_switched_off(small_clip, search):
     assert ((tip.alpha.item(), tip.beta.item()) == (2.5, 1.5)) is not search
 
 
-def test_hand_written_prompts_first_asked_for_in_inference_mode_can_be_trained_on(small_clip):
+def test_hand_crafted_prompts_first_asked_for_in_inference_mode_can_be_trained_on(small_clip):
     """Lightning validates in inference mode, whose tensors no gradient can be taken through."""
     method = build_method(composed("method=text_linear").method, small_clip, NAMES).train()
     with torch.inference_mode():

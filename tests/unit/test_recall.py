@@ -12,7 +12,8 @@ from torchmetrics.retrieval import RetrievalHitRate, RetrievalRecall
 from coop import CoopError
 from coop.retrieval import recall
 from coop.retrieval.captions import Captions, read_captions
-from coop.retrieval.recall import both_ways, figures, published, ranks
+from coop.retrieval.options import RetrieveOptions
+from coop.retrieval.recall import both_ways, published, ranks, recalls
 
 
 @pytest.fixture
@@ -38,7 +39,7 @@ def naive_recall(scores, right, k) -> float:
 def test_recall_equals_a_naive_count_and_torchmetrics(collection, monkeypatch, at_once):
     captions, images, texts = collection
     monkeypatch.setattr(recall, "SCORES_AT_ONCE", at_once)
-    found = figures(both_ways(captions, images, texts))
+    found = recalls(both_ways(captions, images, texts))
     right = torch.tensor(captions.owners)[None] == torch.arange(30)[:, None]
     for way, scores, answers, metric in (
         ("image_to_text", images @ texts.T, right, RetrievalHitRate),
@@ -61,7 +62,7 @@ def test_the_median_rank_is_counted_from_one(collection):
     assert found["text_to_image"].tolist() == by_hand
     middle = sorted(by_hand)
     assert (
-        figures(found)["text_to_image/median_rank"] == (middle[(len(middle) - 1) // 2] + middle[len(middle) // 2]) / 2
+        recalls(found)["text_to_image/median_rank"] == (middle[(len(middle) - 1) // 2] + middle[len(middle) // 2]) / 2
     )
 
 
@@ -70,6 +71,7 @@ def test_ties_count_against_the_model():
     same, owners = torch.ones(6, 4) / 2, torch.tensor([0, 0, 1, 1, 2, 2])
     assert ranks(same[:3], torch.arange(3), same, owners).tolist() == [5, 5, 5]
     assert ranks(same, owners, same[:3], torch.arange(3)).tolist() == [3] * 6
+    assert ranks(same * torch.nan, owners, same[:3], torch.arange(3)).tolist() == [3] * 6
 
 
 def test_published_figures_stand_beside_the_same_setting_alone():
@@ -92,6 +94,10 @@ def folder(tmp_path):
     return tmp_path
 
 
+def read(captions, images=None, **columns) -> Captions:
+    return read_captions(RetrieveOptions(captions=str(captions), images=images and str(images), **columns))
+
+
 def karpathy(*images: tuple, dataset: str = "flickr30k") -> str:
     fields = ["filename", "split", "sentences", "filepath"]
     made = [dict(zip(fields, (name, split, [{"raw": t, "tokens": []} for t in texts], *where), strict=False))
@@ -102,8 +108,8 @@ def karpathy(*images: tuple, dataset: str = "flickr30k") -> str:
 def test_karpathys_file(folder):
     one, two = ("a.jpg", "test", ["A cat.", "Cats"]), ("b.jpg", "train", ["Not this"])
     (folder / "dataset.json").write_text(karpathy(one, two, ("b.jpg", "test", ["A dog."])))
-    read = read_captions(folder / "dataset.json", None, "test")
-    assert read == (
+    found = read(folder / "dataset.json", None)
+    assert found == (
         [str(folder / "a.jpg"), str(folder / "b.jpg")],
         ["A cat.", "Cats", "A dog."],
         [0, 0, 1],
@@ -111,7 +117,7 @@ def test_karpathys_file(folder):
     )
     for where in (folder, folder / "val2014"):  # COCO's own folders, or without them
         (folder / "coco.json").write_text(karpathy(("c.jpg", "test", ["C"], "val2014"), dataset="coco"))
-        assert read_captions(folder / "coco.json", where, "test").images == [str(folder / "val2014" / "c.jpg")]
+        assert read(folder / "coco.json", where).images == [str(folder / "val2014" / "c.jpg")]
 
 
 def test_a_csv_file(folder):
@@ -123,24 +129,27 @@ def test_a_csv_file(folder):
     ]
     with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-    read = read_captions(folder / "captions.csv", None, "test")
-    assert read == ([str(folder / "a.jpg")], ['He said "yes", then no', "Ü"], [0, 0], None)
+    found = read(folder / "captions.csv", None)
+    assert found == ([str(folder / "a.jpg")], ['He said "yes", then no', "Ü"], [0, 0], None)
     (folder / "plain.csv").write_text("image,caption\nb.jpg,one\n")
-    assert read_captions(folder / "plain.csv", folder, "test").texts == ["one"]
+    assert read(folder / "plain.csv", folder).texts == ["one"]
 
 
 def test_a_hugging_face_data_set(folder, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setenv("COOP_CACHE", str(folder / "cache"))
-    columns = {"picture": [str(folder / "a.jpg"), str(folder / "b.jpg")], "captions": [["A", "B"], ["C"]]}
-    whole = datasets.Dataset.from_dict(columns).cast_column("picture", datasets.Image())
+    data = {"picture": [str(folder / "a.jpg"), str(folder / "b.jpg")], "captions": [["A", "B"], ["C"]]}
+    whole = datasets.Dataset.from_dict(data).cast_column("picture", datasets.Image())
     datasets.DatasetDict({"test": whole, "train": whole.select([0])}).save_to_disk(folder / "set")
-    read = read_captions(folder / "set", None, "test", "picture", "captions")
-    assert (read.texts, read.owners, len(read.images)) == (["A", "B", "C"], [0, 0, 1], 2)
+    columns = {"image_column": "picture", "caption_column": "captions"}
+    found = read(folder / "set", **columns)
+    assert (found.texts, found.owners, len(found.images)) == (["A", "B", "C"], [0, 0, 1], 2)
     with pytest.raises(CoopError, match="has no column 'image' but picture, captions; give image_column="):
-        read_captions(folder / "set", None, "test")
+        read(folder / "set", None)
+    with pytest.raises(CoopError, match="the column 'captions' holds no images but"):
+        read(folder / "set", image_column="captions", caption_column="captions")
     with pytest.raises(CoopError, match="has no split=val; there are test, train"):
-        read_captions(folder / "set", None, "val", "picture", "captions")
+        read(folder / "set", split="val", **columns)
 
 
 @pytest.mark.parametrize(
@@ -155,6 +164,7 @@ def test_a_hugging_face_data_set(folder, monkeypatch):
         ("x.csv", "image,caption\n", "no rows of split=test"),
         ("x.csv", "image,caption\na.jpg, \n", "1 images have no caption, or an empty one"),
         ("x.csv", "image,caption\na.jpg\n", "1 images have no caption, or an empty one"),
+        ("x.csv", "caption,image\nA\n", "images are not there"),
         ("x.csv", "", "has no column 'image' but no header line"),
         ("missing.csv", None, "can't be read as a CSV file in UTF-8"),
     ],
@@ -163,4 +173,4 @@ def test_what_is_wrong_with_captions(folder, name, content, message):
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises(CoopError, match=f"^captions=.*{name}: .*{message}"):
-        read_captions(folder / name, None, "test")
+        read(folder / name, None)

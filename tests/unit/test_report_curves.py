@@ -11,7 +11,7 @@ from coop.report.published import read_published
 from coop.report.records import published_epochs, read_runs
 from coop.report.study import make_study
 from coop.report.tables import (
-    context_tables,
+    backbone_tables,
     few_shot_tables,
     missing_table,
     panels,
@@ -158,24 +158,24 @@ def test_nothing_is_missing_from_a_complete_study(tmp_path):
     assert missing_table(study_of(tmp_path)) is None
 
 
-def test_context_table(tmp_path):
+def test_backbones_side_by_side(tmp_path):
     for backbone, length in itertools.product(("RN50-quickgelu", "ViT-B-16-quickgelu"), (4, 16)):
         if (backbone, length) != ("ViT-B-16-quickgelu", 4):
             acc = 0.6 + 0.01 * length + 0.1 * backbone.startswith("ViT")
             write_run(tmp_path / f"{backbone}{length}", backbone=backbone, n_ctx=length, acc=acc)
-    (table,) = context_tables(study_of(tmp_path))
-    assert table.title == "coop, 16 shots: context length M by backbone"
-    assert list(table.frame.columns) == ["data set", "M", "RN50-quickgelu (openai)", "ViT-B-16-quickgelu (openai)"]
+    write_run(tmp_path / "more", shots=32)  # the largest number that both have counts
+    (table,) = backbone_tables(study_of(tmp_path))
+    assert table.title == "16 shots: settings by backbone"
+    assert list(table.frame.columns) == ["data set", "method", "RN50-quickgelu (openai)", "ViT-B-16-quickgelu (openai)"]
     assert rows(table) == [
-        ["caltech101", "4", "64.00 (1)", "–"],  # noqa: RUF001
-        ["caltech101", "16", "76.00 (1)", "86.00 (1)"],
+        ["caltech101", "coop M=4", "64.00 (1)", "–"],  # noqa: RUF001
+        ["caltech101", "coop M=16", "76.00 (1)", "86.00 (1)"],
     ]
 
 
-def test_no_context_table_of_one_length_and_one_backbone(tmp_path):
+def test_one_backbone_has_no_table_of_backbones(tmp_path):
     write_grid(tmp_path)
-    write_grid(tmp_path, augmentation="none")
-    assert context_tables(study_of(tmp_path)) == []
+    assert backbone_tables(study_of(tmp_path)) == []
 
 
 def test_parameters_that_grow_with_the_shots_stay_on_one_curve(tmp_path):

@@ -39,7 +39,6 @@ def accuracy(lines, stars=(STAR,), places=("caltech101",), title="Accuracy by sh
     return figures.accuracy, (
         title,
         [(place, [*stars, *lines]) for place in places],
-        "training images per class (shots)",
     )
 
 
@@ -225,14 +224,6 @@ def test_pictures_of_a_study(tmp_path):
     wide = found["gain_1"][0]
     assert wide["gain"]["coop"].to_dict() == pytest.approx({"caltech101": 21.5, "dtd": 21.5})
     assert wide["half"]["coop"].tolist() == pytest.approx([half, half], rel=1e-5)
-
-
-def test_context_length_by_backbone(tmp_path):
-    for backbone, length in itertools.product(("RN50-quickgelu", "ViT-B-16-quickgelu"), (16, 4)):
-        write_run(tmp_path / f"{backbone}{length}", backbone=backbone, n_ctx=length, acc=0.6 + 0.01 * length)
-    ((place, lines),) = pictures_of(tmp_path)["context_1"][0]
-    assert place == "caltech101" and [line.label.partition("-")[0] for line in lines] == ["RN50", "ViT"]
-    assert [(line.places, line.mean) for line in lines] == [([4, 16], pytest.approx([64.0, 76.0]))] * 2
 
 
 def test_a_method_looks_the_same_in_every_figure(tmp_path):

@@ -111,7 +111,7 @@ def test_an_old_run_that_did_not_record_a_key(tmp_path):
     write_run(tmp_path / "b", seed=2, tf32=None)
     settings, _ = settings_of(tmp_path)
     assert len(settings) == 2
-    assert labels_of(tmp_path)[2:] == ["coop tf32=False", "coop tf32 not recorded"]
+    assert labels_of(tmp_path)[2:] == ["coop tf32=False", "coop tf32=–"]  # noqa: RUF001
 
 
 def test_the_same_seed_twice(tmp_path):
@@ -194,9 +194,9 @@ def test_labels_of_what_some_do_not_have(tmp_path):
     write_run(tmp_path / "c", method="clip_adapter")
     assert labels_of(tmp_path) == [
         "zero_shot template={}",
-        "zero_shot template of the data set",
+        "zero_shot",
         "clip_adapter ratio=0.2",
-        "clip_adapter ratio=null",
+        "clip_adapter ratio=–",  # noqa: RUF001
     ]
 
 

@@ -47,7 +47,7 @@ def write_base_to_new(folder, dataset, **changed):
 def test_base_to_new_has_the_harmonic_mean(tmp_path):
     write_base_to_new(tmp_path, "caltech101")
     (board,) = boards(make_study(read_runs([tmp_path]), NONE), own=False)
-    assert list(board.scores) == ["base", "new", "H"]
+    assert list(board.scores) == ["base", "new", "average of H", "H of the averages"]
     coop = board.frame.set_index("method").loc["coop"]
     means = [2 * 0.8 * 0.6 / 1.4, 2 * 0.9 * 0.5 / 1.4]
     assert (coop["base"], coop["new"], coop["mean"]) == pytest.approx((0.85, 0.55, sum(means) / 2))

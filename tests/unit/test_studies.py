@@ -1,4 +1,4 @@
-"""The studies in conf/exp: which cells they have, and that every one of them is a config that may run."""
+"""The studies in conf/exp: which settings they have, and that every one of them is a config that may run."""
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from coop.config import check, conf_dir, locate, resolve_epochs
 from coop.errors import CoopError
+from coop.report.published import FILE, read_published
 
 PAPER = {
     "imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397",
@@ -22,18 +23,18 @@ def configs():
         yield
 
 
-def cells(study: str, *overrides: str) -> list[list[str]]:
+def settings(study: str, *overrides: str) -> list[list[str]]:
     """The overrides of each run of `python -m coop.train -m +exp=STUDY OVERRIDES`, as Hydra's own sweeper takes them."""
     params = compose("train", overrides=[f"+exp={study}"], return_hydra_config=True).hydra.sweeper.params
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     words = [f"+exp={study}", *(f"{key}={value}" for key, value in params.items()), *overrides]
     (batch,) = BasicSweeper.split_arguments(parser.parse_overrides(words), None)
-    assert len({tuple(cell) for cell in batch}) == len(batch)
+    assert len({tuple(setting) for setting in batch}) == len(batch)
     return batch
 
 
-def config(cell: list[str]) -> DictConfig:
-    cfg = compose("train", overrides=cell)
+def config(setting: list[str]) -> DictConfig:
+    cfg = compose("train", overrides=setting)
     check(cfg)
     return cfg
 
@@ -42,29 +43,29 @@ def config(cell: list[str]) -> DictConfig:
     ("study", "count"),
     [("few_shot_curve", 5 * 3), ("context_length", 3 * 3), ("class_position", 4 * 5 * 3), ("backbones", 4 * 3)],
 )
-def test_number_of_cells(study, count):
-    assert len(cells(study)) == count
-    assert len(cells(study, "dataset=caltech101,dtd")) == 2 * count, "on a list of data sets"
-    assert len(cells(study, "seed=1")) == count // 3
-    cfg = config(cells(study, "dataset=dtd")[-1])
+def test_number_of_settings(study, count):
+    assert len(settings(study)) == count
+    assert len(settings(study, "dataset=caltech101,dtd")) == 2 * count, "on a list of data sets"
+    assert len(settings(study, "seed=1")) == count // 3
+    cfg = config(settings(study, "dataset=dtd")[-1])
     assert (cfg.dataset.name, cfg.seed, cfg.shots, cfg.features) == ("dtd", 3, 16, "cached")
 
 
-def test_the_papers_cells():
-    found = cells("paper")
+def test_what_the_paper_trains():
+    found = settings("paper")
     assert len(found) == 11 * 4 * 5 * 3
-    assert {cell[1] for cell in found} == {f"dataset={name}" for name in PAPER}
-    assert len(cells("paper", "dataset=caltech101")) == 60
-    assert len(cells("paper", "dataset=caltech101,dtd", "shots=16", "method.class_specific=false")) == 2 * 2 * 3
+    assert {setting[1] for setting in found} == {f"dataset={name}" for name in PAPER}
+    assert len(settings("paper", "dataset=caltech101")) == 60
+    assert len(settings("paper", "dataset=caltech101,dtd", "shots=16", "method.class_specific=false")) == 2 * 2 * 3
 
 
 def test_the_papers_setting():
     """Section 4.1: RN50, M = 16, random crops and flips; 50, 100 or 200 epochs by shots, on ImageNet always 50."""
     seen = set()
-    for cell in cells(
+    for setting in settings(
         "paper", "seed=3", "shots=1,16", "method.class_specific=true", "method.class_token_position=middle"
     ):
-        cfg = config(cell)
+        cfg = config(setting)
         assert (cfg.backbone.model, cfg.backbone.pretrained) == ("RN50-quickgelu", "openai")
         assert (cfg.method.name, cfg.method.n_ctx, cfg.method.ctx_init) == ("coop", 16, None)
         assert (cfg.method.class_token_position, cfg.augmentation, cfg.batch_size) == ("middle", "online", 32)
@@ -74,17 +75,17 @@ def test_the_papers_setting():
     assert len(seen) == 11 * 2
 
 
-def test_a_paper_cell_on_another_backbone():
-    (cell,) = cells("paper", "dataset=dtd", "shots=1", "seed=1", "method.class_specific=true",
+def test_a_paper_setting_on_another_backbone():
+    (setting,) = settings("paper", "dataset=dtd", "shots=1", "seed=1", "method.class_specific=true",
                     "method.class_token_position=end", "backbone=tiny")  # fmt: skip
-    assert config(cell).backbone.name == "tiny"
+    assert config(setting).backbone.name == "tiny"
 
 
 def test_the_search_maximises_and_is_told_the_same_every_time():
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     cfg = compose("train", overrides=["+exp=search"], return_hydra_config=True)
     assert cfg.hydra.sweeper.direction == "maximize"
-    assert cfg.hydra.sweeper.sampler.seed == 1, "so that a search started again finds its finished cells"
+    assert cfg.hydra.sweeper.sampler.seed == 1, "so that a search started again finds its finished settings"
 
 
 def test_slurm_asks_for_nothing_but_the_partition():
@@ -111,7 +112,9 @@ LEADERBOARDS = [
 
 
 def methods(study: str, *overrides: str) -> set[str]:
-    return {word.removeprefix("method=") for cell in cells(study, *overrides) for word in cell if "method=" in word}
+    return {
+        word.removeprefix("method=") for setting in settings(study, *overrides) for word in setting if "method=" in word
+    }
 
 
 def transfers(name: str) -> bool:
@@ -126,16 +129,16 @@ def test_leaderboards_have_every_method_that_can_be_in_them():
     assert {"zero_shot", "maple", "coop"} <= transferring and "taskres" not in transferring
     assert methods("leaderboard") == methods("leaderboard_domain_generalization") == METHODS
     assert methods("leaderboard_base_to_new") == methods("leaderboard_cross_dataset") == transferring
-    assert len(cells("leaderboard", "dataset=dtd")) == len(METHODS) * 5 * 3
-    assert len(cells("leaderboard_base_to_new", "method=coop", "dataset=dtd")) == 3
-    assert len(cells("leaderboard_cross_dataset", "method=coop")) == 3
+    assert len(settings("leaderboard", "dataset=dtd")) == len(METHODS) * 5 * 3
+    assert len(settings("leaderboard_base_to_new", "method=coop", "dataset=dtd")) == 3
+    assert len(settings("leaderboard_cross_dataset", "method=coop")) == 3
 
 
 @pytest.mark.parametrize("study", LEADERBOARDS)
 def test_every_run_of_a_leaderboard_is_a_config_that_may_run(study):
     kept = {"shots": "shots=4", "seed": "seed=1"} if study == "leaderboard" else {"seed": "seed=1"}
-    for cell in cells(study, "dataset=imagenet", "backbone=vit_b16", *kept.values()):
-        cfg = config(cell)
+    for setting in settings(study, "dataset=imagenet", "backbone=vit_b16", *kept.values()):
+        cfg = config(setting)
         assert (cfg.features, cfg.validation, cfg.dataset.name) == ("cached", "choose", "imagenet")
         assert cfg.protocol == study.removeprefix("leaderboard").removeprefix("_") or study == "leaderboard"
 
@@ -149,8 +152,10 @@ def test_every_run_of_a_leaderboard_is_a_config_that_may_run(study):
     ],
 )  # fmt: skip
 def test_as_published(method, augmentation, validation):
-    found = cells("[leaderboard,published]", f"method={method}", "shots=16", "seed=1")
-    assert {word for cell in found for word in cell if "dataset=" in word} == {f"dataset={name}" for name in PAPER}
+    found = settings("[leaderboard,published]", f"method={method}", "shots=16", "seed=1")
+    assert {word for setting in found for word in setting if "dataset=" in word} == {
+        f"dataset={name}" for name in PAPER
+    }
     cfg = config(found[0])
     assert (cfg.augmentation, cfg.validation) == (augmentation, validation)
 
@@ -190,3 +195,20 @@ def test_published_settings_by_protocol(overrides, expected):
 def test_an_unknown_protocol_is_refused():
     with pytest.raises(CoopError, match="protocol=base2new: allowed are few_shot, base_to_new, cross_dataset, domain"):
         config(["protocol=base2new"])
+
+
+def test_zero_shot_has_openclips_figures_beside_it():
+    """Every run with CLIP's 80 templates stands beside a published figure of the same weights and classes."""
+    published = read_published(FILE)
+    published = published[published["table"] == "OpenCLIP, zero-shot"]
+    known = {(row["dataset"], row["backbone"], row["stated"]["pretrained"]) for _, row in published.iterrows()}
+    found = settings("zero_shot")
+    assert len(found) == 11 * 5 * 2
+    configs = [config(words) for words in found if "method=zero_shot_ensemble" in words]
+    assert {(cfg.dataset.name, cfg.backbone.name, cfg.backbone.pretrained) for cfg in configs} <= known
+    assert {cfg.method.templates for cfg in configs} == {80}
+    assert set(published["confidence"]) == {"verified"}
+    (best,) = published[published["backbone"].eq("ViT-bigG-14") & published["dataset"].eq("imagenet")].to_dict(
+        "records"
+    )
+    assert (best["accuracy_percent"], best["stated"]["num_classes"]) == (80.09, "1000")

@@ -42,7 +42,7 @@ def read_splits(cfg: DictConfig) -> Splits:
     else:
         shots = counts_by_label(counts, whole.classnames) if counts else cfg.shots
         splits = sample(whole, shots, cfg.seed, cfg.dataset.classes)
-    if not splits.train:
+    if not splits.train and locate("method", cfg.method).learns:
         raise CoopError(
             f"dataset={cfg.dataset.name}: has no training images; train on another, then use it with coop.evaluate"
         )

@@ -1,19 +1,24 @@
-"""Every method through the commands, on the bundled photographs: results.json, and coop.evaluate finding it again."""
+"""Every method through the commands: what it trains, on an accelerator alone, and coop.evaluate finding it again.
+
+The accelerator is a pretended one (`tests/pretend_device.py`).
+"""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from clip_folder import write_clip_folder
-from commands import Commands
+from configs import names, written
+from conftest import results_of
 from methods import quick
 from safetensors.torch import load_file
+from test_device import check as check_device
 
 import coop
 
-E, K = 64, 25
+pytestmark = pytest.mark.usefixtures("plain")
+
+E, K = 64, 5
 # Patches, class token, five positions, two norms, two layers (attention, MLP, two norms), projection.
 LAYER = (4 * 64 * 64 + 4 * 64) + (2 * 64 * 256 + 256 + 64) + 2 * 128
 TOWER = 3 * 16 * 16 * 64 + 64 + 5 * 64 + 2 * 128 + 2 * LAYER + 64 * 64
@@ -22,29 +27,7 @@ META = E * (E // 16) + E // 16 + (E // 16) * D + D
 META_TCP = E * (E // 4) + E // 4 + (E // 4) * 4 * D + 4 * D
 # Steps that a random CLIP's accuracy feels.
 LARGE = ["epochs=2", "optimizer.lr=0.5"]
-TOWER_STEPS = [*LARGE, "batch_size=25"]
-COUPLED = {"trainable_params": 2 * 4 * 128 + 2 * (128 * 64 + 64), "epochs": 2}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Commands:
-    work = tmp_path_factory.mktemp("methods")
-    cache = os.environ.get("COOP_CACHE") or str(work / "cache")
-    return Commands(work, {"COOP_CACHE": cache, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "OMP_NUM_THREADS": "1"})
-
-
-@pytest.fixture(scope="module")
-def small(run) -> list[str]:
-    """The bundled photographs, two per class, and a small CLIP with random weights: only the mechanics count."""
-    folder = write_clip_folder(run.folder / "small_clip")
-    return [
-        "backbone=open_clip", f"backbone.model=local-dir:{folder}", "shots=2", "logger=none", "num_workers=0",
-        "features=cached",
-    ]  # fmt: skip
-
-
-def results_of(folder: Path) -> dict:
-    return json.loads((folder / "results.json").read_text())
+COUPLED = {"trainable_params": 2 * 2 * 128 + 2 * (128 * 64 + 64), "epochs": 2}
 
 
 RUNS = {
@@ -68,10 +51,10 @@ RUNS = {
         ["method=tip_adapter", "augmentation=views:3", "method.alpha_max=50"],
         {"epochs": 0, "chosen": ["alpha", "beta"]},
     ),
-    "tip_adapter_f": ([], {"trainable_params": 50 * E, "epochs": 20, "batch_size": 256, "chosen": ["alpha", "beta"]}),
+    "tip_adapter_f": ([], {"trainable_params": 20 * E, "epochs": 20, "batch_size": 256, "chosen": ["alpha", "beta"]}),
     "kgcoop": (LARGE, {"trainable_params": 4 * D, "epochs": 2, "batch_size": 128, "n_ctx": 4}),
     "prograd": (LARGE, {"trainable_params": 16 * D, "epochs": 2, "n_ctx": 16}),
-    "cocoop": ([*LARGE, "optimizer.lr=0.02"], {"trainable_params": 4 * D + META, "epochs": 2, "batch_size": 1}),
+    "cocoop": ([*LARGE, "optimizer.lr=0.02", "batch_size=10"], {"trainable_params": 4 * D + META, "epochs": 2}),
     "cocoop_class": (
         ["method=cocoop", "method.condition=class", *LARGE, "batch_size=10"],
         {"trainable_params": 4 * D + META, "epochs": 2},
@@ -105,52 +88,65 @@ RUNS = {
     "image_encoder_views": (["method=image_encoder", "augmentation=views:2", *LARGE], {"epochs": 2}),
     "image_encoder_online": (["method=image_encoder", "augmentation=online", *LARGE], {"epochs": 2}),
     # Widths: image tower 64, text encoder 128; of two layers each, prompts' depths as in methods.
-    "vpt": (TOWER_STEPS, {"trainable_params": 2 * 8 * 64, "batch_size": 25, "epochs": 2}),
-    "ivlp": (TOWER_STEPS, {"trainable_params": 2 * 2 * (64 + 128), "epochs": 2}),
-    "ivlp_text": (["method=ivlp", "method.depth_vision=0", *TOWER_STEPS], {"trainable_params": 2 * 2 * 128}),
-    "maple": (TOWER_STEPS, {"trainable_params": 2 * 2 * 128 + 2 * (128 * 64 + 64), "epochs": 2}),
-    "promptsrc": (TOWER_STEPS, {"trainable_params": 2 * 4 * (64 + 128), "epochs": 2}),
-    "promptsrc_views": (["method=promptsrc", "method.coupled=true", "augmentation=views:2", *TOWER_STEPS], COUPLED),
-    "dept": (TOWER_STEPS, {"trainable_params": 16 * 128 + 4 * E + K * E + K, "epochs": 2}),
-    "clip_lora": (TOWER_STEPS, {"trainable_params": 3 * 2 * 2 * (2 * 64 + 4 * 128), "epochs": 2}),
+    "vpt": (LARGE, {"trainable_params": 2 * 8 * 64, "epochs": 2}),
+    "ivlp": (LARGE, {"trainable_params": 2 * 2 * (64 + 128), "epochs": 2}),
+    "ivlp_text": (["method=ivlp", "method.depth_vision=0", *LARGE], {"trainable_params": 2 * 2 * 128}),
+    "maple": (LARGE, {"trainable_params": 2 * 2 * 128 + 2 * (128 * 64 + 64), "epochs": 2}),
+    "promptsrc": (LARGE, {"trainable_params": 2 * 4 * (64 + 128), "epochs": 2}),
+    "promptsrc_maple": (["augmentation=views:2", *LARGE], COUPLED),
+    "dept": (LARGE, {"trainable_params": 16 * 128 + 4 * E + K * E + K, "epochs": 2}),
+    "clip_lora": (LARGE, {"trainable_params": 3 * 2 * 2 * (2 * 64 + 4 * 128), "epochs": 2}),
     "clip_lora_text": (
-        ["method=clip_lora", "method.encoder=text", "method.params=[q,o]", "method.layers=top3", *TOWER_STEPS],
+        ["method=clip_lora", "method.encoder=text", "method.params=[q,o]", "method.layers=top3", *LARGE],
         {"trainable_params": 2 * 2 * 2 * 3 * 128, "epochs": 2},
     ),
-    "prolip": (TOWER_STEPS, {"trainable_params": 64 * E, "epochs": 2}),
-    "two_stage": (TOWER_STEPS, {"trainable_params": 2 * (6 * 64 + 9 * 128) + K * E, "epochs": 2}),
+    "prolip": (LARGE, {"trainable_params": 64 * E, "epochs": 2}),
+    "two_stage": (LARGE, {"trainable_params": 2 * (6 * 64 + 9 * 128) + K * E, "epochs": 2}),
 }
 
 
+RUNS |= {name: (["epochs=2"], {"epochs": 2}) for name in names("method") if name not in RUNS}
+SCORES = ("test/acc", "test/macro_acc", "test/ece", "zero_shot/acc", "zero_shot/ece")
+
+
 @pytest.mark.parametrize("name", RUNS)
-def test_train_then_evaluate(run, small, name, tmp_path):
+def test_train_then_evaluate_on_the_device_alone(run, small, name, tmp_path):
     overrides, expected = RUNS[name]
     method = next((part.partition("=")[2] for part in overrides if part.startswith("method=")), name)
-    done = run("train", *small, *quick(method), *overrides, f"hydra.run.dir={tmp_path / 'run'}")
+    tf32, device = name == "coop", "trainer.accelerator=pretend"
+    own = [word for word in small if not word.startswith(("epochs", "batch_size"))]
+    own += [] if "batch_size" in expected else ["batch_size=10"]
+    options = [*own, *quick(method), *overrides, device, f"trainer.tf32={tf32}"]
+    report = tmp_path / "train.json"
+    done = run("train", *options, f"hydra.run.dir={tmp_path / 'run'}", COOP_TEST_PRETEND=str(report))
     assert done.code == 0, done.err
+    check_device(report)
     results = results_of(tmp_path / "run")
-    assert (results["method"], results["n_train"], results["n_val"], results["n_test"]) == (method, 50, 50, 500)
-    decided = sorted(results.pop("chosen"))
-    assert decided == expected.get("chosen", [])
+    name_of_it = written("method", method)["name"]
+    assert (results["method"], results["n_train"], results["n_val"], results["n_test"]) == (name_of_it, 20, 10, 20)
+    # What is not trained in steps does not pass through `fit`, and is before it all the time.
+    assert json.loads(report.read_text())["products"][f"{'after' if results['epochs'] else 'before'} pretend"] > 0
+    assert sorted(results.pop("chosen")) == expected.get("chosen", [])
     assert {key: results[key] for key in expected if key != "chosen"} == {
         key: value for key, value in expected.items() if key != "chosen"
     }
-    for key in ("test/acc", "test/macro_acc", "zero_shot/acc"):
-        assert 0 < results[key] < 1
-    if name != "text_bias":  # one vector for all classes changes next to nothing
-        assert (results["test/acc"] == results["zero_shot/acc"]) is (name == "zero_shot")
+    assert (results["test/ece"] == results["zero_shot/ece"]) is (name == "zero_shot"), "what was learned is tested"
 
-    done = run("evaluate", f"run={tmp_path / 'run'}", "num_workers=0", f"hydra.run.dir={tmp_path / 'again'}")
+    again, report = [f"run={tmp_path / 'run'}", "accelerator=pretend", "num_workers=0"], tmp_path / "evaluate.json"
+    done = run("evaluate", *again, f"hydra.run.dir={tmp_path / 'again'}", COOP_TEST_PRETEND=str(report))
     assert done.code == 0, done.err
+    seen = json.loads(report.read_text())
+    assert seen["cpu"] == {}
+    assert seen["products"]["before pretend"] > 0
+    assert seen["tf32"] is tf32
     (entry,) = results_of(tmp_path / "again")["targets"].values()
-    for key in ("test/acc", "test/macro_acc", "zero_shot/acc"):
-        assert entry[key] == pytest.approx(results[key], abs=1e-6)
+    assert {key: entry[key] for key in SCORES} == {key: results[key] for key in SCORES}
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("name", ["maple", "clip_lora", "two_stage"])
 def test_towers_in_mixed_precision(run, small, name, precision, tmp_path):
-    """What is learned is float32, finite, and another in other precision; evaluation computes as the run did."""
+    """What is learned is float32 and finite; evaluation computes as the run did."""
     options = [*small, *quick(name), "epochs=1", "batch_size=25", f"trainer.precision={precision}"]
     done = run("train", *options, f"hydra.run.dir={tmp_path / 'run'}")
     assert done.code == 0, done.err
@@ -159,15 +155,16 @@ def test_towers_in_mixed_precision(run, small, name, precision, tmp_path):
     done = run("evaluate", f"run={tmp_path / 'run'}", "num_workers=0", f"hydra.run.dir={tmp_path / 'again'}")
     assert done.code == 0, done.err
     (entry,) = results_of(tmp_path / "again")["targets"].values()
-    assert entry["test/acc"] == results_of(tmp_path / "run")["test/acc"]
+    results = results_of(tmp_path / "run")
+    assert {key: entry[key] for key in SCORES} == {key: results[key] for key in SCORES}
 
 
 @pytest.mark.parametrize("name", ["linear_probe", "tip_adapter", "text_bias", "lp_pp"])
-def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tmp_path):
+def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, photographs, name, tmp_path):
     options = ["method.class_specific=true", "epochs=1"] if name == "text_bias" else []
     options += ["dataset.classes=base", *quick(name), f"hydra.run.dir={tmp_path / 'run'}"]
     assert run("train", *small, *options).code == 0
-    done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=new", "num_workers=0",
+    done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=folder", f"dataset.path={photographs}", "dataset.classes=new", "num_workers=0",
                f"hydra.run.dir={tmp_path / 'new'}")  # fmt: skip
     assert done.code == 1
     assert "its classes are not those that this run learned on" in done.error
@@ -176,13 +173,14 @@ def test_what_belongs_to_its_classes_is_not_moved_to_others(run, small, name, tm
 @pytest.mark.parametrize(
     "name", ["clip_adapter", "text_linear", "image_encoder", "cocoop", "tcp", "plot", "maple", "dept", "two_stage"]
 )
-def test_what_is_the_same_for_all_classes_is_moved_to_others(run, small, name, tmp_path):
+def test_what_is_the_same_for_all_classes_is_moved_to_others(run, small, photographs, name, tmp_path):
     options = [*small, "dataset.classes=base", "epochs=1"]
     assert run("train", *options, *quick(name), f"hydra.run.dir={tmp_path / 'run'}").code == 0
-    done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=mini", "dataset.classes=new", "num_workers=0",
+    done = run("evaluate", f"run={tmp_path / 'run'}", "dataset=folder", f"dataset.path={photographs}", "dataset.classes=new", "num_workers=0",
                f"hydra.run.dir={tmp_path / 'new'}")  # fmt: skip
     assert done.code == 0, done.err
-    assert results_of(tmp_path / "new")["targets"]["mini"]["num_classes"] == 12
+    (entry,) = results_of(tmp_path / "new")["targets"].values()
+    assert entry["num_classes"] == 2
 
 
 def test_the_trained_tower_and_nothing_else_is_saved(run, small, tmp_path):
