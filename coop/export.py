@@ -13,7 +13,7 @@ python -m coop.export run=RUN push=USER/NAME [license=mit] [private=true]
   license=NAME     of what was learned, as the hub calls it
   private=true     for a new repository
 
-class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
+class_weights.safetensors holds text_features (K, E), L2-normalized, and logit_scale; class names and the image
 preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
@@ -99,7 +99,7 @@ def by_class_weights(method: Method) -> bool:
 
 @torch.no_grad()
 def write_class_weights(method: Method, path: Path) -> None:
-    """Write text_features (K, E), L2-normalised, and logit_scale, with class names and preprocessing as metadata."""
+    """Write text_features (K, E), L2-normalized, and logit_scale, with class names and preprocessing as metadata."""
     tensors = {
         "text_features": method.text_features().float().cpu().contiguous(),
         "logit_scale": method.logit_scale.float().cpu().clone(),

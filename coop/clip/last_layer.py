@@ -65,14 +65,14 @@ class LastLayer(nn.Module):
         self.visual.to(dtype).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What comes into the last layer to image_features (B, E), not normalised."""
+        """What comes into the last layer to image_features (B, E), not normalized."""
         if not self.vit:
             return self.visual(x)
         (vit,) = self.vit
         return vit.leave(vit.block(0, x, vit.pooled_rows(x.shape[1]), None, False))
 
     def by_each(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """image_features (S, B, E), L2-normalised, by S such layers.
+        """image_features (S, B, E), L2-normalized, by S such layers.
 
         Args:
             x: what comes into the last layer, of B images.

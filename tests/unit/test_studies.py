@@ -91,7 +91,7 @@ def test_a_paper_setting_on_another_backbone():
     assert config(setting).backbone.name == "tiny"
 
 
-def test_the_search_maximises_and_is_told_the_same_every_time():
+def test_the_search_maximizes_and_is_told_the_same_every_time():
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     cfg = with_hydra("+exp=search")
     assert cfg.hydra.sweeper.direction == "maximize"
