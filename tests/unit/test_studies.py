@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from coop.cli.hydra_app import one_of_each
-from coop.config import check, conf_dir, locate, resolve_epochs
+from coop.config import check, check_evaluation, conf_dir, locate, resolve_epochs
 from coop.errors import CoopError
 from coop.report.published import FILE, read_published
 
@@ -232,3 +232,12 @@ def test_of_each_value_one_run_is_composed_before_a_study_starts():
         ["method=b", "seed=1"],
         ["method=c", "seed=1"],
     ]
+
+
+@pytest.mark.parametrize("study", ["cross_dataset", "domain_generalization"])
+def test_overlays_that_name_targets_serve_evaluation_too(study):
+    with hydra():
+        cfg = compose("evaluate", overrides=[f"+exp={study}", "run=a/folder"])
+        trained = compose("train", overrides=[f"+exp={study}"])
+    check_evaluation(cfg)
+    assert len(cfg.targets) >= 4 and cfg.targets == trained.targets
