@@ -153,7 +153,7 @@ SLOW = pytest.mark.slow
         pytest.param(kind, marks=SLOW)
         for kind in (
             *("tip_adapter", "clip_lora", "dept", "plot", "linear_probe", "clip_adapter", "lp_pp"),
-            *("cross_modal_adapter", "vpt", "two_stage"),
+            *("cross_modal_partial", "vpt", "two_stage"),
         )
     ],
 )

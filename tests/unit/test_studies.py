@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from coop.cli.hydra_app import one_of_each
 from coop.config import check, conf_dir, locate, resolve_epochs
 from coop.errors import CoopError
 from coop.report.published import FILE, read_published
@@ -90,7 +91,7 @@ def test_a_paper_setting_on_another_backbone():
     assert config(setting).backbone.name == "tiny"
 
 
-def test_the_search_maximises_and_is_told_the_same_every_time():
+def test_the_search_maximizes_and_is_told_the_same_every_time():
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     cfg = with_hydra("+exp=search")
     assert cfg.hydra.sweeper.direction == "maximize"
@@ -221,3 +222,13 @@ def test_zero_shot_has_openclips_figures_beside_it():
         "records"
     )
     assert (best["accuracy_percent"], best["stated"]["num_classes"]) == (80.09, "1000")
+
+
+def test_of_each_value_one_run_is_composed_before_a_study_starts():
+    batch = [[f"method={m}", f"seed={n}"] for m in ("a", "b", "c") for n in (1, 2)]
+    assert one_of_each(batch) == [
+        ["method=a", "seed=1"],
+        ["method=a", "seed=2"],
+        ["method=b", "seed=1"],
+        ["method=c", "seed=1"],
+    ]
