@@ -337,6 +337,8 @@ def render(figure: Figure) -> dict[str, bytes]:
     """The files of a figure by their suffix: "png" and "svg"."""
     files = {}
     with matplotlib.rc_context(STYLE):
+        for artist in (artist for axes in figure.axes for artist in (*axes.lines, *axes.collections, *axes.texts)):
+            artist.set_in_layout(False)  # inside of the axes, and slow to measure
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once for both
         for kind, options in (
