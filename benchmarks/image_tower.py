@@ -5,7 +5,7 @@
 
 - **prompts**: features of 4 images and their gradient in 2 prompts in front of each of 9 layers (MaPLe's numbers). The
   plain prompted tower runs every row through every block, as the authors' code does; the plain fine-tuning step is the
-  model's own forward, with the gradient of all its weights (and no step of an optimiser).
+  model's own forward, with the gradient of all its weights (and no step of an optimizer).
 - **low rank**: features and gradient of CLIP-LoRA (rank 2, queries, keys and values of both towers), 32 images, 100
   classes, against peft's LoRA on the same model, which changes the output projection too; so do we in "ours, q k v o".
   Without dropout, which peft does not have on open_clip's attention. One tower after the other, to bound memory. Both

@@ -6,7 +6,7 @@
 A step is the loss of the method on a batch of image features and its backward pass: teachers, small networks, optimal
 transport and surgery of gradients included. The plain encoder runs all 77 tokens of every prompt, as the authors' code
 does. Of several contexts it is given one, and its time is multiplied: all at once it is no faster and needs 14 GB. The
-text encoder is that of ViT-B/16, randomly initialised. Steps of either kind in turn, one thread, medians, CPU time of
+text encoder is that of ViT-B/16, randomly initialized. Steps of either kind in turn, one thread, medians, CPU time of
 this process (see `text_encoder.py`).
 """
 

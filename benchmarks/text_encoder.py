@@ -4,7 +4,7 @@
     python benchmarks/text_encoder.py --quick    up to 100 classes, some two minutes
 
 A step is the text features of all classes and their gradient in the context vectors. The text tower is that of
-ViT-B/16 (width 512, 12 layers, 8 heads), randomly initialised: its speed does not depend on its weights. Class names
+ViT-B/16 (width 512, 12 layers, 8 heads), randomly initialized: its speed does not depend on its weights. Class names
 are open_clip's ImageNet names. Everything runs in one thread, the two ways in turn, and medians over repeats are
 reported. Clock: CPU time of this process, so that waiting for a core does not count. Other work still slows a step
 through caches, and ours more than the plain one: measure on an idle machine. The load of others is reported, too.

@@ -5,7 +5,7 @@
     python benchmarks/text_encoder_methods.py --memory         peak memory of CoCoOp's step with 1000 classes instead
 
 A step is the text features of all classes and their gradient in everything learned. The text encoder is that of
-ViT-B/16 (width 512, 12 layers, 8 heads), randomly initialised; class names are open_clip's ImageNet names. The plain
+ViT-B/16 (width 512, 12 layers, 8 heads), randomly initialized; class names are open_clip's ImageNet names. The plain
 way runs all 77 tokens of every prompt, as the authors' code does. Steps of either kind in turn, one thread, medians.
 Of several contexts the plain way is measured with one and multiplied: all at once it is no faster and needs 14 GB.
 Clock: CPU time of this process (see `text_encoder.py`).

@@ -1,10 +1,10 @@
 """A whole training run, ours with cached features against the plain way with everything recomputed.
 
 Both are extrapolated from steps measured in this process, one thread each, interleaved: 100 classes, 16 shots, 50
-epochs of 50 steps, 2465 test images, a randomly initialised ViT-B/32-size CLIP (its speed does not depend on its
+epochs of 50 steps, 2465 test images, a randomly initialized ViT-B/32-size CLIP (its speed does not depend on its
 weights). Plain: each step encodes 32 images and 100 prompts of 77 tokens, each test batch of 100 images encodes the
 prompts again. Ours: a Lightning step on features that are there, the text encoder once an epoch for validation and once
-for the test, and what a warm cache costs to read is left out on neither side in favour of ours: it is added.
+for the test, and what a warm cache costs to read is left out on neither side in favor of ours: it is added.
 """
 
 import argparse

@@ -110,7 +110,7 @@ def split_words(words: Sequence[str]) -> tuple[Path, Path, Path | None, list[str
 def read_original(path: Path) -> OriginalPrompt:
     """Read a checkpoint of the original code, without running any code that it names.
 
-    Besides tensors it pickles schedulers and optimisers, which torch's safe loading refuses; all classes that are not
+    Besides tensors it pickles schedulers and optimizers, which torch's safe loading refuses; all classes that are not
     tensors become `_Inert`.
 
     Raises:

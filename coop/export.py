@@ -13,7 +13,7 @@ python -m coop.export run=RUN push=USER/NAME [license=mit] [private=true]
   license=NAME     of what was learned, as the hub calls it
   private=true     for a new repository
 
-class_weights.safetensors holds text_features (K, E), L2-normalised, and logit_scale; class names and the image
+class_weights.safetensors holds text_features (K, E), L2-normalized, and logit_scale; class names and the image
 preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import coop
 from coop.cli.options import parse
 from coop.clip.backbone import normalize
+from coop.clip.last_layer import into_last_layer
 from coop.clip.local import image_tokens
 from coop.errors import CoopError
 from coop.methods import Method
@@ -98,7 +99,7 @@ def by_class_weights(method: Method) -> bool:
 
 @torch.no_grad()
 def write_class_weights(method: Method, path: Path) -> None:
-    """Write text_features (K, E), L2-normalised, and logit_scale, with class names and preprocessing as metadata."""
+    """Write text_features (K, E), L2-normalized, and logit_scale, with class names and preprocessing as metadata."""
     tensors = {
         "text_features": method.text_features().float().cpu().contiguous(),
         "logit_scale": method.logit_scale.float().cpu().clone(),
@@ -131,6 +132,8 @@ class ImageClassifier(nn.Module):
             return self.method.logits(self.method.encode_image(images))
         if self.method.feature_kind == "tokens":
             return self.method.logits(normalize(image_tokens(self.method.clip.model, images)))
+        if self.method.feature_kind == "last_layer":
+            return self.method.logits(into_last_layer(self.visual, images))
         features = self.visual(images)
         # CoCa's towers give their tokens as well.
         features = features[0] if isinstance(features, tuple) else features

@@ -35,7 +35,7 @@ def main(cfg: DictConfig, show: bool = True) -> float | None:
         show: whether to print the closing table.
 
     Returns:
-        The validation accuracy: what a sweeper may optimise.
+        The validation accuracy: what a sweeper may optimize.
     """
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with exclusive(run_dir):

@@ -75,5 +75,5 @@ def drawn(key: str, shape: tuple[int, ...], std: float = 0.02) -> torch.Tensor:
 
 
 def images(n: int = 24, key: str = "images") -> torch.Tensor:
-    """`n` pseudo images (n, 3, 48, 48), already "normalised"; labels are `arange(n) % 12`."""
+    """`n` pseudo images (n, 3, 48, 48), already "normalized"; labels are `arange(n) % 12`."""
     return drawn(key, (n, 3, 48, 48), std=1.0)

@@ -18,8 +18,8 @@ from coop.clip.text.sharded import prompt_encoder
 from coop.errors import CoopError
 
 TEXT_BATCH = 256
-#: What the image tower gives of an image: "normalized" (B, E), L2-normalised; "raw" (B, E), before that; "tokens"
-#: (B, 1 + L, E), the pooled feature and L local ones, each L2-normalised; "last_layer" (B, ...), what comes into the
+#: What the image tower gives of an image: "normalized" (B, E), L2-normalized; "raw" (B, E), before that; "tokens"
+#: (B, 1 + L, E), the pooled feature and L local ones, each L2-normalized; "last_layer" (B, ...), what comes into the
 #: last layer (`coop.clip.last_layer`).
 FeatureKind = Literal["normalized", "raw", "tokens", "last_layer"]
 
@@ -100,7 +100,7 @@ class FrozenCLIP(nn.Module):
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, kind: FeatureKind = "normalized") -> Tensor:
-        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, at least float32.
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalized, at least float32.
 
         Args:
             images: on the model's device.
@@ -125,7 +125,7 @@ class FrozenCLIP(nn.Module):
 
     @torch.no_grad()
     def pooled(self, image_features: Tensor, kind: FeatureKind) -> Tensor:
-        """The pooled features (N, E), L2-normalised, of image_features of any kind, where these are."""
+        """The pooled features (N, E), L2-normalized, of image_features of any kind, where these are."""
         if kind == "normalized":
             return image_features
         if kind == "last_layer":
@@ -140,7 +140,7 @@ class FrozenCLIP(nn.Module):
 
         Args:
             texts: the texts.
-            normalize: L2-normalise the features.
+            normalize: L2-normalize the features.
             cut: cut texts that are longer than the context length, as open_clip does.
 
         Raises:
@@ -262,7 +262,7 @@ def _fingerprint(model: nn.Module, preprocess_cfg: PreprocessCfg) -> str:
 
 
 def normalize(features: Tensor) -> Tensor:
-    """L2-normalise (N, E) features; half precision is raised to float32 first."""
+    """L2-normalize (N, E) features; half precision is raised to float32 first."""
     return F.normalize(at_least_float32(features), dim=-1)
 
 

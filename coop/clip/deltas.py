@@ -108,7 +108,7 @@ class TrainedCopies(nn.Module):
         return functional_call(caller, weights, (function, *args))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised."""
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalized."""
         (clip,) = self._clip
         return normalize(self(clip.model.encode_image, clip.as_tower_takes(images)))
 

@@ -12,7 +12,7 @@ from coop.clip.text.plain import text_parts
 
 
 class HandCrafted(nn.Module):
-    """Text features of hand-crafted prompts, averaged over the templates, normalised before and after.
+    """Text features of hand-crafted prompts, averaged over the templates, normalized before and after.
 
     Kept as long as the text encoder is what it was: as `Snapshot` sees it in calls without gradients, by device and
     dtype alone in others. Never saved. They are those of the weights' own precision, whatever autocast the caller is
@@ -22,7 +22,7 @@ class HandCrafted(nn.Module):
         clip: the frozen CLIP.
         classnames: K class names, as they stand in the prompts.
         templates: prompts with one `{}` each.
-        raw: average the features as the tower gives them, and do not normalise the average either.
+        raw: average the features as the tower gives them, and do not normalize the average either.
     """
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], templates: Sequence[str], raw: bool = False):
@@ -46,14 +46,14 @@ class HandCrafted(nn.Module):
         return where == (clip.device, clip.dtype) and (torch.is_grad_enabled() or snapshot.holds())
 
     def each(self) -> Tensor:
-        """Features (T, K, E) of each template apart, before normalisation."""
+        """Features (T, K, E) of each template apart, before normalization."""
         (clip,) = self._clip
         with torch.inference_mode(False), torch.autocast(clip.device.type, enabled=False):
             return torch.stack([self._encode(clip, template) for template in self.templates])
 
     def as_shots(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Each text as a sample of its class: features (K * T, E), L2-normalised, by class, and labels; and zero-shot
-        weights (K, E), L2-normalised means of each class's features before normalisation.
+        """Each text as a sample of its class: features (K * T, E), L2-normalized, by class, and labels; and zero-shot
+        weights (K, E), L2-normalized means of each class's features before normalization.
         """
         texts = self.each().transpose(0, 1)
         labels = torch.arange(len(texts), device=texts.device).repeat_interleave(texts.shape[1])

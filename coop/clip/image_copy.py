@@ -24,7 +24,7 @@ class TrainableImageTower(nn.Module):
         self.visual = visual.to(torch.promote_types(dtype, torch.float32)).requires_grad_(True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalised, with gradient."""
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalized, with gradient."""
         dtype = next(self.visual.parameters()).dtype
         features = self.visual(images.to(dtype, memory_format=torch.channels_last))
         # CoCa's towers give their tokens as well.

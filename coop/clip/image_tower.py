@@ -87,7 +87,7 @@ class ImageTower:
             prompts: J tensors (n, V), in front of layers 0 .. J - 1.
             deltas: of each layer's projections.
             checkpoint: compute activations again in the backward pass, layer by layer, to save memory.
-            normalize: L2-normalise.
+            normalize: L2-normalize.
         """
         tower, depth, last = self._tower, len(prompts), self.layers - 1
         x = tower.embed(images)

@@ -21,7 +21,7 @@ from coop.errors import CoopError
 if TYPE_CHECKING:
     from coop.clip.backbone import FrozenCLIP
 
-PART = 128  # images that go through the last layer at once: the whole of a data set would not fit into the memory
+PART = 128  # images that should go through the last layer at once: those of a whole data set take too much memory
 
 
 def into_last_layer(visual: nn.Module, images: Tensor) -> Tensor:
@@ -65,14 +65,14 @@ class LastLayer(nn.Module):
         self.visual.to(dtype).requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What comes into the last layer to image_features (B, E), not normalised."""
+        """What comes into the last layer to image_features (B, E), not normalized."""
         if not self.vit:
             return self.visual(x)
         (vit,) = self.vit
         return vit.leave(vit.block(0, x, vit.pooled_rows(x.shape[1]), None, False))
 
     def by_each(self, x: Tensor, tensors: Sequence[Tensor]) -> Tensor:
-        """image_features (S, B, E), L2-normalised, by S such layers.
+        """image_features (S, B, E), L2-normalized, by S such layers.
 
         Args:
             x: what comes into the last layer, of B images.
@@ -80,7 +80,4 @@ class LastLayer(nn.Module):
         """
         names = [name for name, _ in self.named_parameters()]
         layers = [dict(zip(names, each, strict=True)) for each in zip(*tensors, strict=True)]
-        return torch.stack([self._features(layer, x) for layer in layers])
-
-    def _features(self, layer: dict[str, Tensor], x: Tensor) -> Tensor:
-        return F.normalize(torch.cat([functional_call(self, layer, part) for part in x.split(PART)]), dim=-1)
+        return torch.stack([F.normalize(functional_call(self, layer, x), dim=-1) for layer in layers])

@@ -27,7 +27,7 @@ def check_local_features(clip: "FrozenCLIP") -> None:
 
 
 def image_tokens(model: nn.Module, images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) to (B, 1 + L, E): the pooled feature, then those of L places, not normalised.
+    """Images (B, 3, H, W) to (B, 1 + L, E): the pooled feature, then those of L places, not normalized.
 
     A ResNet's attention pool attends from each place as it does from the mean, and gives L = 49 at 224 pixels (PLOT,
     Chen et al., ICLR 2023, section 3.3). A ViT's final norm and projection are applied to each patch.

@@ -90,7 +90,7 @@ class FewShotData(pl.LightningDataModule):
         if self.with_images:
             self.val_set = self._fixed_views(splits.val, [None])
 
-    def labelled(self, part: str) -> tuple[Tensor, Tensor]:
+    def labeled(self, part: str) -> tuple[Tensor, Tensor]:
         """Features (V, N, E) of the fixed views of the "train" or "val" images, and labels (N).
 
         With online augmentation, and for methods that train an image encoder, the one view of the test transform.

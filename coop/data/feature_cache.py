@@ -315,7 +315,7 @@ def identify(paths: Sequence[str]) -> np.ndarray:
 
 
 def identity(path: str) -> bytes:
-    """What an image is recognised by: where it lies, its size, and when it was changed."""
+    """What an image is recognized by: where it lies, its size, and when it was changed."""
     try:
         status = os.stat(path)
     except OSError:

@@ -136,7 +136,7 @@ class FeatureExtractor:
 
     @property
     def encoded_kind(self) -> FeatureKind:
-        """What is encoded and kept: normalised features are made of raw ones, so that the same serve both kinds."""
+        """What is encoded and kept: normalized features are made of raw ones, so that the same serve both kinds."""
         return "raw" if self.kind == "normalized" and self.encode is None else self.kind
 
     @property

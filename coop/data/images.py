@@ -18,8 +18,8 @@ MAX_16_BIT = 65535
 def open_image(path: str, preprocess: Preprocess | None = None) -> Image.Image:
     """Open an image file as 8-bit RGB.
 
-    CMYK, palette, greyscale and transparent images are converted (transparency is dropped, as in the original code);
-    16-bit greyscale is scaled to 8 bits, where PIL alone would clip it to white. An EXIF orientation is not applied:
+    CMYK, palette, grayscale and transparent images are converted (transparency is dropped, as in the original code);
+    16-bit grayscale is scaled to 8 bits, where PIL alone would clip it to white. An EXIF orientation is not applied:
     the original code does not turn images either, and figures have to stay comparable with it.
 
     Args:
@@ -62,12 +62,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return _from_high_bit_depth(image).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")  # PIL warns about the direct way; the colours are the same
+        return image.convert("RGBA").convert("RGB")  # PIL warns about the direct way; the colors are the same
     return image.convert("RGB")
 
 
 def _from_high_bit_depth(image: Image.Image) -> Image.Image:
-    """Scale 16-bit greyscale, full range 0 to 65535, to 8 bits."""
+    """Scale 16-bit grayscale, full range 0 to 65535, to 8 bits."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > MAX_16_BIT:
         raise CoopError(f"pixels of mode {image.mode} (32 bits) have no known range. Save the image with 8 or 16 bits.")

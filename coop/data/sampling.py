@@ -108,7 +108,7 @@ def selected_labels(num_classes: int, classes: str) -> range:
 
 
 def sample(splits: Splits, shots: int | Sequence[int], seed: int, classes: str = "all") -> Splits:
-    """The protocol of one run: few-shot sampling first, then the choice of classes, which are relabelled from 0.
+    """The protocol of one run: few-shot sampling first, then the choice of classes, which are relabeled from 0.
 
     Warns of classes that have fewer training images than `shots` (a number, or one for each label).
 

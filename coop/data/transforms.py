@@ -22,7 +22,7 @@ def test_transform(preprocess: PreprocessCfg) -> Transform:
 
 
 def train_transform(preprocess: PreprocessCfg) -> Transform:
-    """Random resized crop, horizontal flip, normalisation (CoOp, section 4.1); draws from torch's global generator."""
+    """Random resized crop, horizontal flip, normalization (CoOp, section 4.1); draws from torch's global generator."""
     return T.Compose(
         [
             T.RandomResizedCrop(

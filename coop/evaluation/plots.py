@@ -9,7 +9,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from coop.report.plots import COLOURS, DASHES, STYLE
+from coop.report.plots import COLORS, DASHES, STYLE
 from coop.system.files import write_atomically
 
 DPI = 150
@@ -40,19 +40,19 @@ def draw_history(records: Sequence[dict], path: Path) -> None:
 
 
 def _draw_loss(ax: Axes, records: Sequence[dict]) -> None:
-    ax.plot([r["epoch"] for r in records], [r["train/loss"] for r in records], color=COLOURS[0])
+    ax.plot([r["epoch"] for r in records], [r["train/loss"] for r in records], color=COLORS[0])
     ax.set_ylabel("training loss (cross-entropy)")
     ax.set_ylim(bottom=0)
 
 
 def _draw_accuracy(ax: Axes, records: Sequence[dict]) -> None:
-    for key, label, colour, dash in (
-        ("train/acc", "training images", COLOURS[0], "-"),
-        ("val/acc", "validation images", COLOURS[1], "--"),
+    for key, label, color, dash in (
+        ("train/acc", "training images", COLORS[0], "-"),
+        ("val/acc", "validation images", COLORS[1], "--"),
     ):
         known = [r for r in records if key in r]
         if known:
-            ax.plot([r["epoch"] for r in known], [100 * r[key] for r in known], dash, color=colour, label=label)
+            ax.plot([r["epoch"] for r in known], [100 * r[key] for r in known], dash, color=color, label=label)
     ax.set_ylabel("accuracy (%)")
     ax.legend(loc="best")
 
@@ -63,11 +63,11 @@ def _draw_movement(ax: Axes, records: Sequence[dict]) -> None:
     count = len(records[0]["ctx_moved"])
     for m in range(count):
         moved = [r["ctx_moved"][m] for r in records]
-        if count <= len(COLOURS):
-            ax.plot(epochs, moved, DASHES[m % len(DASHES)], color=COLOURS[m], label=f"v{m + 1}")
+        if count <= len(COLORS):
+            ax.plot(epochs, moved, DASHES[m % len(DASHES)], color=COLORS[m], label=f"v{m + 1}")
         else:
-            ax.plot(epochs, moved, color=COLOURS[0], alpha=0.35 + 0.65 * (m + 1) / count, lw=0.8)
-    if count <= len(COLOURS):
+            ax.plot(epochs, moved, color=COLORS[0], alpha=0.35 + 0.65 * (m + 1) / count, lw=0.8)
+    if count <= len(COLORS):
         ax.legend(loc="best")
     else:
         ax.set_title(f"one line per vector; the darkest is v{count}", loc="right", fontsize=STYLE["font.size"] - 1)
@@ -99,9 +99,9 @@ def _draw_distribution(ax: Axes, accuracies: Sequence[float]) -> None:
     """Numbers of classes by accuracy; those at 0 and at 100 % stand out of their bins."""
     none, all_right = accuracies.count(0), accuracies.count(100)
     between = [accuracy for accuracy in accuracies if 0 < accuracy < 100]
-    counts, _, bars = ax.hist(between, bins=BINS, color=COLOURS[0], rwidth=0.85)
+    counts, _, bars = ax.hist(between, bins=BINS, color=COLORS[0], rwidth=0.85)
     ax.bar_label(bars, [f"{count:.0f}" if count else "" for count in counts], fontsize=STYLE["font.size"] - 1)
-    ends = ax.bar([-7, 107], [none, all_right], 8.5, color=[COLOURS[1], COLOURS[2]])
+    ends = ax.bar([-7, 107], [none, all_right], 8.5, color=[COLORS[1], COLORS[2]])
     ax.bar_label(ends, fontsize=STYLE["font.size"] - 1)
     ax.set_xticks([-7, *range(10, 100, 20), 107], ["all\nwrong", *map(str, range(10, 100, 20)), "all\nright"])
     ax.set(xlabel="accuracy (%)", ylabel="classes")
@@ -123,7 +123,7 @@ def _draw_classes(ax: Axes, classes: Sequence[dict]) -> None:
         table = table.sort_values("acc", kind="stable")
         values, label = 100 * table["acc"], "accuracy (%), with images right/all"
     texts = [f"{right}/{count}" for right, count in zip(table["right"], table["n_test"], strict=True)]
-    _bars(ax, list(map(_short, table["classname"])), list(values), COLOURS[0], texts)
+    _bars(ax, list(map(_short, table["classname"])), list(values), COLORS[0], texts)
     ax.set_xlabel(label)
 
 
@@ -131,16 +131,16 @@ def _draw_confused(ax: Axes, pairs: Sequence[dict], images: dict[str, int]) -> N
     shown = pairs[:PAIRS]
     names = [f"{_short(p['classname'])} \N{RIGHTWARDS ARROW} {_short(p['predicted'])}" for p in shown]
     texts = [f"{p['count']}/{images[p['classname']]}" for p in shown]
-    _bars(ax, names, [p["count"] for p in shown], COLOURS[1], texts)
+    _bars(ax, names, [p["count"] for p in shown], COLORS[1], texts)
     ax.set_xlabel("test images of one class taken for another")
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.set_title("most frequent confusions" if shown else "no mistakes", loc="right")
 
 
-def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], colour: str, texts: Sequence[str]) -> None:
+def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], color: str, texts: Sequence[str]) -> None:
     """Bars across, each with a text at its end."""
     size = STYLE["font.size"] - 2
-    ax.bar_label(ax.barh(range(len(names)), values, color=colour, height=0.7), texts, padding=2, fontsize=size)
+    ax.bar_label(ax.barh(range(len(names)), values, color=color, height=0.7), texts, padding=2, fontsize=size)
     ax.set_yticks(range(len(names)), names, fontsize=size)
     ax.set_xlim(0, 1.15 * max([1, *values]))
     ax.set_ylim(max(len(names), 5) - 0.5, -0.5)  # from the top; a single bar does not fill the panel
@@ -151,13 +151,13 @@ def _draw_calibration(ax: Axes, calibration: dict) -> None:
     ax.plot([0, 100], [0, 100], ":", color="black", lw=0.8)
     bins = calibration["bins"]
     most = max((b["count"] for b in bins), default=1)
-    ax.plot([100 * b["confidence"] for b in bins], [100 * b["acc"] for b in bins], "-", color=COLOURS[2])
+    ax.plot([100 * b["confidence"] for b in bins], [100 * b["acc"] for b in bins], "-", color=COLORS[2])
     sizes = [8 + 60 * b["count"] / most for b in bins]
     ax.scatter(
         [100 * b["confidence"] for b in bins],
         [100 * b["acc"] for b in bins],
         sizes,
-        color=COLOURS[2],
+        color=COLORS[2],
         zorder=3,
         clip_on=False,
     )

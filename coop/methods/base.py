@@ -18,10 +18,10 @@ from coop.errors import CoopError
 
 log = logging.getLogger("coop")
 
-#: Labelled features of the few shots: of "train" or "val" (never of the test set) the image_features (V, N, E) of
+#: Labeled features of the few shots: of "train" or "val" (never of the test set) the image_features (V, N, E) of
 #: V fixed views, of the method's `feature_kind`, and the labels (N). "val" has one view, and N = 0 where there are no
 #: validation images, or where nothing may be chosen on them (`validation=none`).
-Labelled = Callable[[str], tuple[Tensor, Tensor]]
+Labeled = Callable[[str], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Batch:
         labels: (B).
         image_features: (B, E), or (B, 1 + L, E) of the kind "tokens"; from `encode_image` if the method needs images.
         images: (B, 3, H, W), preprocessed, if the method needs images.
-        teacher_features: (B, E), L2-normalised, the frozen CLIP's of the same views, if the method needs a teacher.
+        teacher_features: (B, E), L2-normalized, the frozen CLIP's of the same views, if the method needs a teacher.
         epoch: from 0.
         epochs: T.
-        step: how many steps of the optimiser came before, in all epochs.
+        step: how many steps of the optimizer came before, in all epochs.
         steps: how many there are in all.
     """
 
@@ -67,7 +67,7 @@ class Method(nn.Module):
 
     #: Whether the trained state has a meaning for other classes than those it was trained with.
     transfers_to_other_classes = True
-    #: Names in the state_dict of what `prepare` fits to the training images, and no optimiser trains.
+    #: Names in the state_dict of what `prepare` fits to the training images, and no optimizer trains.
     fitted: tuple[str, ...] = ()
     #: Names of parameters and buffers whose length is known with the training data alone; loading takes a file's.
     sized_by_training: tuple[str, ...] = ()
@@ -124,7 +124,7 @@ class Method(nn.Module):
 
     @property
     def trained_in_steps(self) -> bool:
-        """Whether there is anything for an optimiser; otherwise a run has no epochs."""
+        """Whether there is anything for an optimizer; otherwise a run has no epochs."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
@@ -153,7 +153,7 @@ class Method(nn.Module):
             )
 
     def parameter_groups(self, optimizer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Parameter groups for torch's optimisers: by default one, of all that is trained.
+        """Parameter groups for torch's optimizers: by default one, of all that is trained.
 
         Args:
             optimizer: the config's node.
@@ -167,23 +167,23 @@ class Method(nn.Module):
     def on_epoch_end(self, epoch: int, epochs: int) -> None:
         """Called after the last step of an epoch (from 0) of T; what it keeps has to be in the state_dict."""
 
-    def prepare(self, labelled: Labelled) -> None:
+    def prepare(self, labeled: Labeled) -> None:
         """Called once before the first step, before a checkpoint is loaded: closed forms, caches.
 
         Features are on the CPU, the CLIP and the method on the device of the run, where what is made of them belongs.
         """
 
-    def select(self, labelled: Labelled) -> None:
+    def select(self, labeled: Labeled) -> None:
         """Called once after the last step: hyper-parameters chosen on the validation images."""
 
-    def to_choose_on(self, labelled: Labelled, otherwise: str) -> tuple[Tensor, Tensor] | None:
+    def to_choose_on(self, labeled: Labeled, otherwise: str) -> tuple[Tensor, Tensor] | None:
         """Features (N, E) and labels (N) of the validation images, on the device; None and a warning if there are none.
 
         Args:
-            labelled: as `select` is given it.
+            labeled: as `select` is given it.
             otherwise: what holds where there are none, for the warning.
         """
-        (features,), labels = (x.to(self.clip.device) for x in labelled("val"))
+        (features,), labels = (x.to(self.clip.device) for x in labeled("val"))
         if len(labels):
             return features, labels
         log.warning("%s: no validation images, %s", type(self).__name__, otherwise)
@@ -202,11 +202,11 @@ class Method(nn.Module):
         return self.clip.encode_image(images, self.feature_kind)
 
     def forward(self) -> Tensor:
-        """text_features (K, E), L2-normalised."""
+        """text_features (K, E), L2-normalized."""
         raise NotImplementedError(f"{type(self).__name__} defines neither forward() nor logits()")
 
     def text_features(self, image_features: Tensor | None = None) -> Tensor:
-        """text_features (K, E), L2-normalised: `forward()`; without gradients kept while nothing changes.
+        """text_features (K, E), L2-normalized: `forward()`; without gradients kept while nothing changes.
 
         That is what is learned, the text encoder, the device and the precision (autocast); `Snapshot` says what of it
         is seen when. Where `text_depends_on_image`, a method overrides this, and gives (B, K, E) for image_features
@@ -225,12 +225,12 @@ class Method(nn.Module):
         return [self, *roots], tensors
 
     def logits(self, image_features: Tensor) -> Tensor:
-        """image_features (B, E), L2-normalised, to logits (B, K) (CoOp, equation 1)."""
+        """image_features (B, E), L2-normalized, to logits (B, K) (CoOp, equation 1)."""
         text_features = self.text_features(image_features) if self.text_depends_on_image else self.text_features()
         return self.logits_of(image_features, text_features)
 
     def logits_of(self, image_features: Tensor, text_features: Tensor, scale: float | None = None) -> Tensor:
-        """Logits (B, K) of image_features (B, E) and text_features (K, E) or (B, K, E), both L2-normalised.
+        """Logits (B, K) of image_features (B, E) and text_features (K, E) or (B, K, E), both L2-normalized.
 
         Args:
             image_features: of B images.
@@ -246,7 +246,7 @@ class Method(nn.Module):
             return factor * image_features @ text_features.T
 
     def loss(self, batch: Batch, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What training minimises: by default the cross-entropy.
+        """What training minimizes: by default the cross-entropy.
 
         Args:
             batch: of a step.

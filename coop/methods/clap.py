@@ -10,13 +10,13 @@ from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_templates
 from coop.errors import CoopError
-from coop.methods.base import Batch, Labelled, Method
+from coop.methods.base import Batch, Labeled, Method
 
 
 class CLAP(Method):
-    """Learned class weights w, normalised in the logits; loss = cross-entropy + mean over k of lambda_k * d(w_k, t_k).
+    """Learned class weights w, normalized in the logits; loss = cross-entropy + mean over k of lambda_k * d(w_k, t_k).
 
-    t (K, E) are text features averaged over the templates before any normalisation; names keep their underscores, as
+    t (K, E) are text features averaged over the templates before any normalization; names keep their underscores, as
     with the authors. lambda_k is the mean zero-shot probability of class k on its training images (equation 8).
 
     Args:
@@ -51,13 +51,13 @@ class CLAP(Method):
         if adaptive and constraint == "none":
             raise CoopError("method.adaptive=true: method.constraint=none has no multipliers; give l2 or cosine")
 
-    def prepare(self, labelled: Labelled) -> None:
+    def prepare(self, labeled: Labeled) -> None:
         base = self.base()
         if self.init == "zero_shot":
             self.prototypes.data.copy_(base)
         if self.constraint == "none":
             return
-        features, labels = (x.to(base.device) for x in labelled("train"))
+        features, labels = (x.to(base.device) for x in labeled("train"))
         probabilities = self.logits_of(features.flatten(0, 1), normalize(base)).softmax(dim=1)
         of_class = nn.functional.one_hot(labels.repeat(len(features)), len(base)).to(probabilities)
         sure = (probabilities * of_class).sum(dim=0) / of_class.sum(dim=0).clamp(min=1)

@@ -10,7 +10,7 @@ from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_template
 from coop.errors import CoopError
-from coop.methods.base import Labelled, Method, check_above
+from coop.methods.base import Labeled, Method, check_above
 from coop.optim.grid import first_best
 
 # 0.2 first: the ratio of the authors' code, which holds where validation images do not decide.
@@ -22,7 +22,7 @@ class ClipAdapter(Method):
 
     The ratio is searched per data set, as in the paper: each of 0.2, 0.4 .. 1 trains an adapter as if it were alone,
     all from the same start and on the same batches; the best on the validation images stays. The authors apply A to
-    features that are not normalised; A is homogeneous, so the direction, which is all that counts, is the same.
+    features that are not normalized; A is homogeneous, so the direction, which is all that counts, is the same.
 
     Args:
         template: a prompt with `{}` where the class name goes.
@@ -70,9 +70,9 @@ class ClipAdapter(Method):
         return sum(F.cross_entropy(each, labels) for each in logits), logits[0]
 
     @torch.no_grad()
-    def select(self, labelled: Labelled) -> None:
+    def select(self, labeled: Labeled) -> None:
         if len(self.ratios) > 1:
-            found = self.to_choose_on(labelled, f"the ratio stays at {self.ratios[0]:g}")
+            found = self.to_choose_on(labeled, f"the ratio stays at {self.ratios[0]:g}")
             _, best = first_best([self._by_each(found[0])], found[1]) if found else (0, 0)
             for name in self.sized_by_training:
                 tensor = getattr(self, name)

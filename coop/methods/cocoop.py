@@ -66,7 +66,7 @@ class CoCoOp(PromptLearner):
         return self._moved(self.teacher())
 
     def text_features(self, image_features: Tensor | None = None) -> Tensor:
-        """(B, K, E) for image_features (B, E), both L2-normalised; (K, E) with `condition="class"`."""
+        """(B, K, E) for image_features (B, E), both L2-normalized; (K, E) with `condition="class"`."""
         if image_features is None or not self.text_depends_on_image:
             return super().text_features()
         return self._moved(noise_for(image_features) if self.condition == "noise" else image_features)

@@ -148,7 +148,7 @@ class PromptLearner(Method):
         return self.deep.encode_image(images, self.ctx, self.encoding["checkpoint"])
 
     def forward(self) -> Tensor:
-        """text_features (K, E), L2-normalised, differentiable in ctx."""
+        """text_features (K, E), L2-normalized, differentiable in ctx."""
         return self.encoder(self.ctx, None if self.deep is None else self.deep.of_text())
 
     def embeddings(self) -> tuple[Tensor, Tensor]:

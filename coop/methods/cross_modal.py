@@ -10,12 +10,12 @@ from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.last_layer import LastLayer
 from coop.clip.templates import check_templates
-from coop.methods.base import Labelled, Method
+from coop.methods.base import Labeled, Method
 from coop.optim.grid import Grid, of_kinds
 
 
 class CrossModal(Method):
-    """logits = scale * x W^T of L2-normalised image and text features x; W, not normalised, is trained in `prepare`.
+    """logits = scale * x W^T of L2-normalized image and text features x; W, not normalized, is trained in `prepare`.
 
     Args:
         templates: prompts with `{}` where the class name goes: the texts of each class.
@@ -57,8 +57,8 @@ class CrossModal(Method):
         Grid(lr, weight_decay, batch_size, 1).check_single("validation=none")
 
     @torch.no_grad()
-    def prepare(self, labelled: Labelled) -> None:
-        f, y, val_f, val_y = (x.to(self.clip.device) for part in ("train", "val") for x in labelled(part))
+    def prepare(self, labeled: Labeled) -> None:
+        f, y, val_f, val_y = (x.to(self.clip.device) for part in ("train", "val") for x in labeled(part))
         texts, of_texts, zero_shot = self.prompts.as_shots()
         self.weight.lerp_(zero_shot, float(self.init == "zero_shot"))
         kinds = [f.flatten(0, 1), texts][: 1 + self.texts]

@@ -14,7 +14,7 @@ from coop.methods.coop import PromptLearner
 
 
 class DePT(PromptLearner):
-    """CoOp's prompt, and a linear classifier on features before normalisation, each side scaled and shifted by channel.
+    """CoOp's prompt, and a linear classifier on features before normalization, each side scaled and shifted by channel.
 
     The classifier learns from image features and from the text features of their classes. On the classes of training
     both heads' logits are averaged; on others the similarities count alone (section 3.2).

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
-from coop.methods.base import Labelled, Method, check_above
+from coop.methods.base import Labeled, Method, check_above
 from coop.optim.logistic import MAX_ITER, choose_C, fit, hold_out
 
 log = logging.getLogger("coop")
@@ -23,7 +23,7 @@ class LinearProbe(Method):
 
     Args:
         C: a value to take instead of the search.
-        normalized: L2-normalise the features; CoOp's released code fits them as the tower gives them, where a penalty
+        normalized: L2-normalize the features; CoOp's released code fits them as the tower gives them, where a penalty
             of the same strength means something else.
 
     Raises:
@@ -46,9 +46,9 @@ class LinearProbe(Method):
         """Raises CoopError for a C that is not positive."""
         check_above(0, C=C)
 
-    def prepare(self, labelled: Labelled) -> None:
-        features, labels = labelled("train")
-        C = self.C or self._choose(features, labels, labelled)
+    def prepare(self, labeled: Labeled) -> None:
+        features, labels = labeled("train")
+        C = self.C or self._choose(features, labels, labeled)
         fitted = fit(_samples(features, labels), C)
         if fitted.n_iter_.max() >= MAX_ITER:
             log.warning("linear_probe: L-BFGS stopped at %d iterations, not converged (C=%g)", MAX_ITER, C)
@@ -60,8 +60,8 @@ class LinearProbe(Method):
         self.weight[rows], self.bias[rows] = weight.to(self.weight), bias.to(self.bias)
         self.chosen = {"C": C}
 
-    def _choose(self, features: Tensor, labels: Tensor, labelled: Labelled) -> float:
-        val = _samples(*labelled("val"))
+    def _choose(self, features: Tensor, labels: Tensor, labeled: Labeled) -> float:
+        val = _samples(*labeled("val"))
         if len(val[1]):
             return choose_C(_samples(features, labels), val)
         held_out = hold_out(labels)

@@ -9,7 +9,7 @@ from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_templates
 from coop.errors import CoopError
-from coop.methods.base import Labelled, Method
+from coop.methods.base import Labeled, Method
 
 
 class LPpp(Method):
@@ -52,8 +52,8 @@ class LPpp(Method):
         class_weights = self.weight + self.alpha[:, None] * self.text_features().to(self.weight)
         return self.logits_of(image_features, class_weights, scale=1.0) + self.bias.to(image_features)
 
-    def prepare(self, labelled: Labelled) -> None:
-        f, labels, val_f, val_labels = (x.to(self.clip.device) for part in ("train", "val") for x in labelled(part))
+    def prepare(self, labeled: Labeled) -> None:
+        f, labels, val_f, val_labels = (x.to(self.clip.device) for part in ("train", "val") for x in labeled(part))
         most = 0
         for iteration, _ in enumerate(self.descend(f.flatten(0, 1), labels.repeat(len(f)))):
             correct = (self.logits(val_f[0]).argmax(dim=1) == val_labels).sum() if len(val_labels) else 0

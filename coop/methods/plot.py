@@ -56,11 +56,11 @@ class PLOT(PromptLearner):
         super().check(n_ctx, **options)
 
     def forward(self) -> Tensor:
-        """Text features (N, K, E) of each prompt, not normalised."""
+        """Text features (N, K, E) of each prompt, not normalized."""
         return self.encoder(self.ctx, normalize=False)
 
     def logits(self, image_features: Tensor) -> Tensor:
-        """image_features (B, 1 + L, E), L2-normalised, the pooled one first, to logits (B, K)."""
+        """image_features (B, 1 + L, E), L2-normalized, the pooled one first, to logits (B, K)."""
         text_features = self.text_features()
         with torch.autocast(image_features.device.type, enabled=False):
             text_features, places = text_features.to(image_features.dtype), image_features[:, 1:]

@@ -12,9 +12,9 @@ from coop.methods.base import Method, check_above
 
 
 class TaskRes(Method):
-    """Class weights are t + alpha * x, normalised, with learned x (equation 4; the authors' "regular base").
+    """Class weights are t + alpha * x, normalized, with learned x (equation 4; the authors' "regular base").
 
-    t (K, E) are text features averaged over the templates before any normalisation, so that their norm (7 to 11 for
+    t (K, E) are text features averaged over the templates before any normalization, so that their norm (7 to 11 for
     CLIP) sets how far a residual of a given size turns them. As with the authors, names keep their underscores.
 
     Attributes:

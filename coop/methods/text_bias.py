@@ -12,7 +12,7 @@ from coop.methods.base import Method
 
 
 class TextBias(Method):
-    """text_features (K, E) of a hand-crafted prompt, plus a trained vector that starts at zero, normalised again.
+    """text_features (K, E) of a hand-crafted prompt, plus a trained vector that starts at zero, normalized again.
 
     One of the fine-tuning alternatives that the CoOp paper compares with.
 

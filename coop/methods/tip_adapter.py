@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import check_templates
-from coop.methods.base import Labelled, Method, check_above
+from coop.methods.base import Labeled, Method, check_above
 from coop.optim.grid import SEARCH_FROM, search_pair
 
 
 class TipAdapter(Method):
     """logits = scale * x t^T + alpha * exp(-beta * (1 - x keys^T)) one_hot(labels) (sections 3.1 and 3.2).
 
-    Keys are the features of the N training images, averaged over their views, then normalised. alpha and beta are
+    Keys are the features of the N training images, averaged over their views, then normalized. alpha and beta are
     searched on the validation images after training, in 20 and 200 equal steps; the first best, by beta, then alpha.
 
     Args:
@@ -50,8 +50,8 @@ class TipAdapter(Method):
         check_above(0, alpha=alpha, beta=beta, scale=scale)
         check_above(SEARCH_FROM, ", where the search starts", alpha_max=alpha_max, beta_max=beta_max)
 
-    def prepare(self, labelled: Labelled) -> None:
-        features, labels = labelled("train")
+    def prepare(self, labeled: Labeled) -> None:
+        features, labels = labeled("train")
         self.keys.data, self.labels = normalize(features.mean(dim=0)).to(self.keys), labels.to(self.labels)
 
     def forward(self) -> Tensor:
@@ -71,9 +71,9 @@ class TipAdapter(Method):
         return zero_shot, lambda beta: torch.exp(-beta * (1 - affinity)) @ one_hot
 
     @torch.no_grad()
-    def select(self, labelled: Labelled) -> None:
+    def select(self, labeled: Labeled) -> None:
         stay = f"alpha and beta stay at {self.alpha:g} and {self.beta:g}"
-        if self.search and (found := self.to_choose_on(labelled, stay)):
+        if self.search and (found := self.to_choose_on(labeled, stay)):
             zero_shot, votes = self._sides(found[0])
             self.chosen = search_pair(self.ways, lambda beta, alpha: zero_shot + alpha * votes(beta), found[1])
             self.alpha.fill_(self.chosen["alpha"])

@@ -20,7 +20,7 @@ class TwoStage(Method):
 
     Attributes:
         norms: the LayerNorms' parameters.
-        weight: the classifier's, (K, E); used without normalisation.
+        weight: the classifier's, (K, E); used without normalization.
 
     Args:
         clip: the frozen CLIP, with LayerNorms in its image tower.

@@ -11,7 +11,7 @@ from coop.methods.base import Method
 
 
 class ZeroShotEnsemble(Method):
-    """Class weights are averages over templates in embedding space, normalised before and after.
+    """Class weights are averages over templates in embedding space, normalized before and after.
 
     Source: Radford et al. 2021, section 3.1.4.
 

@@ -1,4 +1,4 @@
-"""Optimisers and searches over their settings; the defaults stand here, where a config is checked without torch."""
+"""Optimizers and searches over their settings; the defaults stand here, where a config is checked without torch."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Optimisers and learning rates: the named ones that methods are published with, and any of torch's by `_target_`."""
+"""Optimizers and learning rates: the named ones that methods are published with, and any of torch's by `_target_`."""
 
 import difflib
 import inspect
@@ -25,7 +25,7 @@ RULES = {
     "warmup_epochs": Annotated[int, between(0, 1_000_000)],
     "per": Annotated[str, one_of("epoch", "step")],
 }
-# What describes the schedule, and is no argument of an optimiser.
+# What describes the schedule, and is no argument of an optimizer.
 OF_SCHEDULE = ("warmup_epochs", "warmup_lr", "schedule", "eta_min", "per")
 
 
@@ -63,7 +63,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping, total: in
 
 
 def check_optimizer(options: Mapping) -> None:
-    """Refuse what no optimiser takes, before anything is loaded.
+    """Refuse what no optimizer takes, before anything is loaded.
 
     Raises:
         CoopError: names the key and what is allowed.
@@ -92,7 +92,7 @@ def _optimizer(options: Mapping) -> tuple[type[torch.optim.Optimizer], dict[str,
     if options.get("_target_"):
         target = _subclass(options["_target_"], torch.optim.Optimizer, "optimizer._target_")
         takes = inspect.signature(target).parameters
-        # Keys that the named optimisers have by default mean nothing to some others.
+        # Keys that the named optimizers have by default mean nothing to some others.
         return target, {key: value for key, value in given.items() if key in takes or key not in DEFAULTS}
     name = options.get("name", DEFAULTS["name"])
     if name not in OPTIMIZERS:

@@ -17,7 +17,7 @@ from coop.report.study import Study
 from coop.report.tables import MARKS, Table, average_name, panels, percent, places, points
 from coop.runs.base_to_new import harmonic_mean
 
-LETTERS = {"validation images": "V", "image tower": "T", "class descriptions": "D", "unlabelled images": "U"}
+LETTERS = {"validation images": "V", "image tower": "T", "class descriptions": "D", "unlabeled images": "U"}
 HEADS = {
     "trainable_params": "trained",
     "encode_seconds": "encode s",

@@ -1,6 +1,6 @@
-"""The figures of a report, as PNG and SVG, readable without telling colours apart.
+"""The figures of a report, as PNG and SVG, readable without telling colors apart.
 
-A method has the same colour, marker and dash in all figures of a report. A figure is as wide as a journal's column, or
+A method has the same color, marker and dash in all figures of a report. A figure is as wide as a journal's column, or
 as two of them where it has several axes or many lines.
 """
 
@@ -30,9 +30,9 @@ DPI = 200
 FONT = 7.5
 NAME = 26  # characters of a line beside the axes
 LINE = 0.135  # inches of a line of text
-# Okabe and Ito's palette without its yellow, which is too light on white; every colour has a marker and a dash of its
+# Okabe and Ito's palette without its yellow, which is too light on white; every color has a marker and a dash of its
 # own, so that the figures survive a black and white printer.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES = ("-", "--", "-.", ":")
 STYLE = {
@@ -151,7 +151,7 @@ def _costs(boards: Sequence[Board], styles: dict[str, int]) -> Iterator[Plot]:
 def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
     """Accuracy over training images per class with 95 % bands, zero-shot as a star (the paper's figure 3).
 
-    Published figures stand beside a line as diamonds of its colour: filled if verified, hollow if recalled. Many lines
+    Published figures stand beside a line as diamonds of its color: filled if verified, hollow if recalled. Many lines
     have the room to themselves, and numbers at their ends, in the order in which they end in the first axes.
 
     Args:
@@ -232,10 +232,10 @@ def gain(title: str, wide: pd.DataFrame) -> Figure:
     _name_axes(grid, list(wide["gain"]), "gain (percentage points)", "")
     for axes, place in zip(grid, wide["gain"], strict=True):
         values, halves = wide["gain"][place], wide["half"][place].fillna(0.0)
-        for losing, colour in enumerate(COLOURS[:2]):
+        for losing, color in enumerate(COLORS[:2]):
             own = values.where((values < 0) == losing)
-            hatch = {"facecolor": "white", "hatch": "////"} if losing else {"facecolor": colour}
-            axes.barh(rows, own, 0.7, edgecolor=colour, lw=0.6, **hatch)
+            hatch = {"facecolor": "white", "hatch": "////"} if losing else {"facecolor": color}
+            axes.barh(rows, own, 0.7, edgecolor=color, lw=0.6, **hatch)
         axes.errorbar(values, rows, xerr=halves, color="black", ls="none", elinewidth=0.7, capsize=1.2)
         for row, value, half in zip(rows, values, halves, strict=True):
             side = 1 if value >= 0 else -1
@@ -291,17 +291,17 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
 
 
 def _look(line: Line) -> dict[str, Any]:
-    """Colour, marker and dash of a method; zero-shot is a black star."""
+    """Color, marker and dash of a method; zero-shot is a black star."""
     if line.places == [0] and line.label.startswith("zero_shot"):
         return {"color": "black", "marker": "*", "ms": 7, "ls": "none"}
-    colour, marker = COLOURS[line.style % len(COLOURS)], MARKERS[line.style % len(MARKERS)]
-    return {"color": colour, "marker": marker, "ls": DASHES[line.style % len(DASHES)]}
+    color, marker = COLORS[line.style % len(COLORS)], MARKERS[line.style % len(MARKERS)]
+    return {"color": color, "marker": marker, "ls": DASHES[line.style % len(DASHES)]}
 
 
-def _diamond(confidence: str, colour: str) -> dict[str, Any]:
+def _diamond(confidence: str, color: str) -> dict[str, Any]:
     """Of a published figure: filled where it was verified."""
-    fill = colour if confidence == "verified" else "white"
-    return {"ls": "none", "marker": "d", "ms": 4.5, "mfc": fill, "mec": colour, "mew": 0.8, "zorder": 3}
+    fill = color if confidence == "verified" else "white"
+    return {"ls": "none", "marker": "d", "ms": 4.5, "mfc": fill, "mec": color, "mew": 0.8, "zorder": 3}
 
 
 def _wrap(name: str, width: int = NAME) -> str:

@@ -54,7 +54,7 @@ def search(paths: Sequence[str], words: Sequence[str], options: SearchOptions) -
 
 
 def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> Tensor:
-    """One query (E), L2-normalised: the mean of the L2-normalised features of all that is asked for.
+    """One query (E), L2-normalized: the mean of the L2-normalized features of all that is asked for.
 
     Args:
         encoder: of texts and photographs.

@@ -51,7 +51,7 @@ def ranks(queries: Tensor, owners: Tensor, gallery: Tensor, gallery_owners: Tens
     """At which place (N), from 1, the first right answer to each query comes; ties count against it.
 
     Args:
-        queries: (N, E), L2-normalised.
+        queries: (N, E), L2-normalized.
         owners: (N), of each query, its image.
         gallery: (G, E), what is ranked.
         gallery_owners: (G); an answer is right if its owner is the query's.

@@ -1,4 +1,4 @@
-"""The one LightningModule: a method's loss, and an optimiser on the method's parameters alone."""
+"""The one LightningModule: a method's loss, and an optimizer on the method's parameters alone."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ from coop.runs.checkpoint import check_fit
 class LitClassifier(pl.LightningModule):
     """Trains a method on batches {"label": (B)} with "image" (B, 3, H, W), "image_features", or both.
 
-    A checkpoint holds the method and the optimiser, never the CLIP.
+    A checkpoint holds the method and the optimizer, never the CLIP.
 
     Args:
         clip: the frozen CLIP.
@@ -35,10 +35,10 @@ class LitClassifier(pl.LightningModule):
         self.val_acc = MulticlassAccuracy(len(method.classnames), average="micro", validate_args=False)
 
     def setup(self, stage: str) -> None:
-        """Let the method see the labelled features before anything is trained, where a data module gives them."""
+        """Let the method see the labeled features before anything is trained, where a data module gives them."""
         if self.trainer.datamodule is not None:
             self.to(self.trainer.strategy.root_device)  # Lightning would do it a moment later; some methods train here
-            self.method.prepare(self.trainer.datamodule.labelled)
+            self.method.prepare(self.trainer.datamodule.labeled)
 
     def image_features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """image_features (B, E), or as the method's `feature_kind` says."""

@@ -120,9 +120,9 @@ def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, c
     else:
         data.setup("fit")
         method.to(device), method.clip.to(device)
-        method.prepare(data.labelled)
+        method.prepare(data.labeled)
     method.to(device), method.clip.to(device)  # Lightning leaves them on the CPU
-    method.select(data.labelled)
+    method.select(data.labeled)
     return time.perf_counter() - started - data.extractor.seconds
 
 

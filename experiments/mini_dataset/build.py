@@ -37,7 +37,7 @@ def choose_classes(splits: Splits) -> list[int]:
 
 
 def first_of_each(items: list[Item], labels: list[int], count: int) -> list[Item]:
-    """The first `count` items of each of the labels, grouped by label, relabelled from 0."""
+    """The first `count` items of each of the labels, grouped by label, relabeled from 0."""
     by_label = defaultdict(list)
     for item in items:
         by_label[item.label].append(item)

@@ -219,7 +219,7 @@ def test_without_validation_images(run, small, tmp_path):
 
 @pytest.mark.slow
 def test_baselines_beat_zero_shot_on_photographs(run, tmp_path):
-    """The bundled CLIP, 4 shots of 25 classes: what sees labelled images does far better than what does not."""
+    """The bundled CLIP, 4 shots of 25 classes: what sees labeled images does far better than what does not."""
     accuracy = {}
     caltech = ["method.alpha=3", "method.alpha_max=5", "method.beta_max=12"]
     for method in ("linear_probe", "clip_adapter", "text_linear", "tip_adapter", "tip_adapter_f"):

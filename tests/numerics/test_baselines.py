@@ -109,14 +109,14 @@ def test_zero_shot_is_an_ensemble_of_one(family, template):
 def blobs(
     per_class: list[int], width: int = 24, noise: float = 0.35, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """L2-normalised points (N, width) around one centre per class, and labels (N)."""
+    """L2-normalized points (N, width) around one center per class, and labels (N)."""
     generator = torch.Generator().manual_seed(seed)
-    centres = F.normalize(torch.randn(len(per_class), width, generator=torch.Generator().manual_seed(99)), dim=1)
+    centers = F.normalize(torch.randn(len(per_class), width, generator=torch.Generator().manual_seed(99)), dim=1)
     labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
-    return F.normalize(centres[labels] + noise * torch.randn(len(labels), width, generator=generator), dim=1), labels
+    return F.normalize(centers[labels] + noise * torch.randn(len(labels), width, generator=generator), dim=1), labels
 
 
-def labelled(train, val):
+def labeled(train, val):
     """What a data module gives to `prepare` and `select`."""
     parts = {part: (x if x.dim() == 3 else x[None], y) for part, (x, y) in {"train": train, "val": val}.items()}
     return parts.__getitem__
@@ -151,7 +151,7 @@ def test_linear_probe_equals_scikit_learn(clip, classes, noise):
     train, val = blobs([8] * classes, noise=noise, seed=1), blobs([12] * classes, noise=noise, seed=2)
     test, _ = blobs([40] * classes, noise=noise, seed=3)
     probe = LinearProbe(clip, NAMES[:classes])
-    probe.prepare(labelled(train, val))
+    probe.prepare(labeled(train, val))
     C, by_hand = sklearn_by_hand(train, val)
     assert probe.chosen == {"C": C}
     ours = probe.logits(test).double().softmax(dim=1)
@@ -162,7 +162,7 @@ def test_linear_probe_equals_scikit_learn(clip, classes, noise):
 def test_linear_probe_with_a_given_C(clip):
     train, _ = blobs([4, 4, 4])
     probe = LinearProbe(clip, NAMES, C=0.316)
-    probe.prepare(labelled(blobs([4, 4, 4]), NOTHING))
+    probe.prepare(labeled(blobs([4, 4, 4]), NOTHING))
     by_hand = LogisticRegression(C=0.316, max_iter=1000).fit(train.double().numpy(), blobs([4, 4, 4])[1].numpy())
     assert torch.allclose(probe.weight.double(), torch.tensor(by_hand.coef_), atol=1e-6)
     assert torch.allclose(probe.bias.double(), torch.tensor(by_hand.intercept_), atol=1e-6)
@@ -172,7 +172,7 @@ def test_linear_probe_with_a_given_C(clip):
 def test_linear_probe_holds_images_out_where_there_is_no_validation_set(clip):
     features, labels = blobs([8, 5, 2], noise=0.5)
     probe = LinearProbe(clip, NAMES)
-    probe.prepare(labelled((features, labels), NOTHING))
+    probe.prepare(labeled((features, labels), NOTHING))
     held_out = torch.zeros(15, dtype=torch.bool)
     held_out[[6, 7, 12, 14]] = True  # a quarter of 8, 5 and 2 images, at least one
     C, _ = sklearn_by_hand((features[~held_out], labels[~held_out]), (features[held_out], labels[held_out]))
@@ -184,7 +184,7 @@ def test_linear_probe_holds_images_out_where_there_is_no_validation_set(clip):
 def test_linear_probe_never_predicts_a_class_without_images(clip):
     features, labels = blobs([6, 0, 6])
     probe = LinearProbe(clip, NAMES, C=1.0)
-    probe.prepare(labelled((features, labels), NOTHING))
+    probe.prepare(labeled((features, labels), NOTHING))
     predicted = probe.logits(blobs([20, 20, 20], seed=5)[0]).argmax(dim=1)
     assert set(predicted.tolist()) == {0, 2}
     assert (probe.logits(features).argmax(dim=1) == labels).all()
@@ -195,13 +195,13 @@ def test_linear_probe_never_predicts_a_class_without_images(clip):
 )
 def test_linear_probe_without_anything_to_choose_on(clip, per_class, message):
     with pytest.raises(CoopError, match=message):
-        LinearProbe(clip, NAMES).prepare(labelled(blobs(per_class), NOTHING))
+        LinearProbe(clip, NAMES).prepare(labeled(blobs(per_class), NOTHING))
 
 
 def test_linear_probe_takes_every_view_as_a_sample(clip):
     first, second = blobs([3, 3, 3], seed=1), blobs([3, 3, 3], seed=2)
     probe = LinearProbe(clip, NAMES, C=1.0)
-    probe.prepare(labelled((torch.stack([first[0], second[0]]), first[1]), NOTHING))
+    probe.prepare(labeled((torch.stack([first[0], second[0]]), first[1]), NOTHING))
     both = torch.cat([first[0], second[0]]).double().numpy()
     by_hand = LogisticRegression(C=1.0, max_iter=1000).fit(both, torch.cat([first[1], second[1]]).numpy())
     assert torch.allclose(probe.weight.double(), torch.tensor(by_hand.coef_), atol=1e-5)
@@ -215,7 +215,7 @@ def test_tip_adapter_on_three_points(clip):
     """Keys (1, 0), (0, 1), (-1, 0) of the classes 0, 1, 1; alpha = 2, beta = 3; third class without a key."""
     tip = TipAdapter(clip, NAMES, templates=[TEMPLATE], alpha=2.0, beta=3.0)
     keys = torch.tensor([unit(1.0), unit(0.0, 1.0), unit(-1.0)])
-    tip.prepare(labelled((keys, torch.tensor([0, 1, 1])), NOTHING))
+    tip.prepare(labeled((keys, torch.tensor([0, 1, 1])), NOTHING))
     points = torch.tensor([unit(1.0), unit(0.0, -1.0), unit(0.6, 0.8)])
     # 2 * exp(-3 * (1 - cosine)), with cosines (1, 0, -1), (0, -1, 0) and (0.6, 0.8, -0.6)
     expected = torch.tensor(
@@ -233,8 +233,8 @@ def test_tip_adapter_on_three_points(clip):
 def test_tip_adapter_searches_alpha_and_beta_on_validation_data(clip):
     train, val = blobs([4, 4, 4], noise=0.4, seed=1), blobs([15, 15, 15], noise=0.4, seed=2)
     tip = TipAdapter(clip, NAMES, templates=[TEMPLATE], alpha_max=5.0, beta_max=12.0)
-    tip.prepare(labelled(train, val))
-    tip.select(labelled(train, val))
+    tip.prepare(labeled(train, val))
+    tip.select(labeled(train, val))
     zero_shot = ZeroShot(clip, NAMES, template=TEMPLATE).logits(val[0])
     correct = {}
     for i in range(200):
@@ -252,7 +252,7 @@ def test_tip_adapter_searches_alpha_and_beta_on_validation_data(clip):
 def test_tip_adapter_averages_views(clip):
     views = torch.stack([blobs([2, 2, 2], seed=seed)[0] for seed in (1, 2, 3)])
     tip = TipAdapter(clip, NAMES, templates=[TEMPLATE])
-    tip.prepare(labelled((views, torch.tensor([0, 0, 1, 1, 2, 2])), NOTHING))
+    tip.prepare(labeled((views, torch.tensor([0, 0, 1, 1, 2, 2])), NOTHING))
     mean = (views[0] + views[1] + views[2]) / 3
     assert torch.allclose(tip.keys, mean / mean.norm(dim=1, keepdim=True), atol=1e-6)
 
@@ -301,7 +301,7 @@ def fine_tuned(request, exact_clip):
     options = options if "templates" in options else options | {"template": TEMPLATE}
     method = kind(exact_clip, NAMES, **options).double()
     train = blobs([3, 3, 3], seed=4)
-    method.prepare(labelled(train, NOTHING))
+    method.prepare(labeled(train, NOTHING))
     assert method.trainable_params == params
     return method
 
@@ -337,7 +337,7 @@ def test_clip_adapter_equals_its_formula(exact_clip):
     text = ZeroShot(exact_clip, NAMES, template=TEMPLATE)()
     scale = exact_clip.logit_scale.exp()
     for x in blobs([2, 2, 2])[0].double():
-        raw = 7.5 * x  # the authors adapt features before they are normalised
+        raw = 7.5 * x  # the authors adapt features before they are normalized
         adapted = torch.relu(up @ torch.relu(down @ raw))
         blended = 0.3 * adapted + 0.7 * raw
         expected = scale * text @ (blended / blended.norm())
@@ -368,7 +368,7 @@ def test_each_ratio_trains_as_if_it_were_alone(exact_clip, optimizer):
 
     val = blobs([20, 20, 20], noise=0.6, seed=9)
     correct = [int((trained(r).logits(val[0].double()).argmax(dim=1) == val[1]).sum()) for r in RATIOS]
-    together.select(labelled(NOTHING, (val[0].double(), val[1])))
+    together.select(labeled(NOTHING, (val[0].double(), val[1])))
     assert together.chosen == {"ratio": RATIOS[correct.index(max(correct))]}
     assert together.trainable_params == 2 * 24 * 6
     assert int((together.logits(val[0].double()).argmax(dim=1) == val[1]).sum()) == max(correct)

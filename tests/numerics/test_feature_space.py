@@ -20,7 +20,7 @@ def blobs(seed: int, per_class: int = 4, noise: float = 0.8) -> tuple[torch.Tens
     return F.normalize(torch.eye(64)[labels] + noise * torch.randn(len(labels), 64, generator=generator), dim=1), labels
 
 
-def labelled(train, val):
+def labeled(train, val):
     parts = {"train": (train[0] if train[0].ndim == 3 else train[0][None], train[1]), "val": (val[0][None], val[1])}
     return parts.__getitem__
 
@@ -42,7 +42,7 @@ def sure(method: CLAP, features: torch.Tensor, labels: torch.Tensor) -> torch.Te
 def test_claps_multipliers(small_clip, multipliers):
     features, labels = torch.stack([blobs(1)[0], blobs(2)[0]]), blobs(1)[1]
     method = CLAP(small_clip, NAMES, templates=TEMPLATES, multipliers=multipliers)
-    method.prepare(labelled((features, labels), NOTHING))
+    method.prepare(labeled((features, labels), NOTHING))
     own = sure(method, features, labels)
     expected = {
         "zero_shot": own, "balanced": torch.ones(3), "corrected": 3 * own / own.sum(), "constant": own.mean().repeat(3),
@@ -54,7 +54,7 @@ def test_claps_multipliers(small_clip, multipliers):
 def test_clap_with_a_class_that_has_no_image(small_clip):
     features, labels = blobs(1)
     method = CLAP(small_clip, NAMES, templates=TEMPLATES)
-    method.prepare(labelled((features[labels < 2], labels[labels < 2]), NOTHING))
+    method.prepare(labeled((features[labels < 2], labels[labels < 2]), NOTHING))
     assert method.multipliers[2] == 0
     assert (method.multipliers[:2] > 0).all()
 
@@ -63,7 +63,7 @@ def test_clap_with_a_class_that_has_no_image(small_clip):
 def test_claps_loss_and_growing_multipliers(small_clip, constraint):
     train = blobs(1)
     method = CLAP(small_clip, NAMES, templates=TEMPLATES, constraint=constraint, adaptive=constraint != "none")
-    method.prepare(labelled(train, NOTHING))
+    method.prepare(labeled(train, NOTHING))
     base, lam = method.base(), method.multipliers.clone()
     moved = torch.randn(3, 64, generator=torch.Generator().manual_seed(3))
     method.prototypes.data = base + 0.5 * moved
@@ -84,7 +84,7 @@ def test_claps_loss_and_growing_multipliers(small_clip, constraint):
 
 @torch.enable_grad()
 def lp_pp_by_autograd(method: LPpp, bias, features, labels, summed: bool) -> list[tuple]:
-    """W, b and alpha after each iteration, with torch's optimiser and gradients."""
+    """W, b and alpha after each iteration, with torch's optimizer and gradients."""
     t, n = method.prompts(), len(features)
     similarity = features @ t.T
     weight = torch.stack([features[labels == k].sum(dim=0) for k in range(3)]).requires_grad_()
@@ -111,7 +111,7 @@ def test_lp_pp_equals_torchs_own_descent(small_clip, summed):
     features, labels = blobs(1)
     method = LPpp(small_clip, NAMES, templates=TEMPLATES, iterations=35, summed=summed)
     expected = lp_pp_by_autograd(method, method.bias, features, labels, summed)
-    method.prepare(labelled((features, labels), NOTHING))
+    method.prepare(labeled((features, labels), NOTHING))
     assert method.chosen == {}
     for ours, theirs in zip((method.weight, method.bias, method.alpha), expected[-1], strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4 * theirs.abs().max())
@@ -129,7 +129,7 @@ def test_lp_pp_keeps_the_latest_of_the_best_iterations(small_clip):
         ((val[0] @ w.T + b + a * (val[0] @ method.prompts().T)).argmax(dim=1) == val[1]).sum().item()
         for w, b, a in after
     ]
-    method.prepare(labelled((features, labels), val))
+    method.prepare(labeled((features, labels), val))
     best = max(i for i, score in enumerate(scores) if score == max(scores))
     assert scores.count(max(scores)) > 1
     assert max(scores) > min(scores)
@@ -145,7 +145,7 @@ def test_wise_ft_ends_halfway(small_clip):
     for wiseft in (False, True):
         torch.manual_seed(5)
         method = CrossModal(small_clip, NAMES, wiseft=wiseft, **GRID)
-        method.prepare(labelled(blobs(1), NOTHING))
+        method.prepare(labeled(blobs(1), NOTHING))
         made[wiseft] = method
     zero_shot = F.normalize(method.prompts.each().mean(dim=0), dim=1)
     assert torch.allclose(made[True].weight, (made[False].weight + zero_shot) / 2, atol=1e-6)
@@ -159,7 +159,7 @@ def test_texts_are_shots_of_their_class(small_clip):
     for texts in (True, False):
         torch.manual_seed(5)
         method = CrossModal(small_clip, NAMES, texts=texts, init="random", **GRID)
-        method.prepare(labelled((features[labels < 2], labels[labels < 2]), NOTHING))
+        method.prepare(labeled((features[labels < 2], labels[labels < 2]), NOTHING))
         made[texts] = method.logits(F.normalize(method.prompts.each()[0], dim=1)).softmax(dim=1).diagonal()
     assert (made[True] > 0.9).all()
     assert made[False].min() < 0.5
@@ -167,7 +167,7 @@ def test_texts_are_shots_of_their_class(small_clip):
 
 def test_the_adapter_before_the_classifier(small_clip):
     method = CrossModal(small_clip, NAMES, head="adapter", scale=7.0, **GRID)
-    method.prepare(labelled(blobs(1), NOTHING))
+    method.prepare(labeled(blobs(1), NOTHING))
     x = blobs(3)[0]
     adapted = 0.2 * F.relu(F.relu(x @ method.down.T) @ method.up.T) + 0.8 * x
     assert torch.allclose(method.logits(x), 7.0 * adapted @ method.weight.T, atol=1e-5)
@@ -180,10 +180,10 @@ def test_the_linear_probe_on_raw_features(small_clip):
     for normalized in (True, False):
         probe = LinearProbe(small_clip, NAMES, C=1.0, normalized=normalized)
         assert probe.feature_kind == ("normalized" if normalized else "raw")
-        probe.prepare(labelled((features if normalized else 10 * features, labels), val))
+        probe.prepare(labeled((features if normalized else 10 * features, labels), val))
         fitted[normalized] = probe.weight
     # Ten times as long features, the same penalty: as if C were a hundred times as large.
     probe = LinearProbe(small_clip, NAMES, C=100.0)
-    probe.prepare(labelled((features, labels), val))
+    probe.prepare(labeled((features, labels), val))
     assert torch.allclose(10 * fitted[False], probe.weight, rtol=0.02, atol=0.02)
     assert (fitted[True] - probe.weight).abs().max() > 0.1

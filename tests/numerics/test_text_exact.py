@@ -202,7 +202,7 @@ def test_towers_that_run_their_own_forward(name, options, caplog):
     assert encoder.tokens_computed == encoder.tokens == len(NAMES) * 77
 
 
-def test_coca_is_not_normalised_and_runs_its_own_forward():
+def test_coca_is_not_normalized_and_runs_its_own_forward():
     text = {
         "context_length": 77,
         "vocab_size": 49408,

@@ -52,7 +52,7 @@ def by_hand(clip, ids, slots, ctx, deep, class_specific):
 def _by_hand(clip, ids, slots, ctx, deep):
     tower = getattr(clip, "text", clip)
     dtype = tower.transformer.get_cast_dtype()
-    k, p = (slots >= 0).nonzero(as_tuple=True)  # prompt, position and slot of each learnt token
+    k, p = (slots >= 0).nonzero(as_tuple=True)  # prompt, position and slot of each learned token
     slot = slots[k, p]
     x = tower.token_embedding(ids).to(dtype)
     x = x.index_put((k, p), (ctx[k, slot] if ctx.ndim == 3 else ctx[slot]).to(dtype))
@@ -77,7 +77,7 @@ def features_and_gradients(features, learned):
 
 
 def assert_equal_by_hand(clip, ids, slots, ctx, deep=None, class_specific=False, fast=True, **options):
-    """Features and gradients of context and deep prompts, normalised and not."""
+    """Features and gradients of context and deep prompts, normalized and not."""
     deep = deep or {}
     encoder = PromptEncoder(clip, ids, slots, class_specific, **options)
     assert isinstance(encoder.tower, PackedTower if fast else PlainTower)

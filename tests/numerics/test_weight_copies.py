@@ -47,7 +47,7 @@ def written_out() -> tuple[list[float], nn.Module, torch.Tensor]:
     ids = frozen.tokenize([f"a photo of a {name.replace('_', ' ')}." for name in CLASSNAMES])
     norms = [p for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.requires_grad_(True).parameters()]
     classifier = torch.zeros(12, small.EMBED_DIM, requires_grad=True)
-    # One optimiser for each stage: what rests is not touched.
+    # One optimizer for each stage: what rests is not touched.
     first, second = (torch.optim.AdamW(p, lr=ADAMW["lr"], weight_decay=0.1) for p in (norms, [classifier]))
     total, losses = EPOCHS * PER_EPOCH, []
     for step in range(total):

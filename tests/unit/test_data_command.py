@@ -113,8 +113,8 @@ def test_show(tmp_path, name):
     columns = 3 if name == "mini" else 8
     assert pixels.shape[1] == 220 + columns * 116 + 4
     tiles = pixels[60:, 224:]
-    colour = np.abs(tiles[..., 0] - tiles[..., 2]).mean()
-    assert colour < 0.1 if name == "mini_sketch" else colour > 5, "shifted sets are shown as they are used"
+    color = np.abs(tiles[..., 0] - tiles[..., 2]).mean()
+    assert color < 0.1 if name == "mini_sketch" else color > 5, "shifted sets are shown as they are used"
 
 
 def test_show_names_that_are_hard_to_draw(tmp_path):

@@ -35,7 +35,7 @@ def make(datasets, labels: list[int], start: int = 0, names=("wasp", "ant", "bee
     return datasets.Dataset.from_dict(rows, features=features)
 
 
-def colours(items) -> list[int]:
+def colors(items) -> list[int]:
     return [int(np.asarray(open_image(item.path))[0, 0, 0]) for item in items]
 
 
@@ -50,8 +50,8 @@ def test_saved_splits(datasets, tmp_path):
     splits = read_huggingface(None, path=str(tmp_path / "saved"))
     assert splits.classnames == ["wasp", "ant", "bee"]
     assert [item.label for item in splits.train] == [0, 1, 2, 2]
-    assert colours(splits.train) == [1, 2, 0, 3]
-    assert (colours(splits.val), colours(splits.test), splits.origin) == ([50], [100, 101, 102], "own")
+    assert colors(splits.train) == [1, 2, 0, 3]
+    assert (colors(splits.val), colors(splits.test), splits.origin) == ([50], [100, 101, 102], "own")
 
 
 def test_unpacks_once_and_again_when_files_change(datasets, tmp_path):
@@ -63,7 +63,7 @@ def test_unpacks_once_and_again_when_files_change(datasets, tmp_path):
     assert read_huggingface(None, path=str(folder), seed=1) == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == stamps
     make(datasets, [0, 1, 2] * 4, start=90).to_parquet(folder / "train.parquet")
-    assert min(colours(read_huggingface(None, path=str(folder), seed=1).train)) >= 90
+    assert min(colors(read_huggingface(None, path=str(folder), seed=1).train)) >= 90
 
 
 def test_single_split_is_split_50_20_30(datasets, tmp_path):
@@ -71,9 +71,9 @@ def test_single_split_is_split_50_20_30(datasets, tmp_path):
     splits = read_huggingface(None, path=str(tmp_path / "saved"), seed=1)
     assert (len(splits.train), len(splits.val), len(splits.test), splits.origin) == (10, 4, 6, "generated")
     assert splits.classnames == ["wasp", "ant"], "a class without images is not one"
-    everything = colours([*splits.train, *splits.val, *splits.test])
+    everything = colors([*splits.train, *splits.val, *splits.test])
     assert sorted(everything) == list(range(20))
-    assert all(value % 2 == item.label for value, item in zip(colours(splits.test), splits.test, strict=True))
+    assert all(value % 2 == item.label for value, item in zip(colors(splits.test), splits.test, strict=True))
 
 
 def test_folder_of_image_files_is_not_copied(datasets, tmp_path):
@@ -137,7 +137,7 @@ def test_saved_data_sets_in_memory_share_nothing(datasets, tmp_path, monkeypatch
     for start in (0, 100):
         make(datasets, [0, 1] * 5, start).save_to_disk(tmp_path / str(start))
         splits = read_huggingface(None, path=str(tmp_path / str(start)))
-        seen.append(sorted(colours([*splits.train, *splits.val, *splits.test])))
+        seen.append(sorted(colors([*splits.train, *splits.val, *splits.test])))
     assert seen == [list(range(10)), list(range(100, 110))]
 
 

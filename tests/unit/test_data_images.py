@@ -48,7 +48,7 @@ def test_palette(tmp_path, picture):
     assert corners(open_image(str(tmp_path / "x.png"))) == (RED, GREEN)
 
 
-def test_palette_with_transparency_keeps_its_colours_without_a_warning(tmp_path, picture, recwarn):
+def test_palette_with_transparency_keeps_its_colors_without_a_warning(tmp_path, picture, recwarn):
     picture.quantize(2).save(tmp_path / "x.png", transparency=b"\x00\x80")
     assert corners(open_image(str(tmp_path / "x.png"))) == (RED, GREEN)
     assert not recwarn.list
@@ -61,14 +61,14 @@ def test_transparency_is_dropped(tmp_path, picture):
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])
-def test_greyscale(tmp_path, mode):
+def test_grayscale(tmp_path, mode):
     Image.new(mode, (8, 8), 255 if mode == "1" else 130 if mode == "L" else (130, 99)).save(tmp_path / "x.png")
     value = 255 if mode == "1" else 130
     assert open_image(str(tmp_path / "x.png")).getpixel((3, 3)) == (value,) * 3
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_16_bit_greyscale_is_scaled_not_clipped(tmp_path, suffix):
+def test_16_bit_grayscale_is_scaled_not_clipped(tmp_path, suffix):
     values = np.array([[0, 257, 32768, 65535]] * 4, dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / f"x.{suffix}")
     assert Image.open(tmp_path / f"x.{suffix}").mode.startswith("I")

@@ -97,7 +97,7 @@ def test_the_last_incomplete_batch_is_dropped_unless_it_is_the_only_one(make, tr
 
 def test_an_epoch_sees_every_image_once_in_an_order_of_its_own(make):
     data = make(12)
-    expected = sorted(zip(data.labelled("train")[1].tolist(), data.labelled("train")[0][0].tolist(), strict=True))
+    expected = sorted(zip(data.labeled("train")[1].tolist(), data.labeled("train")[0][0].tolist(), strict=True))
     orders = []
     for epoch in range(3):
         batches = epoch_of(data, epoch)
@@ -137,7 +137,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(make):
 
 def test_views_are_a_function_of_seed_epoch_and_index(make):
     data = make(12, "views:3")
-    features, _ = data.labelled("train")
+    features, _ = data.labeled("train")
     assert features.shape == (3, 12, 16)
     lookup = {tuple(row.tolist()): (view, index) for view in range(3) for index, row in enumerate(features[view])}
 
@@ -159,7 +159,7 @@ def test_views_are_a_function_of_seed_epoch_and_index(make):
 
 
 def test_one_view_is_the_test_transform(make, clip, items):
-    features, labels = make(12).labelled("train")
+    features, labels = make(12).labeled("train")
     transform = open_clip.transform.image_transform_v2(clip.preprocess_cfg, is_train=False)
     for item, row, label in zip(items, features[0], labels.tolist(), strict=False):
         expected = clip.encode_image(transform(Image.open(item.path).convert("RGB"))[None])[0]
@@ -200,10 +200,10 @@ def test_the_papers_augmentation(clip, items):
     views = torch.stack([data[epoch, 0]["image"] for epoch in range(60)])
     assert views.shape == (60, 3, 32, 32)
     assert len({view.numpy().tobytes() for view in views}) == 60
-    crop, flip, _, normalise = train_transform(clip.preprocess_cfg).transforms
+    crop, flip, _, normalize = train_transform(clip.preprocess_cfg).transforms
     assert (tuple(crop.size), tuple(crop.scale), crop.interpolation.value) == ((32, 32), (0.08, 1.0), "bicubic")
     assert flip.p == 0.5
-    assert (tuple(normalise.mean), tuple(normalise.std)) == (
+    assert (tuple(normalize.mean), tuple(normalize.std)) == (
         tuple(clip.preprocess_cfg.mean),
         tuple(clip.preprocess_cfg.std),
     )
@@ -216,7 +216,7 @@ def test_the_papers_augmentation(clip, items):
 def test_every_process_validates_on_every_image_once(make, rank):
     data = make(val=3, world=2, rank=rank)
     (batch,) = list(data.val_dataloader())
-    features, labels = data.labelled("val")
+    features, labels = data.labeled("val")
     assert torch.equal(batch["label"], labels)
     assert torch.equal(batch["image_features"], features[0])
 
@@ -241,7 +241,7 @@ def test_pooled_views_fill_a_batch(make, train, views, sizes):
 def test_no_validation_images(make):
     data = make(val=0)
     assert data.val_dataloader() == []
-    assert len(data.labelled("val")[1]) == 0
+    assert len(data.labeled("val")[1]) == 0
 
 
 def test_test_images_are_encoded_once_whoever_asks_first(clip, items):

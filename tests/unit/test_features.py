@@ -90,7 +90,7 @@ def test_cold_and_warm_are_bit_identical(small_clip, items, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("kinds", [("raw", "normalized"), ("normalized", "raw")])
-def test_raw_and_normalised_features_are_made_of_one_entry(small_clip, items, tmp_path, monkeypatch, kinds):
+def test_raw_and_normalized_features_are_made_of_one_entry(small_clip, items, tmp_path, monkeypatch, kinds):
     first, second = (extractor(small_clip, cached=True, cache_dir=str(tmp_path), kind=kind) for kind in kinds)
     made = {kinds[0]: first(items, None, "x")}
     forbid_encoding(monkeypatch)

@@ -21,7 +21,7 @@ from coop.methods import Method
 from coop.training.module import LitClassifier
 
 METHODS = configs.names("method")
-#: Those that are shown labelled features; the others see the batches of training images alone.
+#: Those that are shown labeled features; the others see the batches of training images alone.
 CHOOSING = [
     name
     for name in METHODS
@@ -84,7 +84,7 @@ def outcome(tmp_path_factory):
             enable_checkpointing=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(LitClassifier(clip, method, cfg.optimizer, 2), data)
-        method.select(data.labelled)
+        method.select(data.labeled)
         features = features_for(method, extractor, splits, "test", data.test_features())
         return predict(method, features), method.chosen
 
@@ -121,12 +121,12 @@ def test_the_labels_of_the_training_set_count(outcome, splits):
 
 
 class Chooses(Method):
-    def select(self, labelled):
+    def select(self, labeled):
         pass
 
 
 class ChoosesEarly(Method):
-    def prepare(self, labelled):
+    def prepare(self, labeled):
         pass
 
 

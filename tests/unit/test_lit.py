@@ -71,7 +71,7 @@ def test_gradient_is_that_of_finite_differences(position, class_specific):
         assert (learner.ctx.grad * direction).sum().item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_checkpoint_holds_the_method_and_the_optimiser_alone(small_clip, tmp_path):
+def test_a_checkpoint_holds_the_method_and_the_optimizer_alone(small_clip, tmp_path):
     learner = learner_at_start(small_clip)
     module = LitClassifier(small_clip, learner, OPTIMIZER, epochs=2)
     trainer = trainer_in(tmp_path, 2)
@@ -166,7 +166,7 @@ def test_validation_accuracy_is_that_of_the_whole_set(small_clip, tmp_path):
     assert trainer.callback_metrics["val/acc"].item() == pytest.approx(hits, abs=1e-6)
 
 
-def test_a_method_without_parameters_needs_no_optimiser(small_clip):
+def test_a_method_without_parameters_needs_no_optimizer(small_clip):
     module = LitClassifier(small_clip, ZeroShot(small_clip, NAMES, template="a photo of a {}."), OPTIMIZER, epochs=0)
     assert module.configure_optimizers() is None
 

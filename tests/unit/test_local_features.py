@@ -25,7 +25,7 @@ def clip_of(**vision) -> FrozenCLIP:
 
 @torch.no_grad()
 def tokens_of(clip: FrozenCLIP, size: int, places: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two random images, and their tokens, not normalised; the pooled one and the kinds of features are checked."""
+    """Two random images, and their tokens, not normalized; the pooled one and the kinds of features are checked."""
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     tokens = image_tokens(clip.model, images)
     assert tokens.shape == (2, 1 + places, clip.embed_dim)
@@ -68,7 +68,7 @@ TIMM = {
     "attention pool (SigLIP)": ("test_vit3", {"timm_pool": "map"}, 160, 100),
     "convolutions": ("test_efficientnet", {"timm_pool": "avg"}, 64, 4),
     "convolutions, a norm behind the pool": ("test_convnext", {"timm_pool": "avg"}, 64, 4),
-    "reparametrised convolutions": ("fastvit_t8", {"timm_pool": "avg"}, 64, 4),
+    "reparametrized convolutions": ("fastvit_t8", {"timm_pool": "avg"}, 64, 4),
 }
 
 

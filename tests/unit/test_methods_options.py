@@ -7,7 +7,7 @@ from methods import quick
 
 from coop import CoopError
 from coop.config import build_method, check, resolve_epochs
-from coop.methods.base import Batch, Labelled, Method
+from coop.methods.base import Batch, Labeled, Method
 from coop.methods.clip_adapter import ClipAdapter
 from coop.methods.image_encoder import ImageEncoder
 from coop.methods.tip_adapter import TipAdapter
@@ -81,7 +81,7 @@ def test_a_hidden_layer_needs_a_unit(small_clip):
         ClipAdapter(small_clip, NAMES, template="a {}", reduction=65)
 
 
-def test_tip_adapter_f_brings_its_own_optimiser_and_the_command_line_wins():
+def test_tip_adapter_f_brings_its_own_optimizer_and_the_command_line_wins():
     cfg = composed("method=tip_adapter_f")
     check(cfg)
     assert (cfg.optimizer.name, cfg.optimizer.lr, cfg.optimizer.eps, cfg.optimizer.warmup_epochs) == (
@@ -94,7 +94,7 @@ def test_tip_adapter_f_brings_its_own_optimiser_and_the_command_line_wins():
     assert (coop.optimizer.name, coop.optimizer.lr, coop.epochs, coop.batch_size) == ("sgd", 0.002, None, 32)
 
 
-def test_optimisers():
+def test_optimizers():
     parameter = torch.nn.Parameter(torch.ones(1))
     options = composed("method=tip_adapter_f").optimizer
     adamw = build_optimizer([parameter], options)
@@ -110,7 +110,7 @@ def test_optimisers():
 
 
 def shots(seed: int, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One view of random image_features (1, N, 64), L2-normalised, and labels."""
+    """One view of random image_features (1, N, 64), L2-normalized, and labels."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(3).repeat(per_class)
     features = torch.randn(len(labels), 64, generator=generator) + 2 * torch.eye(64)[labels]
@@ -124,14 +124,14 @@ def as_seen(method: Method, features: torch.Tensor) -> torch.Tensor:
     return torch.stack([features, *(features.roll(n, dims=0) for n in (1, 2, 3))], dim=1)
 
 
-def few_shots(method: Method) -> Labelled:
+def few_shots(method: Method) -> Labeled:
     """Four training and three validation images of each class."""
 
-    def labelled(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def labeled(part: str) -> tuple[torch.Tensor, torch.Tensor]:
         features, labels = shots(1, 4) if part == "train" else shots(2, 3)
         return as_seen(method, features[0])[None], labels
 
-    return labelled
+    return labeled
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -139,12 +139,12 @@ def test_saved_and_loaded_again(small_clip, name, tmp_path):
     """A method built anew, which never saw the training images, gives the same logits from the file alone."""
     cfg = composed(*quick(name))
     method = build_method(cfg.method, small_clip, NAMES)
-    labelled = few_shots(method)
-    method.prepare(labelled)
+    labeled = few_shots(method)
+    method.prepare(labeled)
     with torch.no_grad():
         for parameter in method.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
-    method.select(labelled)
+    method.select(labeled)
     save_prompt(tmp_path / "prompt.safetensors", method, cfg, NAMES)
 
     again = build_method(cfg.method, small_clip, NAMES)
@@ -201,9 +201,9 @@ def test_prepare_and_select_default_to_nothing(small_clip):
 @pytest.mark.parametrize("search", [True, False])
 def test_tip_adapter_search_can_be_switched_off(small_clip, search):
     tip = TipAdapter(small_clip, NAMES, templates=["a {}."], alpha=2.5, beta=1.5, search=search)
-    labelled = {"train": shots(1, 4), "val": shots(2, 8)}.__getitem__
-    tip.prepare(labelled)
-    tip.select(labelled)
+    labeled = {"train": shots(1, 4), "val": shots(2, 8)}.__getitem__
+    tip.prepare(labeled)
+    tip.select(labeled)
     assert (tip.chosen != {}) is search
     assert ((tip.alpha.item(), tip.beta.item()) == (2.5, 1.5)) is not search
 
@@ -237,7 +237,7 @@ class Recording(Method):
         super().__init__(clip, classnames)
         self.bias, self.calls = torch.nn.Parameter(torch.zeros(len(classnames))), []
 
-    def prepare(self, labelled):
+    def prepare(self, labeled):
         self.calls.append("prepare")
 
     def loss(self, image_features, labels):

@@ -238,7 +238,7 @@ def test_the_page_escapes_and_links(tmp_path, paths):
 
 
 def test_the_contact_sheet_puts_the_best_first():
-    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 0), (0, 90, 90), (90, 0, 90)]
-    sheet = contact_sheet("x", [Image.new("RGB", (160, 160), colour) for colour in colours], ["0.1"] * 6)
+    colors = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (90, 90, 0), (0, 90, 90), (90, 0, 90)]
+    sheet = contact_sheet("x", [Image.new("RGB", (160, 160), color) for color in colors], ["0.1"] * 6)
     middles = [(6 + column * 166 + 80, 36 + row * 196 + 80) for row in range(2) for column in range(5)]
-    assert [sheet.getpixel(middle) for middle in middles[:6]] == colours and sheet.getpixel(middles[6]) == (255,) * 3
+    assert [sheet.getpixel(middle) for middle in middles[:6]] == colors and sheet.getpixel(middles[6]) == (255,) * 3

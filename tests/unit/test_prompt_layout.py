@@ -16,7 +16,7 @@ encode = small.tokenizer().encode
 
 
 def naive(name: str, m: int, position: str) -> list[int | str]:
-    """[SOS], vectors "v0" .. "vM-1" and tokens in the order of the paper; name and full stop are tokenised together."""
+    """[SOS], vectors "v0" .. "vM-1" and tokens in the order of the paper; name and full stop are tokenized together."""
     name = name.replace("_", " ")
     alone, together = encode(name), encode(f"{name}.")
     vectors = [f"v{i}" for i in range(m)]
@@ -28,7 +28,7 @@ def naive(name: str, m: int, position: str) -> list[int | str]:
 
 
 def written(learner: PromptLearner) -> list[list[int | str]]:
-    """What the learner's `embeddings()` hold: each place is recognised by its embedding."""
+    """What the learner's `embeddings()` hold: each place is recognized by its embedding."""
     embeddings, ids = learner.embeddings()
     table = learner.clip.token_embedding.weight
     rows = []

@@ -57,7 +57,7 @@ EXAMPLES = {
     "one line": accuracy([line()]),
     "published": accuracy([line(published=[(1, 59.0, "recalled"), (16, 70.0, "verified")]), line("coop M=4", style=1)]),
     "twelve data sets": accuracy([line()], places=[*DATA, *map(str, range(8))]),
-    "thirty lines": accuracy([line(f"method {number}", style=number) for number in range(30)], places=DATA),
+    "thirty lines": accuracy([line(f"method {number}", style=number) for number in range(30)], places=DATA[2:]),
     "twenty long labels": accuracy([line(f"{LONG} {number}", style=number) for number in range(20)]),
     "long labels": accuracy([line(LONG), line(LONG + " too", style=1)], title=f"caltech101, {LONG}"),
     "no star": accuracy([line(shots=(1, -1))], stars=()),
@@ -138,10 +138,10 @@ def test_accuracy_draws_the_figures():
     points = [(entry.get_marker(), *entry.get_ydata()) for entry in axes.lines if len(entry.get_ydata()) == 1]
     assert points == [("*", 55.0), ("d", 59.0), ("d", 70.0)]
     recalled, verified = [entry for entry in axes.lines if entry.get_marker() == "d"]
-    assert recalled.get_markerfacecolor() == "white" and verified.get_markerfacecolor() == figures.COLOURS[0]
+    assert recalled.get_markerfacecolor() == "white" and verified.get_markerfacecolor() == figures.COLORS[0]
 
 
-def test_thirty_lines_are_told_apart_without_colour_and_by_number():
+def test_thirty_lines_are_told_apart_without_color_and_by_number():
     figure = drawn("thirty lines")
     for axes in figure.axes:
         looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in axes.lines}

@@ -122,7 +122,7 @@ def test_one_board_for_each_number_of_shots(tmp_path):
 
 def test_costs_and_what_a_method_used(tmp_path):
     measured = {"encode_seconds": 7.0, "fit_seconds": 125.5, "test_seconds": 2.0, "step_seconds": 0.0125}
-    measured |= {"peak_memory_mb": 2048.0, "test/ece": 0.0312, "uses": ["validation images", "unlabelled images"]}
+    measured |= {"peak_memory_mb": 2048.0, "test/ece": 0.0312, "uses": ["validation images", "unlabeled images"]}
     write_run(tmp_path / "a", **measured)
     write_run(tmp_path / "b", method="taskres", uses=[])
     write_run(tmp_path / "old", method="maple", fit_seconds=None, test_seconds=None)

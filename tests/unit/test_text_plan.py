@@ -183,14 +183,14 @@ def test_owners():
 
 
 @variants
-def test_a_learnt_token_and_all_behind_it_are_computed_in_every_step(n_ctx, position, class_specific):
+def test_a_learned_token_and_all_behind_it_are_computed_in_every_step(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES, n_ctx, position)
     plan, _ = planned(ids, slots, end, class_specific)
     if plan.cached.stacks:
         for k, p in zip(plan.cached.prompts.tolist(), plan.cached.positions.tolist(), strict=True):
             assert (slots[k, : p + 1] < 0).all()
-    learnt = int((slots >= 0).any(1).sum())
-    assert learnt == len(ids)
+    learned = int((slots >= 0).any(1).sum())
+    assert learned == len(ids)
     if class_specific:
         assert (slots[plan.computed.prompts, plan.computed.positions] >= 0).sum() == len(ids) * n_ctx
 
@@ -247,14 +247,14 @@ def test_no_padding_and_no_row_longer_than_needed(n_ctx, position, class_specifi
 def test_distinct_tokens_give_every_token_back(n_ctx, position, class_specific):
     ids, slots, end = prompts(NAMES, n_ctx, position)
     plan, _ = planned(ids, slots, end, class_specific)
-    constants, learnts, index, is_learnt = distinct_tokens(plan.computed, ids, slots, class_specific)
+    constants, learned_tokens, index, is_learned = distinct_tokens(plan.computed, ids, slots, class_specific)
     for i, (k, p) in enumerate(zip(plan.computed.prompts.tolist(), plan.computed.positions.tolist(), strict=True)):
-        if is_learnt[i]:
-            assert learnts[:, index[i]].tolist() == [k if class_specific else 0, int(slots[k, p]), p]
+        if is_learned[i]:
+            assert learned_tokens[:, index[i]].tolist() == [k if class_specific else 0, int(slots[k, p]), p]
         else:
             assert constants[:, index[i]].tolist() == [int(ids[k, p]), p]
     assert constants.unique(dim=1).shape == constants.shape
-    assert learnts.unique(dim=1).shape == learnts.shape
+    assert learned_tokens.unique(dim=1).shape == learned_tokens.shape
 
 
 @pytest.mark.parametrize("position", ["end", "front"])

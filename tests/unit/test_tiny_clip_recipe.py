@@ -125,8 +125,8 @@ def test_targets_of_synsets(wordnet):
     # By hand: catalpa's kernel row is 2 exp(4 (cosine - 1)), times the inverse of the classes' kernel and ridge.
     e = math.exp
     row, same, other = (2 * e(4 * (0.6 - 1)), 2 * e(4 * (0.8 - 1))), 0.5 + 2 + 0.3, 2 * e(-4)
-    unnormalised = torch.tensor([row[0] * same - row[1] * other, row[1] * same - row[0] * other])
-    assert torch.allclose(targets[700], F.normalize(unnormalised, dim=0), atol=1e-5)
+    unnormalized = torch.tensor([row[0] * same - row[1] * other, row[1] * same - row[0] * other])
+    assert torch.allclose(targets[700], F.normalize(unnormalized, dim=0), atol=1e-5)
 
 
 def test_a_bare_word_is_ambiguous():
@@ -143,9 +143,11 @@ def test_joint_space_keeps_what_tells_classes_apart():
     assert torch.allclose(space.projection @ space.projection.T, torch.eye(3), atol=1e-6)
     features = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     rows = classifier.weight.detach()
-    centred = rows - rows.mean(dim=0)
+    centered = rows - rows.mean(dim=0)
     # Four rows differ in three directions at most: nothing is lost.
-    assert torch.allclose(features @ space.projection.T @ space.projection @ centred.T, features @ centred.T, atol=1e-5)
+    assert torch.allclose(
+        features @ space.projection.T @ space.projection @ centered.T, features @ centered.T, atol=1e-5
+    )
 
 
 def test_weights_of_another_architecture_are_refused():

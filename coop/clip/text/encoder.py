@@ -146,7 +146,7 @@ class PromptEncoder(nn.Module):
             deep: for some of the layers 1, 2, .. the vectors (n, D), or (K, n, D) with vectors of each class's own,
                 that replace the states of the first n context positions in front of that layer; n at most M.
                 They are not given a positional embedding. Layer 0 has the context itself.
-            normalize: L2-normalise the features.
+            normalize: L2-normalize the features.
 
         Returns:
             (*, K, E) text features in ctx's dtype, differentiable in `ctx` and `deep`.
@@ -186,7 +186,7 @@ class PromptEncoder(nn.Module):
                 )
 
     def _encode(self, contexts: Tensor, deep: DeepPrompts) -> Tensor:
-        """(G, M, D) or (G, K, M, D) to (G, K, E), not normalised, as many prompts at a time as there may be."""
+        """(G, M, D) or (G, K, M, D) to (G, K, E), not normalized, as many prompts at a time as there may be."""
         chunks = self.tower.chunks(any(vectors.ndim == 3 for vectors in deep.values()))
         limit = self.class_chunk or (None if torch.is_grad_enabled() else PROMPTS_WITHOUT_GRADIENT)
         together = max(1, limit // self.prompts) if limit else len(contexts)

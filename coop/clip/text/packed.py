@@ -34,12 +34,12 @@ class Constants:
     Attributes:
         x: (U, D) input to the first layer of each distinct constant token.
         qkv: (U, 3D) its query, key and value there.
-        index: (T,) which of them each computed token is; anything for a learnt token.
-        learnt: (2, V) prompt (0 if the context is shared) and slot of each distinct learnt token.
-        learnt_position: (V, D) its positional embedding.
-        learnt_places: (W,) which of the computed tokens are learnt, in the order of their slots;
-        learnt_index: (W,) which of the distinct learnt tokens they are;
-        learnt_counts: how many of them have a slot below 0, 1, .. M.
+        index: (T,) which of them each computed token is; anything for a learned token.
+        learned: (2, V) prompt (0 if the context is shared) and slot of each distinct learned token.
+        learned_position: (V, D) its positional embedding.
+        learned_places: (W,) which of the computed tokens are learned, in the order of their slots;
+        learned_index: (W,) which of the distinct learned tokens they are;
+        learned_counts: how many of them have a slot below 0, 1, .. M.
         masks: for each stack, (N, 1, R, P + C + R), see `coop.clip.text.packing.Layout`.
         lengths: for each stack, N * R.
         queries: (T',) tokens whose state the last layer computes, see `coop.clip.text.packing.Plan`.
@@ -53,11 +53,11 @@ class Constants:
     x: Tensor
     qkv: Tensor
     index: Tensor
-    learnt: Tensor
-    learnt_position: Tensor
-    learnt_places: Tensor
-    learnt_index: Tensor
-    learnt_counts: list[int]
+    learned: Tensor
+    learned_position: Tensor
+    learned_places: Tensor
+    learned_index: Tensor
+    learned_counts: list[int]
     masks: list[Tensor]
     lengths: list[int]
     queries: Tensor
@@ -88,7 +88,7 @@ class PackedTower:
         self.blocks, self._layers, self._constants = list(self.tower.transformer.resblocks), [], {}
 
     def plans(self, class_specific: bool) -> list[Plan]:
-        """For each chunk its plan, as it is where prompts have learnt vectors in common or each its own."""
+        """For each chunk its plan, as it is where prompts have learned vectors in common or each its own."""
         if class_specific not in self._plans:
             ids, slots = map(torch.cat, zip(*self.prompts, strict=True))
             end = pooled_positions(self.tower, ids)
@@ -131,13 +131,13 @@ class PackedTower:
 
     def _first_inputs(self, c: Constants, ctx: Tensor) -> tuple[Tensor, Tensor]:
         """Input (G, T, D) of the first layer, and its queries, keys and values (G, T, 3D)."""
-        prompt, slot = c.learnt
-        learnt = _rows(ctx.flatten(1, -2), prompt * ctx.shape[-2] + slot).to(c.x.dtype) + c.learnt_position
-        learnt_qkv = self._layers[0].queries_keys_values(learnt).to(c.qkv.dtype)
+        prompt, slot = c.learned
+        learned = _rows(ctx.flatten(1, -2), prompt * ctx.shape[-2] + slot).to(c.x.dtype) + c.learned_position
+        learned_qkv = self._layers[0].queries_keys_values(learned).to(c.qkv.dtype)
         index = c.index.expand(len(ctx), -1)
         x, qkv = F.embedding(index, c.x), F.embedding(index, c.qkv)
-        x.index_copy_(1, c.learnt_places, _rows(learnt, c.learnt_index))
-        qkv.index_copy_(1, c.learnt_places, _rows(learnt_qkv, c.learnt_index))
+        x.index_copy_(1, c.learned_places, _rows(learned, c.learned_index))
+        qkv.index_copy_(1, c.learned_places, _rows(learned_qkv, c.learned_index))
         return x, qkv
 
     def _layer(self, i: int, x: Tensor, qkv: Tensor | None, c: Constants) -> Tensor:
@@ -178,19 +178,19 @@ class PackedTower:
         """The constants of one chunk, whose states are laid out by the plan `before` until they are needed."""
         device = self.tower.token_embedding.weight.device
         tokens = plan.computed
-        constants, learnt, index, is_learnt = distinct_tokens(tokens, ids, slots, class_specific)
+        constants, learned, index, is_learned = distinct_tokens(tokens, ids, slots, class_specific)
         slot = slots[tokens.prompts, tokens.positions]
         places = slot.argsort(stable=True)[int((slot < 0).sum()) :]
         x = self._embed(*constants)
         return Constants(
             x=x,
             qkv=self._layers[0].queries_keys_values(x),
-            index=index.where(~is_learnt, 0).to(device),
-            learnt=learnt[:2].to(device),
-            learnt_position=self._positional(learnt[2]),
-            learnt_places=places.to(device),
-            learnt_index=index[places].to(device),
-            learnt_counts=[int(((slot >= 0) & (slot < n)).sum()) for n in range(int(slots.max()) + 2)],
+            index=index.where(~is_learned, 0).to(device),
+            learned=learned[:2].to(device),
+            learned_position=self._positional(learned[2]),
+            learned_places=places.to(device),
+            learned_index=index[places].to(device),
+            learned_counts=[int(((slot >= 0) & (slot < n)).sum()) for n in range(int(slots.max()) + 2)],
             masks=[mask[:, None].to(device) for mask in tokens.masks],
             lengths=[rows.prompt.numel() for rows in tokens.stacks],
             queries=plan.queries.to(device),
@@ -237,12 +237,12 @@ def _rows(tables: Tensor, index: Tensor) -> Tensor:
 def _replace(c: Constants, x: Tensor, vectors: Tensor) -> Tensor:
     """States (G, T, D) with deep prompts (n, D) or (K, n, D) in the first n context positions."""
     n = vectors.shape[-2]
-    count = c.learnt_counts[n]
-    prompt, row = c.learnt[:, c.learnt_index[:count]]
+    count = c.learned_counts[n]
+    prompt, row = c.learned[:, c.learned_index[:count]]
     if vectors.ndim == 3:
         row = prompt * n + row
     put_in = F.embedding(row, vectors.reshape(-1, vectors.shape[-1])).to(x.dtype)
-    return x.index_copy(1, c.learnt_places[:count], put_in.expand(len(x), -1, -1))
+    return x.index_copy(1, c.learned_places[:count], put_in.expand(len(x), -1, -1))
 
 
 class Layer:

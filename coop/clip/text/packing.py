@@ -138,7 +138,7 @@ class Plan:
 
 
 def as_symbols(ids: Tensor, slots: Tensor, class_specific: bool) -> Tensor:
-    """Prompts as numbers (K, L): where two agree up to a position, so do their states there. Learnt ones are negative.
+    """Prompts as numbers (K, L): where two agree up to a position, so do their states there. Learned ones are negative.
 
     Args:
         ids: (K, L) token ids.
@@ -169,11 +169,11 @@ def build_plan(symbols: Tensor, end: Tensor, prefix: int) -> Plan:
         end: (K,), see `common_beginning`.
         prefix: P, common to these prompts and maybe to others.
     """
-    learnt = symbols < 0
-    prefix_learns = bool(learnt[:, :prefix].any())
+    learned = symbols < 0
+    prefix_learns = bool(learned[:, :prefix].any())
     after_prefix = torch.full_like(end, prefix)
-    first_learnt = torch.where(learnt.any(1), learnt.int().argmax(1), end).minimum(end)
-    start = after_prefix if prefix_learns else first_learnt
+    first_learned = torch.where(learned.any(1), learned.int().argmax(1), end).minimum(end)
+    start = after_prefix if prefix_learns else first_learned
     itself = torch.arange(len(symbols))[:, None].expand_as(symbols)
     cached = _lay_out(itself, after_prefix, start, prefix, computes_prefix=not prefix_learns)
     owner = find_owners(symbols, start, end)
@@ -220,18 +220,18 @@ def distinct_tokens(
 
     Returns:
         (2, U) id and position of the distinct constant tokens; (3, V) prompt (0 if the context is shared), slot and
-        position of the distinct learnt ones; (T,) which of either kind each token is; (T,) whether it is learnt.
+        position of the distinct learned ones; (T,) which of either kind each token is; (T,) whether it is learned.
     """
     prompt, position = layout.prompts, layout.positions
     slot = slots[prompt, position]
-    learnt = slot >= 0
+    learned = slot >= 0
     owner = prompt if class_specific else torch.zeros_like(prompt)
     index = torch.empty_like(slot)
-    constants, index[~learnt] = torch.stack([ids[prompt, position], position])[:, ~learnt].unique(
+    constants, index[~learned] = torch.stack([ids[prompt, position], position])[:, ~learned].unique(
         dim=1, return_inverse=True
     )
-    learnts, index[learnt] = torch.stack([owner, slot, position])[:, learnt].unique(dim=1, return_inverse=True)
-    return constants, learnts, index, learnt
+    learned_tokens, index[learned] = torch.stack([owner, slot, position])[:, learned].unique(dim=1, return_inverse=True)
+    return constants, learned_tokens, index, learned
 
 
 def best_fit(sizes: list[int], width: int) -> tuple[list[int], list[int]]:

@@ -56,7 +56,7 @@ def plain_text_features(model: nn.Module, ids: Tensor, embeddings: Tensor) -> Te
         embeddings: (K, L, D) in place of their token embeddings.
 
     Returns:
-        (K, E) text features as the tower gives them, not normalised.
+        (K, E) text features as the tower gives them, not normalized.
     """
     embedding = token_embedding(model)
     hook = embedding.register_forward_hook(lambda module, inputs, output: embeddings)

@@ -24,7 +24,7 @@ def prompt_encoder(
 ) -> nn.Module:
     """A `PromptEncoder`, sharded if this process belongs to a distributed run.
 
-    Call it when the run has started (at the first forward, say): before `torch.distributed` is initialised there is
+    Call it when the run has started (at the first forward, say): before `torch.distributed` is initialized there is
     nothing to see, and every process would encode everything, which is right but slow. Arguments as `PromptEncoder`.
 
     Args:

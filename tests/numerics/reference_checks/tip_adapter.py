@@ -32,16 +32,16 @@ def check(content, variant, folder):
     views = [images() + (small.drawn(f"view.{r}", (24, 3, 48, 48), 0.1) if r else 0) for r in range(settings["views"])]
     raw = torch.stack([clip().encode_image(view, "raw") for view in views])
     val = clip().encode_image(small.drawn("val", (24, 3, 48, 48), 1.0), "raw")[None]
-    labelled = {"train": (raw, labels()), "val": (val, labels())}.__getitem__
+    labeled = {"train": (raw, labels()), "val": (val, labels())}.__getitem__
 
     tip = made(settings, train_keys=False)
-    tip.prepare(labelled)
-    tip.select(labelled)
+    tip.prepare(labeled)
+    tip.select(labeled)
     beta, alpha = training["search_tip_beta_alpha"]
     close([tip.chosen["beta"], tip.chosen["alpha"]], [beta, alpha], 1e-4, what="beta, alpha")
 
     method = made(settings, train_keys=True)
-    method.prepare(labelled)
+    method.prepare(labeled)
     assert list(method.keys.shape) == variant["learned"]["keys"]["shape"]
     close_tensor(method.keys, at_start["keys_start"], 3e-6, 5e-6, "keys at the start")
     close(method.logits(raw[0])[:4], at_start["logits_first4"], 5e-5, what="logits")
@@ -64,6 +64,6 @@ def check(content, variant, folder):
     close(trace.rates, training["lr"], rtol=1e-6, what="learning rates")
     close_tensor(method.keys, training["final"]["keys"], 3e-6, 5e-6, "keys")
     close(method.logits(raw[0])[:4], training["final_logits_first4"], 5e-5, what="final logits")
-    method.select(labelled)
+    method.select(labeled)
     beta, alpha = training["search_tip_f_last_epoch_beta_alpha"]
     close([method.chosen["beta"], method.chosen["alpha"]], [beta, alpha], 1e-4, what="beta, alpha of the last epoch")
