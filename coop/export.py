@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import coop
 from coop.cli.options import parse
 from coop.clip.backbone import normalize
+from coop.clip.last_layer import into_last_layer
 from coop.clip.local import image_tokens
 from coop.errors import CoopError
 from coop.methods import Method
@@ -131,6 +132,8 @@ class ImageClassifier(nn.Module):
             return self.method.logits(self.method.encode_image(images))
         if self.method.feature_kind == "tokens":
             return self.method.logits(normalize(image_tokens(self.method.clip.model, images)))
+        if self.method.feature_kind == "last_layer":
+            return self.method.logits(into_last_layer(self.visual, images))
         features = self.visual(images)
         # CoCa's towers give their tokens as well.
         features = features[0] if isinstance(features, tuple) else features

@@ -13,6 +13,8 @@ import coop
 
 USED = (
     "matplotlib.backends.backend_agg",
+    "networkx",  # of an ONNX export
+    "onnxscript",
     "open_clip",
     "pandas",
     "pytorch_lightning",

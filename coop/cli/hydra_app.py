@@ -2,9 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import hydra
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 from coop.cli.checks import CHECKS
@@ -18,6 +19,17 @@ from coop.system.memory import keep_freed_memory
 
 # Hydra prints exceptions itself, as shortened tracebacks; here they come to `explain`.
 hydra._internal.utils.run_and_report = lambda call: call()
+
+
+def one_of_each(batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    """Of the runs of a study, as many as have every `key=value` once."""
+    seen: set[str] = set()
+    return [words for words in batch if not seen.issuperset(words) and not seen.update(words)]
+
+
+# Hydra composes the config of every run before the first, to see that it can; a misspelt value shows in one of these.
+check_batch = Sweeper.validate_batch_is_legal
+Sweeper.validate_batch_is_legal = lambda self, batch: check_batch(self, one_of_each(batch))
 
 # Hydra's script completes `python FILE.py`; this one `python -m coop.train` and coop.evaluate, in bash and zsh.
 COMPLETION = """export _HYDRA_OLD_COMP=$(complete -p python 2> /dev/null)

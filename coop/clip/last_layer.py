@@ -21,7 +21,7 @@ from coop.errors import CoopError
 if TYPE_CHECKING:
     from coop.clip.backbone import FrozenCLIP
 
-PART = 128  # images that go through the last layer at once: the whole of a data set would not fit into the memory
+PART = 128  # images that should go through the last layer at once: those of a whole data set take too much memory
 
 
 def into_last_layer(visual: nn.Module, images: Tensor) -> Tensor:
@@ -80,7 +80,4 @@ class LastLayer(nn.Module):
         """
         names = [name for name, _ in self.named_parameters()]
         layers = [dict(zip(names, each, strict=True)) for each in zip(*tensors, strict=True)]
-        return torch.stack([self._features(layer, x) for layer in layers])
-
-    def _features(self, layer: dict[str, Tensor], x: Tensor) -> Tensor:
-        return F.normalize(torch.cat([functional_call(self, layer, part) for part in x.split(PART)]), dim=-1)
+        return torch.stack([F.normalize(functional_call(self, layer, x), dim=-1) for layer in layers])

@@ -16,6 +16,7 @@ from coop.schedule import linear_warmup
 log = logging.getLogger("coop")
 
 SEARCH_FROM = 0.1
+AT_ONCE = 128  # validation images; bounds the memory
 #: S models, tensors (S, ...), of features of B samples, by their kinds, to logits (B, S, K): scores(x, *tensors).
 Scores = Callable[..., Tensor]
 #: Features of N samples as a function of rows (B), and labels (N).
@@ -159,7 +160,9 @@ class Grid:
         for t, (_, models) in enumerate(steps):
             if not len(y) or t % self.interval:
                 continue
-            correct = (scores(x, *models).argmax(dim=2) == y[:, None]).sum(dim=0)
+            parts = zip(*(kind.split(AT_ONCE) for kind in x), strict=True)
+            logits = torch.cat([scores(part, *models) for part in parts])
+            correct = (logits.argmax(dim=2) == y[:, None]).sum(dim=0)
             if most is None:
                 most, at, kept = torch.full_like(correct, -1), torch.zeros_like(correct), models
             better = correct > most

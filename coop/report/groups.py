@@ -104,7 +104,7 @@ def sort_shots(shots: Iterable[int]) -> list[int]:
 
 def column(frame: pd.DataFrame, name: str) -> pd.Series:
     """A column; all None where no run has the key."""
-    return frame[name] if name in frame else pd.Series(None, index=frame.index, dtype=object)
+    return frame[name] if name in frame else pd.Series([None] * len(frame), frame.index, dtype=object)
 
 
 def numbered(frame: pd.DataFrame, names: Sequence[str]) -> pd.Series:

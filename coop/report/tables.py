@@ -193,7 +193,7 @@ def missing_table(study: Study) -> Table | None:
         return None
     place = ["backbone", "label", "data", "shots"]
     absent = absent.groupby(place, sort=False)["seed"].agg(", ".join).rename("seeds").reset_index()
-    title = f"Missing: {len(absent)} settings are incomplete"
+    title = f"Missing: {len(absent)} setting{'s are' if len(absent) > 1 else ' is'} incomplete"
     frame = absent.groupby(["backbone", "label", "data", "seeds"], sort=False)["shots"].agg(", ".join).reset_index()
     frame = frame.rename(columns={"label": "method", "data": "data set"})
     note = (

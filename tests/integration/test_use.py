@@ -148,10 +148,13 @@ SLOW = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "kind",
-    ["coop", "tip_adapter", "maple", "clip_lora", "dept"]
+    ["coop", "maple"]
     + [
         pytest.param(kind, marks=SLOW)
-        for kind in ("plot", "linear_probe", "clip_adapter", "lp_pp", "cross_modal_adapter", "vpt", "two_stage")
+        for kind in (
+            *("tip_adapter", "clip_lora", "dept", "plot", "linear_probe", "clip_adapter", "lp_pp"),
+            *("cross_modal_partial", "vpt", "two_stage"),
+        )
     ],
 )
 def test_onnx_predicts_as_we_do(run, finished, by_method, photographs, tmp_path, kind):
@@ -369,7 +372,7 @@ COCA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", ["coop", "image_encoder"])
+@pytest.mark.parametrize("method", ["coop", pytest.param("image_encoder", marks=SLOW)])
 def test_a_coca_is_exported(run, small, photographs, tmp_path, method):
     runtime = pytest.importorskip("onnxruntime")
     torch.manual_seed(0)

@@ -57,7 +57,7 @@ EXAMPLES = {
     "one line": accuracy([line()]),
     "published": accuracy([line(published=[(1, 59.0, "recalled"), (16, 70.0, "verified")]), line("coop M=4", style=1)]),
     "twelve data sets": accuracy([line()], places=[*DATA, *map(str, range(8))]),
-    "thirty lines": accuracy([line(f"method {number}", style=number) for number in range(30)], places=DATA),
+    "thirty lines": accuracy([line(f"method {number}", style=number) for number in range(30)], places=DATA[2:]),
     "twenty long labels": accuracy([line(f"{LONG} {number}", style=number) for number in range(20)]),
     "long labels": accuracy([line(LONG), line(LONG + " too", style=1)], title=f"caltech101, {LONG}"),
     "no star": accuracy([line(shots=(1, -1))], stars=()),

@@ -182,6 +182,11 @@ def test_base_to_new_is_not_a_mixture(tmp_path):
     ]
 
 
+def test_a_backbone_without_named_weights(tmp_path):
+    write_run(tmp_path / "a", backbone="tiny", pretrained=None)
+    assert study_of(tmp_path).curves.table["backbone"].tolist() == ["tiny", "tiny"]
+
+
 def test_several_versions_are_said(tmp_path):
     write_run(tmp_path / "a", version="0.1.0")
     write_run(tmp_path / "b", version="0.2.0", seed=2)

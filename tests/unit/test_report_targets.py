@@ -90,8 +90,13 @@ def test_published_h_is_that_of_the_published_averages():
     assert (off < 0.02).sum() == 33 and off.max() < 0.2
 
 
+@pytest.fixture
+def not_drawn(monkeypatch):
+    monkeypatch.setattr("coop.report.page.plots", lambda *_: [])
+
+
 @pytest.mark.parametrize(("key", "value"), [("split", "generated"), ("num_classes", 99), ("n_test", 2000)])
-def test_runs_on_other_data_are_refused_in_one_report(tmp_path, capsys, key, value):
+def test_runs_on_other_data_are_refused_in_one_report(tmp_path, capsys, not_drawn, key, value):
     write_run(tmp_path / "runs/a", seed=1)
     write_run(tmp_path / "runs/b", seed=2, **{key: value})
     assert run([str(tmp_path / "runs")]) == 1
@@ -103,7 +108,7 @@ def test_runs_on_other_data_are_refused_in_one_report(tmp_path, capsys, key, val
     assert run([str(tmp_path / "runs"), "mixed=perhaps"]) == 1
 
 
-def test_base_and_all_classes_are_apart_and_welcome(tmp_path):
+def test_base_and_all_classes_are_apart_and_welcome(tmp_path, not_drawn):
     write_run(tmp_path / "runs/a")
     write_run(tmp_path / "runs/b", classes="base", num_classes=50, n_test=1549)
     assert run([str(tmp_path / "runs")]) == 0
