@@ -37,7 +37,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES = ("-", "--", "-.", ":")
 STYLE = {
     "font.size": FONT,
-    "axes.titlesize": FONT,
     "axes.labelsize": FONT,
     "legend.fontsize": FONT - 0.5,
     "xtick.labelsize": FONT - 0.5,
@@ -212,7 +211,8 @@ def _name_axes(grid: Sequence[Axes], titles: Sequence[str], below: str, left: st
     lowest = grid[-1].get_subplotspec().rowspan.start
     for axes, title in zip(grid, titles, strict=True):
         place = axes.get_subplotspec()
-        axes.set_title(_wrap(title, 88 // place.get_gridspec().ncols if len(grid) > 1 else 44), loc="left", pad=2)
+        width = 88 // place.get_gridspec().ncols if len(grid) > 1 else 44
+        axes.set_title(_wrap(title, width), loc="left", pad=2, size=FONT)
         axes.set_xlabel(below if place.rowspan.start == lowest else "")
         axes.set_ylabel(left if place.is_first_col() else "")
 
@@ -337,6 +337,8 @@ def render(figure: Figure) -> dict[str, bytes]:
     """The files of a figure by their suffix: "png" and "svg"."""
     files = {}
     with matplotlib.rc_context(STYLE):
+        for artist in (artist for axes in figure.axes for artist in (*axes.lines, *axes.collections, *axes.texts)):
+            artist.set_in_layout(False)  # inside of the axes, and slow to measure
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once for both
         for kind, options in (

@@ -175,9 +175,9 @@ def _stated(published: pd.DataFrame, settings: pd.DataFrame, curves: Curves, dat
     names = set(settings.loc[points["setting"].unique(), "dataset"])
     figures = published[published["dataset"].map(lambda average: AVERAGES.get(average) == names).astype(bool)]
     points = points.drop_duplicates(["curve", "shots"]).set_index("setting")
-    firsts = settings.loc[points.index if len(figures) else []].assign(
-        dataset=figures["dataset"].max(), trained_on=None
-    )
+    firsts = settings.loc[points.index if len(figures) else []]
+    elsewhere = column(firsts, "trained_on").where(column(firsts, "trained_on") != firsts["dataset"], None)
+    firsts = firsts.assign(dataset=figures["dataset"].max(), trained_on=elsewhere)
     pairs = compare(figures, firsts)
     pairs = pairs[pairs["same_setting"]].drop(columns=["ours", "sd", "n"])
     return pairs.assign(curve=pairs["setting"].map(points["curve"]))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -34,10 +35,12 @@ def study(monkeypatch, capfd, sweep: Path, task, *words: str, count: int = 3) ->
     return code, capfd.readouterr().err
 
 
-def noting(cfg) -> float:
-    """Write down which GPU it saw, when, and where."""
+def noting(cfg, together: int = 1) -> float:
+    """Write down which GPU it saw, when, and where; ends when so many have begun."""
     folder, start = Path(HydraConfig.get().runtime.output_dir), time.time()
-    time.sleep(0.3)
+    (folder / "begun").touch()
+    while len(list(folder.parent.glob("*/begun"))) < together and time.time() < start + 30:
+        time.sleep(0.01)
     if cfg.seed == cfg.shots:
         raise CoopError("seed and shots are the same")
     if cfg.seed == 0:
@@ -59,7 +62,7 @@ def seen_in(sweep: Path) -> list[dict]:
 
 @pytest.mark.usefixtures("no_report")
 def test_each_run_sees_one_gpu_and_shares_it_with_none(monkeypatch, capfd, tmp_path):
-    code, err = study(monkeypatch, capfd, tmp_path, noting, SEEDS)
+    code, err = study(monkeypatch, capfd, tmp_path, partial(noting, together=3), SEEDS)
     assert code == 0, err
     assert "5 of 5 runs finished, 0 failed" in err
     seen = seen_in(tmp_path)

@@ -78,7 +78,7 @@ def test_while_images_are_encoded(run, small, tmp_path, signum):
 
 def test_a_sweep_stops_and_resumes(run, small, tmp_path):
     """What is stopped has not failed, what would follow is not started, and the advice is the sweep's command."""
-    sweep = ["-m", *small, "epochs=40", "batch_size=20", "seed=1,2", "method.n_ctx=4"]
+    sweep = ["-m", *small, "epochs=20", "batch_size=20", "seed=1,2", "method.n_ctx=4"]
     assert run("train", *sweep, f"hydra.sweep.dir={tmp_path / 'whole'}").code == 0
     process = run.start("train", *sweep, f"hydra.sweep.dir={tmp_path / 'part'}")
     begun = lambda: list((tmp_path / "part").rglob("last.ckpt"))  # noqa: E731

@@ -372,7 +372,7 @@ def test_a_run_is_not_named(command):
         (cache_command.main, ["wipe"], "wipe", "list, clear"),
         (cache_command.main, ["clear"], "clear", "all, a kind"),
         (cache_command.main, ["cache_dir=/nowhere"], "cache_dir=/nowhere", "no such folder"),
-        (cache_command.main, ["--all"], "--all", "cache_dir=DIR"),
+        (cache_command.main, ["--all"], "--all", "cache_dir="),
         (data_command.main, ["chekc", "mini"], "chekc", "check, prepare"),
         (data_command.main, ["export"], "export", "name of one data set"),
         (data_command.main, ["export", "mini", "caltech101"], "export", "name of one data set"),

@@ -1,10 +1,10 @@
 """Combinations that are configs: each side is what it is alone."""
 
-import open_clip
 import pytest
 import small_vit_clip
 import torch
 from configs import composed
+from small_clip import tokenizer
 
 from coop import CoopError, FrozenCLIP, PromptLearner
 from coop.config import build_method, check
@@ -14,7 +14,7 @@ NAMES = ["dog", "sea_horse", "grand piano"]
 
 @pytest.fixture
 def small_vit() -> FrozenCLIP:
-    return FrozenCLIP(small_vit_clip.small_vit_clip(), open_clip.SimpleTokenizer(), name="small_vit")
+    return FrozenCLIP(small_vit_clip.small_vit_clip(), tokenizer(), name="small_vit")
 
 
 def test_promptsrc_on_maples_prompts_has_maples_features(small_vit):

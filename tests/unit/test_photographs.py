@@ -15,13 +15,16 @@ from PIL import Image
 
 from coop import CoopError, FrozenCLIP, PromptLearner
 from coop.data.features import FeatureExtractor
+from coop.evaluation.images import predict_images
 from coop.methods.cocoop import CoCoOp
 from coop.methods.linear_probe import LinearProbe
 from coop.methods.maple import MaPLe
 from coop.methods.plot import PLOT
 from coop.methods.taskres import TaskRes
 from coop.methods.zero_shot import ZeroShot
+from coop.retrieval import encoding
 from coop.retrieval.encoding import Encoder, check_context, encode_photographs, encode_texts, shorten
+from coop.retrieval.options import EncoderOptions
 from coop.retrieval.page import contact_sheet, write_page
 from coop.retrieval.ranking import best_photographs, label_of, log_probabilities, query_feature
 
@@ -141,6 +144,23 @@ def test_a_class_ranks_by_its_probability(small_clip, paths, encoder):
         CoopError, match="classname=grand paino: not one of the 3 classes of this run, which has grand piano"
     ):
         label_of(method, "grand paino")
+
+
+@pytest.mark.parametrize("kind", [MaPLe, PLOT, CoCoOp])
+def test_photographs_are_seen_as_the_method_sees_them(small_clip, paths, tmp_path, monkeypatch, kind):
+    """With prompts in the image tower, with local features, with texts that depend on the image."""
+    method = kind(small_clip, ["cat", "dog", "car"], n_ctx=2, **({"depth": 2} if kind is MaPLe else {})).eval()
+    node = OmegaConf.create({"method": {}, "trainer": {"precision": "32"}})
+    monkeypatch.setattr(encoding, "load_trained", lambda *_, **__: (method, node, None))
+    monkeypatch.setenv("COOP_CACHE", str(tmp_path / "cache"))
+    encoder = encoding.load_encoder(EncoderOptions(run=str(tmp_path), num_workers=0))
+    for new in (12, 12 * method.needs_images):  # what a method's own tower makes is not kept
+        photographs = encode_photographs(encoder.photographs, paths)
+        assert photographs.new == new
+    scores, rows = best_photographs(encoder, photographs.features, 1, top=12)
+    predicted = predict_images(method, paths, top=3)
+    expected = [next(c["probability"] for c in predicted[row]["classes"] if c["classname"] == "dog") for row in rows]
+    assert scores.tolist() == pytest.approx(expected, abs=1e-5) and expected == sorted(expected, reverse=True)
 
 
 def test_near_certainties_are_told_apart(small_clip, encoder):

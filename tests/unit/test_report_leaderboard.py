@@ -177,6 +177,19 @@ def test_published_averages_stand_beside_the_same_average(tmp_path):
     assert shown(boards_of(tmp_path, PUBLISHED)[-1])["maple"]["published"] != "78.55 ◆"
 
 
+def test_published_averages_over_targets(tmp_path):
+    """CoOp's target by target are in other tables: here the average alone."""
+    shifts = {"imagenetv2": 1000, "imagenet_sketch": 1000, "imagenet_a": 200, "imagenet_r": 200}
+    targets = {
+        name: {"split": "published", "num_classes": classes, "test/acc": 0.5, "zero_shot/acc": 0.4}
+        for name, classes in shifts.items()
+    }
+    write_run(tmp_path / "a", method="cocoop", dataset="imagenet", num_classes=1000, targets=targets, **VIT)
+    averages = PUBLISHED[PUBLISHED["dataset"] == "average of 4 targets"]
+    rows = shown(boards_of(tmp_path, averages)[-1])
+    assert (rows["cocoop"]["published"], rows["zero_shot"]["published"]) == ("59.91 ◆", "57.18 ◇")
+
+
 def test_exports(tmp_path):
     write_methods(tmp_path)
     write_run(tmp_path / "promptsrc", method="promptsrc", **VIT)
