@@ -176,17 +176,18 @@ class Method(nn.Module):
     def select(self, labelled: Labelled) -> None:
         """Called once after the last step: hyper-parameters chosen on the validation images."""
 
-    def to_choose_on(self, labelled: Labelled, otherwise: str) -> tuple[Tensor, Tensor] | None:
+    def to_choose_on(self, labelled: Labelled, otherwise: str, *values: Any) -> tuple[Tensor, Tensor] | None:
         """Features (N, E) and labels (N) of the validation images, on the device; None and a warning if there are none.
 
         Args:
             labelled: as `select` is given it.
-            otherwise: what holds where there are none, for the warning.
+            otherwise: what holds where there are none, for the warning, with a place such as %g for each value.
+            values: read back from the device for the warning alone.
         """
         (features,), labels = (x.to(self.clip.device) for x in labelled("val"))
         if len(labels):
             return features, labels
-        log.warning("%s: no validation images, %s", type(self).__name__, otherwise)
+        log.warning(f"%s: no validation images, {otherwise}", type(self).__name__, *values)
         return None
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):

@@ -72,8 +72,8 @@ class TipAdapter(Method):
 
     @torch.no_grad()
     def select(self, labelled: Labelled) -> None:
-        stay = f"alpha and beta stay at {self.alpha:g} and {self.beta:g}"
-        if self.search and (found := self.to_choose_on(labelled, stay)):
+        stay = "alpha and beta stay at %g and %g", self.alpha, self.beta
+        if self.search and (found := self.to_choose_on(labelled, *stay)):
             zero_shot, votes = self._sides(found[0])
             self.chosen = search_pair(self.ways, lambda beta, alpha: zero_shot + alpha * votes(beta), found[1])
             self.alpha.fill_(self.chosen["alpha"])
