@@ -176,17 +176,27 @@ class Method(nn.Module):
     def select(self, labeled: Labeled) -> None:
         """Called once after the last step: hyper-parameters chosen on the validation images."""
 
+<<<<<<< HEAD
     def to_choose_on(self, labeled: Labeled, otherwise: str) -> tuple[Tensor, Tensor] | None:
         """Features (N, E) and labels (N) of the validation images, on the device; None and a warning if there are none.
 
         Args:
             labeled: as `select` is given it.
             otherwise: what holds where there are none, for the warning.
+=======
+    def to_choose_on(self, labelled: Labelled, otherwise: str, *values: Any) -> tuple[Tensor, Tensor] | None:
+        """Features (N, E) and labels (N) of the validation images, on the device; None and a warning if there are none.
+
+        Args:
+            labelled: as `select` is given it.
+            otherwise: what holds where there are none, for the warning, with a place such as %g for each value.
+            values: read back from the device for the warning alone.
+>>>>>>> methods2
         """
         (features,), labels = (x.to(self.clip.device) for x in labeled("val"))
         if len(labels):
             return features, labels
-        log.warning("%s: no validation images, %s", type(self).__name__, otherwise)
+        log.warning(f"%s: no validation images, {otherwise}", type(self).__name__, *values)
         return None
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *args, **kwargs):
