@@ -176,22 +176,13 @@ class Method(nn.Module):
     def select(self, labeled: Labeled) -> None:
         """Called once after the last step: hyper-parameters chosen on the validation images."""
 
-<<<<<<< HEAD
-    def to_choose_on(self, labeled: Labeled, otherwise: str) -> tuple[Tensor, Tensor] | None:
+    def to_choose_on(self, labeled: Labeled, otherwise: str, *values: Any) -> tuple[Tensor, Tensor] | None:
         """Features (N, E) and labels (N) of the validation images, on the device; None and a warning if there are none.
 
         Args:
             labeled: as `select` is given it.
-            otherwise: what holds where there are none, for the warning.
-=======
-    def to_choose_on(self, labelled: Labelled, otherwise: str, *values: Any) -> tuple[Tensor, Tensor] | None:
-        """Features (N, E) and labels (N) of the validation images, on the device; None and a warning if there are none.
-
-        Args:
-            labelled: as `select` is given it.
             otherwise: what holds where there are none, for the warning, with a place such as %g for each value.
             values: read back from the device for the warning alone.
->>>>>>> methods2
         """
         (features,), labels = (x.to(self.clip.device) for x in labeled("val"))
         if len(labels):

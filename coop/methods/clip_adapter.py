@@ -72,11 +72,7 @@ class ClipAdapter(Method):
     @torch.no_grad()
     def select(self, labeled: Labeled) -> None:
         if len(self.ratios) > 1:
-<<<<<<< HEAD
-            found = self.to_choose_on(labeled, f"the ratio stays at {self.ratios[0]:g}")
-=======
-            found = self.to_choose_on(labelled, "the ratio stays at %g", self.ratios[0])
->>>>>>> methods2
+            found = self.to_choose_on(labeled, "the ratio stays at %g", self.ratios[0])
             _, best = first_best([self._by_each(found[0])], found[1]) if found else (0, 0)
             for name in self.sized_by_training:
                 tensor = getattr(self, name)

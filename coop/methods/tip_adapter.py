@@ -71,15 +71,9 @@ class TipAdapter(Method):
         return zero_shot, lambda beta: torch.exp(-beta * (1 - affinity)) @ one_hot
 
     @torch.no_grad()
-<<<<<<< HEAD
     def select(self, labeled: Labeled) -> None:
-        stay = f"alpha and beta stay at {self.alpha:g} and {self.beta:g}"
-        if self.search and (found := self.to_choose_on(labeled, stay)):
-=======
-    def select(self, labelled: Labelled) -> None:
         stay = "alpha and beta stay at %g and %g", self.alpha, self.beta
-        if self.search and (found := self.to_choose_on(labelled, *stay)):
->>>>>>> methods2
+        if self.search and (found := self.to_choose_on(labeled, *stay)):
             zero_shot, votes = self._sides(found[0])
             self.chosen = search_pair(self.ways, lambda beta, alpha: zero_shot + alpha * votes(beta), found[1])
             self.alpha.fill_(self.chosen["alpha"])
