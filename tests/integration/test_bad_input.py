@@ -206,7 +206,7 @@ def test_a_full_disk_for_features_is_no_reason_to_stop(run, small, full_disk, tm
 def test_other_commands(run, words, parts):
     done = run(*words)
     assert (done.code, done.out) == (1, "")
-    assert done.err.startswith("error: ") and all(part in done.err for part in parts), done.err
+    assert done.err.lstrip().startswith("error: ") and all(part in done.err for part in parts), done.err
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_other_commands(run, words, parts):
 def test_other_commands_as_a_user_starts_them(run, words, parts):
     done = run.interpreter("-m", f"coop.{words[0]}", *words[1:])
     assert done.code == 1 and "Traceback" not in done.err
-    assert done.err.startswith("error: ") and all(part in done.err for part in parts), done.err
+    assert done.err.lstrip().startswith("error: ") and all(part in done.err for part in parts), done.err
 
 
 def test_a_run_folder_that_cannot_be_made(run, small, tmp_path):

@@ -672,7 +672,7 @@ def test_a_cache_of_features_of_others_is_tensors_only(tmp_path):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("shots=null", "shots=null: expected a whole number, such as shots=16"),
+        ("shots=null", "shots=null: give 1 or more training images per class"),
         ("seed=null", "seed=null: expected a whole number, such as seed=1"),
         ("epochs=many", "epochs=many: expected a whole number or null"),
         ("targets=mini", "targets=mini: expected a list: targets=[mini]"),

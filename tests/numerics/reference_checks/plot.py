@@ -45,7 +45,7 @@ def check(content, variant, folder):
     method.iterations = []
     start(variant["learned"], {"ctx": method.ctx})
     tokens = clip().encode_image(images(), "tokens")
-    close(tokens[0], at_start["image0_tokens_normalized"], 1e-5, what="image tokens")
+    close(tokens[0], at_start["image0_tokens_normalised"], 1e-5, what="image tokens")
     text_features = normalize(method())
     close(text_features[0], at_start["text_features_prompt0"], 1e-5, what="text features")
     close(text_features[-1, 0], at_start["text_features_last_prompt_row0"], 1e-5, what="text features of the last")
