@@ -186,7 +186,7 @@ def check_evaluation(cfg: DictConfig) -> None:
         check_backbone(cfg.backbone)
 
 
-MOST_VIEWS = 1000
+MOST_VIEWS = 1000  # each is encoded before the first step, and kept in memory
 
 
 def parse_augmentation(augmentation: str) -> int | None:

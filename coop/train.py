@@ -73,7 +73,7 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
 
 
 def learn(cfg: DictConfig, splits: Splits, run_dir: Path, targets: Sequence[Target] = ()) -> Learned:
-    """CLIP, method, fit; what was learned is in the run's folder afterwards."""
+    """Load CLIP, build and fit the method, and save prompt.safetensors (coop.sklearn calls this too)."""
     clip = FrozenCLIP.load(**cfg.backbone)
 
     pl.seed_everything(cfg.seed, verbose=False)

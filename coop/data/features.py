@@ -50,6 +50,7 @@ class FeatureExtractor:
         skip_unreadable: give an image that cannot be read features of NaN, which are not kept, instead of raising.
 
     Attributes:
+        seconds: spent on encoding.
         encoded: how many images were not in the cache.
     """
 

@@ -11,7 +11,6 @@ from torchvision import transforms as T
 from torchvision.transforms import InterpolationMode
 
 CROP_SCALE = (0.08, 1.0)
-# Each is encoded before the first step, and kept in memory.
 
 Transform = Callable[[Image.Image], Tensor]
 

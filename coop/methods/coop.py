@@ -169,8 +169,8 @@ class _Prompt(NamedTuple):
 def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str, template: str | None) -> list[_Prompt]:
     """Where tokens and context vectors of each class stand.
 
-    A prompt's own tokens are cut after as many as the name has alone, which can differ from the name's own tokens:
-    the tokenizer merges a closing bracket and the final full stop. The original cuts in this way too.
+    For "middle" and "front" the class name's tokens change places with context vectors. How many: as many as the name
+    has when tokenized alone, as in the original; inside the prompt it can differ, since the tokenizer merges ")."
     """
     first, special = _special_tokens(clip)
     before = {"end": n_ctx, "middle": n_ctx // 2, "front": 0}[position]

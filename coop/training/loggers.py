@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
-from coop.errors import CoopError
 from coop.runs import HISTORY_PICTURE, PER_CLASS, PER_CLASS_PICTURE, PROMPT, WANDB_ID, WORDS
 from coop.runs.sweep import sweep_name
 from coop.system.files import write_atomically
@@ -30,8 +29,6 @@ def build_logger(cfg: DictConfig, run_dir: Path) -> Logger | None:
         return None
     if cfg.logger.kind == "csv":
         return CSVLogger(run_dir, name="csv")
-    if cfg.logger.kind != "wandb":
-        raise CoopError(f"logger.kind={cfg.logger.kind}: allowed are wandb, csv, none")
     for mode in _wandb_modes():
         try:
             return _wandb_logger(cfg, run_dir, mode)

@@ -39,7 +39,8 @@ for message in (
     "Checkpoint directory .* exists",
     "The '.*_dataloader' does not have many workers",
     ".*configure_optimizers. returned .None.",
-    ".*weights_only.* was set to .True.|.*You defined a .validation_step. but have no .val_dataloader.",
+    ".*weights_only.* was set to .True.",
+    ".*You defined a .validation_step. but have no .val_dataloader.",
     "Total length of .list. across ranks is zero",
     "The .srun. command is available",
     "The number of training batches .* is smaller than the logging interval",
@@ -119,9 +120,9 @@ def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, c
         _fit_in_steps(trainer, method, data, run_dir, cfg)
     else:
         data.setup("fit")
-        method.to(device), method.clip.to(device)
+        method.to(device)
+        method.clip.to(device)
         method.prepare(data.labeled)
-    method.to(device), method.clip.to(device)  # Lightning leaves them on the CPU
     method.select(data.labeled)
     return time.perf_counter() - started - data.extractor.seconds
 
@@ -137,6 +138,7 @@ def _fit_in_steps(trainer: pl.Trainer, method: Method, data: FewShotData, run_di
         log.info("%s: resumed after epoch %d of %d", run_dir, content["epoch"] + 1, trainer.max_epochs)
     with restoring(module, resume):
         trainer.fit(module, data, ckpt_path=resume, weights_only=True)
+    module.to(trainer.strategy.root_device)  # method and CLIP; Lightning leaves them on the CPU
 
 
 def cluster_environment(node: DictConfig) -> list[LightningEnvironment]:

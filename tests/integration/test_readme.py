@@ -21,7 +21,12 @@ from coop.report.published import FILE
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-DOCUMENTS = [README, ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("*/**/README.md")), ROOT / "conf" / "README.md"]
+ROOMS = ("benchmarks", "conf", "coop", "experiments", "notebooks", "tests")  # not what lies in a .venv
+DOCUMENTS = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    *(file for room in ROOMS for file in sorted((ROOT / room).rglob("README.md"))),
+]
 
 
 def commands(*documents, of=("train",)):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def folder(run) -> Path:
 @pytest.mark.usefixtures("plain")
 def test_the_readme_runs(run, folder):
     blocks = re.findall(r"<!-- run -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)
-    commands = [line.split() for block in blocks for line in block.strip().splitlines()]
+    commands = [shlex.split(line) for block in blocks for line in block.strip().splitlines()]
     assert [words[0] for words in commands] == ["python"] * 3
     assert [words[1] for words in commands] == ["-m"] * 3
     here = Commands(folder, run.env)

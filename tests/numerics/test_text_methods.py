@@ -249,7 +249,7 @@ def test_other_text_encoders_take_several_contexts_and_refuse_deep_prompts():
     assert (together[0] - together[1]).abs().max() > 1e-3
     for context, features in zip(ctx, together, strict=True):
         assert (encoder(context) - features).abs().max() < 1e-12
-    message = r"UnknownTower\) has no residual blocks.*backbone=ViT-B/16"
+    message = r"UnknownTower\) has no residual blocks.*backbone=vit_b16"
     with pytest.raises(CoopError, match=message):
         encoder(ctx, deep_prompts(DEEP["shared"]))
     with pytest.raises(CoopError, match=message):

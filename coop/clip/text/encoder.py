@@ -52,7 +52,7 @@ from coop.errors import CoopError
 
 log = logging.getLogger("coop")
 
-# At a time: nothing is kept or recomputed then, so that larger batches would only need memory. Contexts are not cut.
+# Prompts encoded together without gradient; more would only take memory. The prompts of one context stay together.
 PROMPTS_WITHOUT_GRADIENT = 4096
 
 

@@ -16,8 +16,6 @@ from coop.errors import CoopError
 
 DeepPrompts = Mapping[int, Tensor]
 
-# At a time: nothing is kept or recomputed then, so that larger batches would only need memory. Contexts are not cut.
-
 
 def prompt_embeddings(model: nn.Module, ids: Tensor, slots: Tensor, ctx: Tensor) -> Tensor:
     """The prompts as the paper writes them (Zhou et al., IJCV 2022, eqs. 2 and 3): token embeddings, context put in.
@@ -114,7 +112,7 @@ def text_blocks(model: nn.Module) -> nn.ModuleList:
         raise CoopError(
             f"deep text prompts: the text encoder of this backbone ({type(tower).__name__}) has no residual blocks of "
             "open_clip (transformer.resblocks) to put them in front of; use a backbone that has them, such as "
-            "backbone=ViT-B/16, or a method with prompts at the input only"
+            "backbone=vit_b16, or a method with prompts at the input only"
         )
     return blocks
 
