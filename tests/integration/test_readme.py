@@ -67,6 +67,12 @@ def test_a_documented_training_command_has_a_config(words):
     check(cfg)
 
 
+def test_brackets_are_quoted_for_zsh():
+    for document in DOCUMENTS:
+        for block in re.findall(r"```bash\n(.*?)```", document.read_text(), re.DOTALL):
+            assert not (found := re.search(r"\s[\w.+]+=\[", block)), f"{document}: {found[0]}"
+
+
 def test_links_lead_somewhere():
     for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", document.read_text()):

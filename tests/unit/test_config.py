@@ -9,7 +9,7 @@ from configs import composed, names
 from omegaconf import OmegaConf
 
 from coop.cli.messages import explain
-from coop.config import AUTOCAST, budget, build_method, check, conf_dir, resolve_epochs
+from coop.config import AUTOCAST, TrainConfig, budget, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
 
@@ -250,6 +250,13 @@ def test_a_cause_in_the_chain_is_explained():
 
 def test_our_own_mistakes_are_not_explained_away():
     assert explain(ZeroDivisionError("ours")) is None
+
+
+def test_train_yaml_shows_every_key_with_its_default():
+    shown = OmegaConf.load(conf_dir() / "train.yaml")
+    schema = OmegaConf.structured(TrainConfig)
+    assert set(schema) - set(shown) == {"backbone", "method", "trainer", "logger"}  # groups, a file each
+    assert {key: shown[key] for key in schema if key in shown} == {key: schema[key] for key in schema if key in shown}
 
 
 def test_the_conf_folder_is_the_packages():
