@@ -61,7 +61,8 @@ class Commands:
         if process.exitcode is None:
             process.kill()
             raise TimeoutError(process.files[1].read_text())
-        return Finished(process.exitcode, *(file.read_text() for file in process.files))
+        # One that is killed at once has none.
+        return Finished(process.exitcode, *(file.read_text() if file.exists() else "" for file in process.files))
 
     def __call__(self, command: str, *args: str, **env: str) -> Finished:
         return self.finish(self.start(command, *args, **env))

@@ -193,6 +193,12 @@ def test_the_papers_epochs(shots, epochs):
         assert resolve_epochs(OmegaConf.create(cfg)) == expected
 
 
+@pytest.mark.parametrize(("method", "rule"), [("taskres", (100, 100, 200)), ("prolip", (300, 300, 300))])
+def test_a_methods_own_epochs(method, rule):
+    epochs = [resolve_epochs(composed(f"method={method}", f"shots={shots}")) for shots in (1, 4, 16)]
+    assert epochs == list(rule)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
