@@ -83,6 +83,7 @@ def test_two_processes_equal_one_in_feature_space(run, small, tmp_path, method):
     equal(tmp_path / "one", tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_started_by_lightning(run, small, finished, tmp_path):
     """As a user does: Lightning starts the second process by the command line of the first."""
     done = run.interpreter("-m", "coop.train", *small, *TWO, "trainer.accelerator=cpu", f"hydra.run.dir={tmp_path}")

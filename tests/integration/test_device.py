@@ -25,8 +25,8 @@ def check(path: Path) -> None:
     "overrides",
     [
         ["method.class_specific=true"],
-        ["method=image_encoder", "augmentation=online"],
-        ["method=two_stage", "augmentation=online"],
+        pytest.param(["method=image_encoder", "augmentation=online"], marks=pytest.mark.slow),
+        pytest.param(["method=two_stage", "augmentation=online"], marks=pytest.mark.slow),
     ],
     ids=str,
 )

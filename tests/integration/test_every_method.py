@@ -109,7 +109,12 @@ RUNS |= {name: (["epochs=2"], {"epochs": 2}) for name in names("method") if name
 SCORES = ("test/acc", "test/macro_acc", "test/ece", "zero_shot/acc", "zero_shot/ece")
 
 
-@pytest.mark.parametrize("name", RUNS)
+# By default every config of conf/method; further variants of a method are slow.
+CONFIGS = names("method")
+RUN_NAMES = [name if name in CONFIGS else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+
+
+@pytest.mark.parametrize("name", RUN_NAMES)
 def test_train_then_evaluate_on_the_device_alone(run, small, name, tmp_path):
     overrides, expected = RUNS[name]
     method = next((part.partition("=")[2] for part in overrides if part.startswith("method=")), name)

@@ -124,6 +124,7 @@ def test_counting_leaves_this_process_without_cuda(monkeypatch):
 STUDY = ["seed=1,2", "epochs=60", "method.n_ctx=4"]
 
 
+@pytest.mark.slow
 def test_one_sigterm_stops_all_and_the_same_command_resumes(run, small, tmp_path):
     """And ends with the results of a study in one process."""
     whole, part = [["-m", *small, *STUDY, f"hydra.sweep.dir={tmp_path / name}"] for name in ("whole", "part")]

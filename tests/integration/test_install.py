@@ -52,6 +52,7 @@ def commands() -> set[str]:
     return {path.parent.name if path.stem == "__main__" else path.stem for path in found}
 
 
+@pytest.mark.slow
 def test_every_command_runs_from_the_wheel_alone(wheel, run, small, photographs, tmp_path):
     """Unpacked into a folder of its own and run in another; the checkout is not on its path."""
     site, folder = tmp_path / "site", tmp_path / "run"

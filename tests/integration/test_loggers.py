@@ -60,7 +60,7 @@ def resumed(run, small, work) -> Path:
     return folder
 
 
-def test_a_run_taken_up_continues_its_wandb_run(resumed):
+def test_a_resumed_run_continues_its_wandb_run(resumed):
     """Offline, every start writes a folder of its own; `wandb sync` joins those of one id in the order of their start."""
     folders, kept = offline_folders(resumed), (resumed / "wandb_id.txt").read_text().strip()
     assert [folder.name.rpartition("-")[2] for folder in folders] == [kept, kept]

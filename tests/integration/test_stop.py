@@ -123,6 +123,7 @@ def test_during_imports(tmp_path, command, advised):
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_two_processes_stop_and_the_first_says_so(run, small, tmp_path):
     """Started by Lightning: SIGTERM reaches the first, which takes the second with it."""
     two = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu", "epochs=4000"]

@@ -29,6 +29,7 @@ def folder(run) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plain")
 def test_the_readme_runs(run, folder):
     blocks = re.findall(r"<!-- run -->\n```bash\n(.*?)```", README.read_text(), re.DOTALL)

@@ -207,6 +207,7 @@ def test_an_unknown_protocol_is_refused():
         config(["protocol=base2new"])
 
 
+@pytest.mark.slow
 def test_zero_shot_has_openclips_figures_beside_it():
     """Every run with CLIP's 80 templates stands beside a published figure of the same weights and classes."""
     published = read_published(FILE)
