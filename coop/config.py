@@ -18,7 +18,7 @@ from coop.clip.templates import check_template, clip_templates
 from coop.errors import CoopError
 from coop.optim import DEFAULTS
 from coop.schedule import PAPER_EPOCHS, epochs_by_shots
-from coop.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
+from coop.system.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
 
 PACKAGE = Path(__file__).resolve().parent
 

@@ -37,7 +37,7 @@ from coop.errors import CoopError
 from coop.evaluation.finished import load_run
 from coop.evaluation.images import failure
 from coop.system.files import write_json
-from coop.validation import MOST_CLASSES, between
+from coop.system.validation import MOST_CLASSES, between
 
 Found = tuple[str, str | None]
 

@@ -15,7 +15,7 @@ from coop.errors import CoopError
 from coop.system.files import check_utf8
 from coop.system.memory import keep_freed_memory
 from coop.system.stop import stoppable
-from coop.validation import read_text
+from coop.system.validation import read_text
 
 
 def parse(words: list[str], options: type) -> tuple[list[str], Any]:

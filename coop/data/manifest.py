@@ -17,7 +17,7 @@ from coop.data.sampling import Item, Splits
 from coop.data.support import apply_support, is_support, support_sha256
 from coop.errors import CoopError
 from coop.system.files import check_utf8, write_atomically
-from coop.validation import NOT_EMPTY, read_json
+from coop.system.validation import NOT_EMPTY, read_json
 
 FORMAT = "coop-manifest-1"
 PARTS = ("train", "val", "test")

@@ -18,7 +18,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
 from coop.data.readers.listing import shorten
 from coop.data.sampling import Item, Splits, sample
 from coop.errors import CoopError
-from coop.validation import NOT_EMPTY, parse_json
+from coop.system.validation import NOT_EMPTY, parse_json
 
 LINES = (".jsonl", ".jsonlines", ".ndjson")
 FORM = (

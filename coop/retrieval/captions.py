@@ -12,7 +12,7 @@ from coop.data.readers.huggingface import image_paths, load
 from coop.data.readers.listing import shorten
 from coop.errors import CoopError
 from coop.retrieval.options import RetrieveOptions
-from coop.validation import read_json
+from coop.system.validation import read_json
 
 
 class Captions(NamedTuple):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from coop.validation import between
+from coop.system.validation import between
 
 AT = (1, 5, 10)  # recall at
 

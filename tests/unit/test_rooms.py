@@ -20,10 +20,10 @@ ROOMS = [
     {"methods"},
     {"clip"},
     {"optim", "schedule"},
-    {"system", "validation", "errors"},
+    {"system", "errors"},
 ]
 COMMANDS = {"report.__main__", "data.__main__"}  # of their packages, but above the command line's room
-NOT_COMMANDS = {"__init__", "config", "errors", "schedule", "validation"}
+NOT_COMMANDS = {"__init__", "config", "errors", "schedule"}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")

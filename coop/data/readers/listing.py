@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 from coop.errors import CoopError
-from coop.validation import NOT_EMPTY
+from coop.system.validation import NOT_EMPTY
 
 log = logging.getLogger("coop")
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from coop.data.readers.listing import Folders, find_folder, list_folder, log, other_case, shorten
 from coop.data.sampling import Item, Splits
 from coop.errors import CoopError
-from coop.validation import MOST_CLASSES, NOT_EMPTY, between, parse_json
+from coop.system.validation import MOST_CLASSES, NOT_EMPTY, between, parse_json
 
 PUBLISHED = Path(__file__).parents[2] / "assets" / "splits"
 
