@@ -252,7 +252,9 @@ def gain(title: str, wide: pd.DataFrame) -> Figure:
 
 
 def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str) -> Figure:
-    """Accuracy against the seconds of fitting; those that nothing beats in both are joined, and named beside the point.
+    """Accuracy against the seconds of fitting; those that nothing beats in both are joined.
+
+    Of many methods these are named beside the point, too.
 
     Args:
         title: of the figure.
@@ -262,7 +264,7 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
     """
     methods = sorted(methods, key=lambda line: -line.mean[0])
     entries = [(Line2D([], [], **_look(line) | {"ls": "none"}), line.label) for line in methods]
-    zero_shot = "".join(f"; zero-shot: {star:.1f} %" for star in stars)
+    zero_shot = f"; zero-shot: {' and '.join(f'{star:.1f}' for star in stars)} %" if stars else ""
     figure, (axes,) = _canvas(
         title, f"mean over seeds; bars: 95 % interval{zero_shot}", 1, 3.2 if len(methods) > MANY else 2.2, entries
     )
@@ -277,7 +279,7 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
             front.append(line)
     axes.plot([line.places[0] for line in front], [line.mean[0] for line in front], color="#999999", lw=0.8, zorder=1)
     middle = math.sqrt(seconds[0] * seconds[-1])
-    for line in front:
+    for line in front if len(methods) > MANY else ():
         side = 1 if line.places[0] < middle else -1
         to = {"xytext": (6 * side, 5), "ha": "left" if side > 0 else "right", "textcoords": "offset points"}
         axes.annotate(_wrap(line.label), (line.places[0], line.mean[0]), **to)

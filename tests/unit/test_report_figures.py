@@ -161,11 +161,13 @@ def test_gain_draws_the_figures():
     assert {patch.get_hatch() for patch in axes.patches if patch.get_width() > 0} == {None}
 
 
-def test_cost_names_what_nothing_beats():
+@pytest.mark.parametrize("more", [0, 6])
+def test_cost_joins_what_nothing_beats_and_names_it_among_many(more):
     points = {"slow and good": (100, 80.0), "slow": (120, 79.0), "fast": (1, 70.0), "between": (10, 69.0)}
+    points |= {f"worse {n}": (20 + n, 60.0 + n) for n in range(more)}
     methods = [Line(n, name, [x], [y], [1.0]) for n, (name, (x, y)) in enumerate(points.items())]
     (axes,) = figures.cost("title", methods, [60.0], "accuracy").axes
-    assert [text.get_text() for text in axes.texts] == ["fast", "slow and good"]
+    assert [text.get_text() for text in axes.texts] == (["fast", "slow and good"] if more else [])
     front = next(line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_color() == "#999999")
     assert (list(front.get_xdata()), list(front.get_ydata())) == ([1, 100], [70.0, 80.0])
 
