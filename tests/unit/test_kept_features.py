@@ -20,9 +20,8 @@ def clip() -> FrozenCLIP:
 
 
 def learner() -> PromptLearner:
-    model = clip()  # the first of a process is built, and draws numbers; others are copies
     torch.manual_seed(0)
-    return PromptLearner(model, NAMES, n_ctx=4)
+    return PromptLearner(clip(), NAMES, n_ctx=4)
 
 
 @torch.no_grad()
