@@ -37,7 +37,7 @@ class CLIPLoRA(Method):
                  encoder: Literal["both", "text", "vision"] = "both", layers: str | list[int] = "all",
                  params: list[str] = ("q", "k", "v"), rank: int = 2, alpha: float = 1.0, dropout: float = 0.25,
                  scale: float = 100.0, learn_context: bool = False, checkpoint: bool = False):  # fmt: skip
-        self.check(templates, layers, params, rank, dropout, scale, learn_context)
+        self.check(templates, layers, params, rank, dropout, scale, learn_context, alpha)
         super().__init__(clip, classnames)
         self.checkpoint, self.needs_images = checkpoint, encoder != "text"
         self.register_buffer("log_scale", torch.tensor(math.log(scale)), persistent=False)
@@ -53,11 +53,11 @@ class CLIPLoRA(Method):
     @classmethod
     def check(cls, templates: list[str], layers: str | list[int] = "all", params: list[str] = ("q", "k", "v"),
               rank: int = 2, dropout: float = 0.25, scale: float = 100.0, learn_context: bool = False,
-              **_) -> None:  # fmt: skip
+              alpha: float = 1.0, **_) -> None:  # fmt: skip
         """Raises CoopError for ranks, layers or projections that no tower has."""
         check_templates("method.templates", templates)
         check_low_rank(layers, params, rank, dropout)
-        check_above(0, scale=scale)
+        check_above(0, scale=scale, alpha=alpha)
         if learn_context and not templates[0].partition("{}")[0].strip():
             raise CoopError(f"method.learn_context=true: no word stands before {{}} in method.templates={templates}")
 

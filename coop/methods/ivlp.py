@@ -1,6 +1,7 @@
 """IVLP: independent prompts in both towers (the baseline of MaPLe, Khattak et al., CVPR 2023, table 1)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.deep_prompts import DeepPrompts, check_depths
@@ -26,6 +27,7 @@ class IVLP(PromptLearner):
     """
 
     words_stay = True
+    fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: int = 2, ctx_init: str | None = None,
                  depth_text: int = 9, n_ctx_vision: int = 2, depth_vision: int = 9, **options):  # fmt: skip

@@ -1,6 +1,7 @@
 """MaPLe: deep text prompts, and image prompts that are linear images of them (Khattak et al., CVPR 2023)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.deep_prompts import DeepPrompts, check_depths
@@ -25,6 +26,7 @@ class MaPLe(PromptLearner):
     """
 
     needs_images = words_stay = True
+    fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: int = 2, ctx_init: str | None = None,
                  depth: int = 9, **options):  # fmt: skip

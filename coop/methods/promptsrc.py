@@ -1,6 +1,7 @@
 """PromptSRC: prompts in both towers that are held near the frozen CLIP (Khattak et al., ICCV 2023)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ class PromptSRC(PromptLearner):
     """
 
     needs_images = needs_teacher = words_stay = True
+    fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: int = 4, ctx_init: str | None = None,
                  depth_text: int = 9, n_ctx_vision: int = 4, depth_vision: int = 9, coupled: bool = False,
