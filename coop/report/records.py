@@ -149,7 +149,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, dtype=object)
     frame = frame.where(frame.notna(), None)
     frame = frame.astype({"seed": int, **dict.fromkeys(("acc", "macro_acc", "zero_shot", *MEASURED), float)})
-    zero_shot = is_zero_shot(frame["method"]) & frame["kind"].eq(OWN)
+    zero_shot = is_zero_shot(frame["method"])
     return pd.concat([frame[~zero_shot], without_training(frame[zero_shot])]).sort_index() if any(zero_shot) else frame
 
 
