@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -200,10 +203,13 @@ def _number_ends(axes: Axes, ends: Sequence[tuple[Line, str, int]]) -> None:
     heights[-1] = min(heights[-1], high)
     for index in range(len(ends) - 2, -1, -1):
         heights[index] = min(heights[index], heights[index + 1] - step)
-    for (line, text, place), height in zip(ends, heights, strict=True):
-        to = {"xytext": (place + 0.16, height), "va": "center", "size": FONT - 2.5, "color": _look(line)["color"]}
-        arrow = {"arrowstyle": "-", "lw": 0.3, "color": to["color"], "shrinkA": 0, "shrinkB": 2}
-        axes.annotate(text.strip(), (place, line.mean[-1]), arrowprops=arrow, annotation_clip=False, **to)
+    colors = [_look(line)["color"] for line, *_ in ends]
+    for (_, text, place), height, color in zip(ends, heights, colors, strict=True):
+        axes.text(place + 0.16, height, text.strip(), va="center", size=FONT - 2.5, color=color)
+    leaders = [
+        [(place, line.mean[-1]), (place + 0.13, height)] for (line, _, place), height in zip(ends, heights, strict=True)
+    ]
+    axes.add_collection(LineCollection(leaders, colors=colors, linewidths=0.3, clip_on=False), autolim=False)
 
 
 def _name_axes(grid: Sequence[Axes], titles: Sequence[str], below: str, left: str) -> None:
@@ -337,17 +343,13 @@ def _canvas(
 
 def render(figure: Figure) -> dict[str, bytes]:
     """The files of a figure by their suffix: "png" and "svg"."""
-    files = {}
+    png, svg = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(STYLE):
         for artist in (artist for axes in figure.axes for artist in (*axes.lines, *axes.collections, *axes.texts)):
             artist.set_in_layout(False)  # inside of the axes, and slow to measure
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once for both
-        for kind, options in (
-            ("png", {"dpi": DPI, "pil_kwargs": {"compress_level": 1}}),
-            ("svg", {"metadata": {"Date": None}}),
-        ):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, **options)
-            files[kind] = buffer.getvalue()
-    return files
+        figure.dpi = DPI
+        # Not by `savefig`, which draws a figure twice for its layout: laid out once for both.
+        FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 1})
+        figure.set_layout_engine("none")
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}
