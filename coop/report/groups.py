@@ -188,10 +188,13 @@ def make_curves(settings: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str
             values = values.assign(**{key: members[key].where(several, values.get(key))})
     members["curve"] = numbered(values, list(values))
     members = members[~members["curve"].isin(_contained(members))]
-    for key in written:
-        values[key] = values[key].mask(written[key].eq(values[key]), members.groupby("curve")[key].transform(_range))
-    values = values.loc[members.index].assign(curve=members["curve"]).drop_duplicates("curve").set_index("curve")
-    table, order = _shown(values, members)
+    firsts = members.drop_duplicates("curve").set_index("curve", append=True).index
+    values = values.loc[firsts.get_level_values(0)].set_axis(firsts.get_level_values(1))
+    ranges = members.groupby("curve")[list(written)].agg(_range).reindex(values.index)
+    came_out = values.assign(
+        **{key: ranges[key].where(values[key].isin(own.dropna()), values[key]) for key, own in written.items()}
+    )
+    table, order = _shown(came_out, labels(values, came_out, members))
     points = members[["curve", "setting", "data", "shots"]].merge(scores, on="setting")
     return Curves(table, points.assign(curve=points["curve"].map(order), shots=points["shots"].astype(int)))
 
@@ -220,7 +223,7 @@ def _is_along(key: str, along: Sequence[str]) -> bool:
     return key in along or any(key.startswith(prefix) for prefix in along if prefix.endswith("."))
 
 
-def _shown(values: pd.DataFrame, members: pd.DataFrame) -> tuple[pd.DataFrame, dict[int, int]]:
+def _shown(values: pd.DataFrame, names: pd.Series) -> tuple[pd.DataFrame, dict[int, int]]:
     """The table of curves in the order in which they are shown; and the new number of each curve.
 
     Zero-shot stands first, then by method, M, and the other choices of a method.
@@ -235,43 +238,46 @@ def _shown(values: pd.DataFrame, members: pd.DataFrame) -> tuple[pd.DataFrame, d
         backbone=[backbone_name(*n) for n in zip(values["backbone"], column(values, "pretrained"), strict=True)],
         zero_shot=zero_shot,
         classes=column(values, "classes").fillna("all"),
-        label=labels(values, members),
+        label=names,
     )
     names = zip(column(values, "trained_on"), column(values, "trained_classes"), strict=True)
     shown["source"] = [data_name(*pair) if pair[0] else None for pair in names]
     return shown.reset_index(drop=True), {old: new for new, old in enumerate(values.index)}
 
 
-def labels(values: pd.DataFrame, members: pd.DataFrame) -> list[str]:
-    """The method, and what tells its curve from the others.
+def labels(written: pd.DataFrame, values: pd.DataFrame, members: pd.DataFrame) -> pd.Series:
+    """The method, and what tells its curve from the others, as it came out.
 
     All trained curves name a key of `ALWAYS_SAID` in which any two of them differ; those of one method on one backbone
     name every key in which they differ, or that only some of them have.
     """
-    curves = values.astype(object).where(values.notna(), None).to_dict("index")
-    for curve in curves.values():
+    curves, sources = (frame.astype(object).where(frame.notna(), None).to_dict("index") for frame in (values, written))
+    for curve in (*curves.values(), *sources.values()):
         if curve.get("n_ctx") and not curve.get("config.yaml") and not curve.get("method.ctx_init"):
             curve["method.ctx_init"] = ""  # known, for the config leaves it out
     parts: dict[int, dict[str, str]] = {number: {} for number in curves}
 
-    def tell(numbers: Iterable[int], key: str, absent: bool) -> None:
-        """Name a key where its values differ; `absent`: also for curves that do not have it."""
-        found = {number: curves[number].get(key) for number in numbers}
+    def tell(numbers: Iterable[int], key: str, absent: bool, by: dict[int, dict[str, Any]]) -> None:
+        """Name a key where its values differ in `by`; `absent`: also for curves that do not have it."""
+        found = {number: by[number].get(key) for number in numbers}
         found = found if absent else {number: value for number, value in found.items() if value is not None}
-        for number, value in found.items() if len(set(found.values())) > 1 else ():
+        for number in found if len(set(found.values())) > 1 else ():
+            value = curves[number].get(key)
             if value is not None or not _is_along(key, (*ALONG, "config.yaml", "method.template")):
                 parts[number][key] = label_part(key, value)
 
     trained = [number for number in curves if not is_zero_shot(curves[number]["method"])]
     for key in ALWAYS_SAID:
         if key != "epochs" or _epochs_differ(members):
-            tell(trained, key, absent=False)
+            tell(trained, key, absent=False, by=curves)
     same_in = [key for key in ("method", "backbone", "pretrained", "classes") if key in values]
     for numbers in values.groupby(same_in, dropna=False).groups.values():
         known = not any(curves[number].get("config.yaml") for number in numbers)
         for key in (key for key in {**values, "method.ctx_init": None} if key not in (*ELSEWHERE, "epochs")):
-            tell(numbers, key, absent=known or "." not in key)
-    return [f"{curves[number]['method']} {', '.join(own.values())}".strip() for number, own in parts.items()]
+            tell(numbers, key, absent=known or "." not in key, by=sources)
+    return pd.Series(
+        {n: f"{curves[n]['method']} {', '.join(own.values())}".strip() for n, own in parts.items()}, dtype=object
+    )
 
 
 def _epochs_differ(members: pd.DataFrame) -> bool:
@@ -289,6 +295,6 @@ def label_part(key: str, value: Any) -> str:
     if key in ("class_token_position", "optimizer.name") and value is not None:
         return str(value)
     if key in ("epochs", "config.yaml"):
-        return f"{value} epochs" if key == "epochs" else "without its config.yaml"
+        return f"{value} epoch{'s' * (value != 1)}" if key == "epochs" else "without its config.yaml"
     name = "M" if key == "n_ctx" else key.removeprefix("method.").removeprefix("optimizer.")
     return f"{name}={NOTHING if value is None else value}"

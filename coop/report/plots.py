@@ -32,6 +32,7 @@ MANY = 8  # lines in axes of one column
 DPI = 200
 FONT = 7.5
 NAME = 26  # characters of a line beside the axes
+TOP = 101  # %: an interval of few seeds may go beyond what an accuracy can
 LINE = 0.135  # inches of a line of text
 # Okabe and Ito's palette without its yellow, which is too light on white; every color has a marker and a dash of its
 # own, so that the figures survive a black and white printer.
@@ -180,6 +181,7 @@ def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
             axes.fill_between(at, line.mean - band, line.mean + band, color=look["color"], alpha=0.12, lw=0)
             for place, value, sure in line.published:
                 axes.plot(shots.index(place), value, **_diamond(sure, look["color"]))
+        axes.set_ylim(top=min(axes.get_ylim()[1], TOP))
         axes.set_xticks(range(len(shots)), map(shots_column, shots))
         axes.set_xlim(-0.3, len(shots) - 0.7 + 0.2 * many)
         if many:
@@ -294,6 +296,7 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.12)
+    axes.set_ylim(top=min(axes.get_ylim()[1], TOP))
     axes.set(xlabel="seconds to fit (mean over data sets and seeds)", ylabel=f"{what} (%)")
     return figure
 
