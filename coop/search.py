@@ -31,10 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 from coop.cli.options import parse
+from coop.data.image_files import find_images
 from coop.data.readers.listing import printable
 from coop.errors import CoopError
 from coop.retrieval.options import SearchOptions
 from coop.retrieval.page import caption, is_contact_sheet, summary, write_page
+from coop.runs.hub import local_folder
 
 NAMED = 10  # of the photographs that are left out, on the terminal; all are on the page
 
@@ -45,6 +47,8 @@ def main(words: list[str]) -> int:
     check_query(plain, options)
     photos, *queries = plain
     paths, unreachable = find_photographs(photos)
+    if options.run:
+        local_folder(options.run)  # a folder that is not a run's shows up before torch is imported
     from coop.retrieval.ranking import search
 
     found = search(paths, queries, options)
@@ -72,8 +76,6 @@ def find_photographs(photos: str) -> tuple[list[str], dict[str, str]]:
     Raises:
         CoopError: there is no photograph.
     """
-    from coop.predict import find_images  # brings torch
-
     found = list(find_images([photos]))
     unreachable = {path: error for path, error in found if error is not None}
     paths = [path for path, error in found if error is None and not is_contact_sheet(path)]

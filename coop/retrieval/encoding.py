@@ -13,7 +13,6 @@ from coop.clip.loading import check_source
 from coop.config import BackboneConfig, autocast_dtype, build_method, conf_dir
 from coop.data.features import FeatureExtractor
 from coop.data.images import open_image
-from coop.data.sampling import Item
 from coop.errors import CoopError
 from coop.methods import Method
 from coop.methods.coop import PromptLearner
@@ -93,7 +92,7 @@ def load_backbone(name: str, pretrained: str | None) -> FrozenCLIP:
 def encode_photographs(extractor: FeatureExtractor, paths: Sequence[str]) -> Photographs:
     """Encode photographs that are new or changed, take the others from the cache, and leave out what cannot be read."""
     extractor = replace(extractor, skip_unreadable=True, encoded=0)
-    features = extractor([Item(path, 0, "") for path in paths], None, "photographs")
+    features = extractor.of_paths(paths, None, "photographs")
     readable = features.flatten(1).sum(dim=1).isfinite()
     left_out = {paths[row]: _why(paths[row]) for row in (~readable).nonzero()[:, 0].tolist()}
     if left_out:
