@@ -35,10 +35,8 @@ from coop.data.image_files import find_images
 from coop.data.readers.listing import printable
 from coop.errors import CoopError
 from coop.retrieval.options import SearchOptions
-from coop.retrieval.page import caption, is_contact_sheet, summary, write_page
+from coop.retrieval.page import caption, is_contact_sheet, name_left_out, summary, write_page
 from coop.runs.hub import local_folder
-
-NAMED = 10  # of the photographs that are left out, on the terminal; all are on the page
 
 
 def main(words: list[str]) -> int:
@@ -86,7 +84,7 @@ def find_photographs(photos: str) -> tuple[list[str], dict[str, str]]:
 
 def show(found: dict[str, Any], page: Path, as_json: bool) -> None:
     """The hits, what was left out, and where the page lies."""
-    hits, left_out = found["hits"], list(found["left_out"].values())
+    hits = found["hits"]
     if as_json:
         print(json.dumps([{**hit, "path": printable(hit["path"])} for hit in hits], indent=2, ensure_ascii=False))
     else:
@@ -95,8 +93,5 @@ def show(found: dict[str, Any], page: Path, as_json: bool) -> None:
         for hit in hits:
             table.add_row(caption(hit), printable(hit["path"]))
         Console(markup=False, emoji=False, highlight=False).print(table)
-    for message in left_out[:NAMED]:
-        print(f"error: {message}", file=sys.stderr)
-    if (more := len(left_out) - NAMED) > 0:
-        print(f"error: and {more} more could not be read: {page}", file=sys.stderr)
+    name_left_out(found["left_out"], str(page))
     print(f"{summary(found)}\npage     {page}", file=sys.stderr if as_json else sys.stdout)

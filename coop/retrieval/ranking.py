@@ -31,9 +31,6 @@ def search(paths: Sequence[str], words: Sequence[str], options: SearchOptions) -
     encoder = load_encoder(options)
     query = label_of(encoder.method, classname) if classname else query_feature(encoder, words, options.like)
     found = encode_photographs(encoder.photographs, paths)
-    if not found.paths:
-        message = next(iter(found.left_out.values()))
-        raise CoopError(f"none of the {len(found.left_out)} photographs can be read: {message}")
     scores, rows = best_photographs(encoder, found.features, query, options.top)
     hits = [{"path": found.paths[r], "score": s} for r, s in zip(rows.tolist(), scores.tolist(), strict=True)]
     if encoder.method is not None:
