@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from coop.cli.checks import check_training
+from coop.cli.checks import check_one_run, check_training
 from coop.cli.messages import explain
 from coop.cli.overrides import as_overrides, quoted
 from coop.config import conf_dir
@@ -124,12 +124,7 @@ def _check_one_run(hydra: Hydra, overrides: list[str]) -> None:
         if override.is_sweep_override():
             raise CoopError(f"{override.input_line}: several values; {ONE}")
     cfg = hydra.compose_config("train", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
-    given = {override.partition("=")[0] for override in overrides}
-    swept = [key for key in cfg.hydra.sweeper.get("params") or {} if key not in given]
-    if swept or cfg.hydra.mode == RunMode.MULTIRUN:
-        study = next((word for word in overrides if word.startswith("+exp=")), "hydra.mode=MULTIRUN")
-        choose = f" (give {' '.join(f'{key}=...' for key in swept)} for one of them)" if swept else ""
-        raise CoopError(f"{study}: a study of several runs{choose}; {ONE}")
+    check_one_run(cfg.hydra, "train", ONE)
     _check_one_process(cfg)
 
 
