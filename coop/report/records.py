@@ -338,8 +338,16 @@ def _run_keys(
 
 
 def published_epochs(dataset: str, shots: int) -> int:
-    """The paper's rule with its exception: ImageNet always 50 (CoOp, section 4.1)."""
-    return 50 if dataset == "imagenet" else schedule.epochs_by_shots(shots)
+    """What training takes where nothing else is said: the data set's own number (ImageNet's), else the paper's rule."""
+    return _epochs_of_datasets().get(dataset) or schedule.epochs_by_shots(shots)
+
+
+@cache
+def _epochs_of_datasets() -> dict[str, int | None]:
+    from coop.config import conf_dir  # brings Hydra, which only runs without a config wait for
+
+    files = (conf_dir() / "dataset").glob("*.yaml")
+    return {file.stem: yaml.load(file.read_text(encoding="utf-8"), YamlLoader).get("epochs") for file in files}
 
 
 def _epochs_rule(keys: dict[str, Any], config: dict[str, Any] | None) -> str:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from coop.cli.messages import explain
 from coop.config import AUTOCAST, TrainConfig, budget, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
-from coop.schedule import PAPER_EPOCHS, epochs_by_shots
+from coop.schedule import epochs_by_shots
 
 
 def message(*overrides: str) -> str:
@@ -189,7 +189,7 @@ def test_the_default_is_the_bundled_one():
 def test_the_papers_epochs(shots, epochs):
     assert epochs_by_shots(shots) == epochs
     for own, of_dataset, expected in ((None, None, epochs), (7, None, 7), (None, 50, 50), (7, 50, 7)):
-        cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}, "epochs_by_shots": PAPER_EPOCHS}
+        cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}, "epochs_by_shots": None}
         assert resolve_epochs(OmegaConf.create(cfg)) == expected
 
 
@@ -197,6 +197,11 @@ def test_the_papers_epochs(shots, epochs):
 def test_a_methods_own_epochs(method, rule):
     epochs = [resolve_epochs(composed(f"method={method}", f"shots={shots}")) for shots in (1, 4, 16)]
     assert epochs == list(rule)
+
+
+def test_epochs_by_shots_of_ones_own_are_not_mixed_with_the_papers():
+    epochs = [resolve_epochs(composed("epochs_by_shots={16: 300}", f"shots={shots}")) for shots in (1, 4, 16, 32, -1)]
+    assert epochs == [300] * 5
 
 
 @pytest.mark.parametrize(
