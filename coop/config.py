@@ -190,6 +190,7 @@ def check(cfg: DictConfig) -> None:
 
     check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
     check_method(cfg.method, cfg.validation)
+    check_words(cfg.method, cfg.backbone.model)
 
 
 def check_evaluation(cfg: DictConfig) -> None:
@@ -298,6 +299,14 @@ def check_method(node: DictConfig, validation: str = "choose") -> None:
     method.check(**arguments(node, METHOD_KEYS))
     if validation == "none":
         method.check_without_validation(**arguments(node, METHOD_KEYS))
+
+
+def check_words(node: DictConfig, model: str) -> None:
+    """A method's own checks of what a backbone's tokenizer decides on, where that is known before it is loaded."""
+    from coop.clip.loading import clip_tokenizer
+
+    if tokenizer := clip_tokenizer(model):
+        locate("method", node).check_words(tokenizer, **arguments(node, METHOD_KEYS))
 
 
 def locate(key: str, node: DictConfig) -> Callable:

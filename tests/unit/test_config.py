@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,14 @@ def test_every_backbone_config_passes(name):
     cfg = composed(f"backbone={name}")
     check(cfg)
     assert cfg.backbone.name in (cfg.backbone.model, "tiny")
+
+
+@pytest.mark.parametrize(("backbone", "counted"), [("vit_b16", True), ("tiny", True), ("siglip2_vit_b16", False)])
+def test_words_are_counted_before_loading_where_the_tokenizer_is_clips(backbone, counted):
+    """The words "pet ..." are two tokens of CLIP's."""
+    cfg = composed(f"backbone={backbone}", "method.ctx_init='pet ...'", "method.n_ctx=4")
+    with pytest.raises(CoopError, match=r"n_ctx=4 .* have 2 tokens") if counted else nullcontext():
+        check(cfg)
 
 
 @pytest.mark.parametrize("name", names("exp"))
