@@ -46,7 +46,7 @@ COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F hydra_bash_completion python python3"""
 
 
-def run(command: str) -> None:
+def run_with_hydra(command: str) -> None:
     """Run coop.train or coop.evaluate, and exit. Its module is imported once its config has been checked.
 
     So --help, completion and most mistakes are answered before torch is there.
