@@ -24,7 +24,7 @@ from coop.methods.base import Method
 from coop.optim import DEFAULTS
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.runs.earlier import as_today
-from coop.runs.schemas import Learned, PromptMetadata, Results, RunConfig, validated
+from coop.runs.schemas import CommonResults, PromptMetadata, Results, RunConfig, validated
 from coop.schedule import PAPER_EPOCHS
 from coop.system.files import write_atomically
 
@@ -70,7 +70,7 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CoopError(f"{path}: not readable as JSON ({error})") from error
     trained = isinstance(content, dict) and content.get("task") == "train"
-    return validated(Results if trained else Learned, content, path, "the results of a run")
+    return validated(Results if trained else CommonResults, content, path, "the results of a run")
 
 
 def read_finished(run_dir: Path) -> dict[str, Any]:

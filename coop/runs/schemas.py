@@ -107,7 +107,7 @@ class Accuracies(FromFile):
     zero_shot_macro_acc: Fraction = Field(alias="zero_shot/macro_acc")
 
 
-class Learned(FromFile):
+class CommonResults(FromFile):
     """results.json, as far as it is the same for training, evaluation and conversion."""
 
     task: Literal["train", "evaluate", "convert"]
@@ -122,7 +122,7 @@ class Learned(FromFile):
     targets: dict[str, Accuracies] = {}
 
 
-class Results(Learned, Accuracies):
+class Results(CommonResults, Accuracies):
     """results.json of coop.train."""
 
     split: str
