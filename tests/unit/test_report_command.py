@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +18,12 @@ from typing import NamedTuple
 import pytest
 from synthetic_runs import write_evaluation, write_run
 
+from coop.cli.command import exit_code
 from coop.report import page
-from coop.report.__main__ import run
+from coop.report.__main__ import main
 from coop.system.files import write_atomically
+
+run = partial(exit_code, main)
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +262,7 @@ def test_help(words, capsys):
 
 def test_nothing_heavy_is_imported(runs):
     code = (
-        "import sys; from coop.report.__main__ import run; assert run(sys.argv[1:]) == 0; "
+        "import sys; from coop.report.__main__ import main; assert main(sys.argv[1:]) == 0; "
         "heavy = {'torch', 'pytorch_lightning', 'open_clip', 'hydra', 'scipy.stats', 'matplotlib.pyplot'} & set(sys.modules); "
         "assert not heavy, heavy"
     )
