@@ -1,10 +1,13 @@
 """Runs that were tested on other data too, in the report; and runs that do not belong together."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 from synthetic_runs import write_run
 
-from coop.report.__main__ import run
+from coop.cli.command import exit_code
+from coop.report.__main__ import main
 from coop.report.leaderboard import board_table, boards
 from coop.report.published import read_published
 from coop.report.records import read_runs
@@ -12,6 +15,7 @@ from coop.report.study import make_study
 from coop.runs.base_to_new import harmonic_mean
 
 NONE = read_published()[:0]
+run = partial(exit_code, main)
 
 
 def entry(acc: float, **changed) -> dict:
@@ -127,3 +131,12 @@ def test_a_zero_shot_run_is_what_stands_beside_the_others(tmp_path):
     assert not study.warnings
     methods = [board.frame["method"].tolist() for board in boards(study, own=False)]
     assert [sorted(names) for names in methods] == [["coop", "zero_shot"]] * 2
+
+
+def test_a_setting_has_one_name_whatever_it_was_tested_on(tmp_path):
+    """KgCoOp was tested on nothing else, and has other epochs."""
+    write_run(tmp_path / "a", targets={"imagenet_a": entry(0.3, num_classes=200)})
+    write_run(tmp_path / "b", method="kgcoop", epochs=100, config={"epochs": 100})
+    study = make_study(read_runs([tmp_path]), NONE)
+    assert study.curves.table["label"].tolist() == ["zero_shot", "coop 200 epochs", "kgcoop 100 epochs"]
+    assert study.transfers.table["label"].tolist() == ["zero_shot", "coop 200 epochs"]
