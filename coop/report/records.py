@@ -49,6 +49,8 @@ OWN, BASE_TO_NEW, TRANSFER = KINDS = "own", "base to new", "transfer"
 ZERO_SHOT_KEYS = {*DATA_KEYS, "method", "shots", "backbone", "pretrained", "precision", "tf32", "config.yaml"}
 WRITTEN = Path(".hydra", CONFIG)  # the config as it was written, which Hydra leaves beside the run's own
 PUBLISHED = "published"  # the epochs of a config that leaves them to the method's or the data set's rule
+# What reading a file raises that is not there, not YAML, or not a config.
+NO_CONFIG = (OSError, yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError)
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -271,7 +273,7 @@ def _config(path: Path) -> dict[str, Any] | None:
         blocks = _blocks(path)
         groups = {"optimizer": {}} | {group: _flat_group(group, blocks[group]) for group in IGNORED if group in blocks}
         budget = {key: _parse(blocks[key])[key] for key in ("epochs", "steps", "view_sampling") if key in blocks}
-    except (OSError, yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
+    except NO_CONFIG:
         return None
     return groups | {"epochs": ""} | budget if groups.keys() == IGNORED.keys() else None
 
@@ -285,7 +287,7 @@ def _derived(path: Path) -> dict[str, str]:
                 keys |= _flat_group(name, block)
             elif name in RECORDED and "${" in block:
                 keys |= _parse(block)
-    except (OSError, yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
+    except NO_CONFIG:
         return {}
     return {key: value for key, value in keys.items() if isinstance(value, str) and "${" in value}
 
