@@ -19,7 +19,7 @@ from torch import Tensor
 import coop
 from coop.clip.backbone import FrozenCLIP
 from coop.data.manifest import manifest_sha256
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 from coop.methods.base import Method
 from coop.optim import DEFAULTS
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
@@ -192,8 +192,7 @@ def load_config(run_dir: Path) -> DictConfig:
     except FileNotFoundError:
         raise CoopError(f"{path}: no such file; the folder of a run holds one") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CoopError(f"{path}: not readable as a config ({reason})") from error
+        raise CoopError(f"{path}: not readable as a config ({first_line(error)})") from error
     content = validated(RunConfig, content, path, "the config of a run")
     content = as_today(content) | {"optimizer": DEFAULTS | content["optimizer"]}
     for key, value in flat(content).items():
@@ -286,14 +285,18 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def accuracy_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+def by_test_set(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Accuracies in a results.json by data set: the run's own, if it was tested on it, and its targets."""
+    own = {results["dataset"]: results} if "test/acc" in results else {}
+    return own | results.get("targets", {})
+
+
+def accuracy_rows(results: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Rows of the closing table: zero-shot and the method, on the run's own test set and on its targets."""
-    named = {results["dataset"]: results} if "test/acc" in results else {}
-    named |= results.get("targets", {})
     parts = (("zero-shot", "zero_shot"), (results["method"], "test"))
     rows = [
         (f"{name}: {label}", {key: scores[f"{part}/{key}"] for key in ("acc", "macro_acc")})
-        for name, scores in named.items()
+        for name, scores in by_test_set(results).items()
         for label, part in parts
     ]
     if "test/harmonic_mean" in results:
