@@ -17,6 +17,7 @@ from coop.clip.templates import check_template, clip_templates
 from coop.errors import CoopError, no_such_key
 from coop.optim import DEFAULTS
 from coop.schedule import epochs_by_shots
+from coop.system.files import subfolder
 from coop.system.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
 
 PACKAGE = Path(__file__).resolve().parent
@@ -156,6 +157,7 @@ ConfigStore.instance().store("train_schema", TrainConfig)
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
 OmegaConf.register_new_resolver("coop.over", lambda number, by: number / by, replace=True)
 OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
+OmegaConf.register_new_resolver("coop.one_folder", subfolder, replace=True)
 OmegaConf.register_new_resolver("coop.templates", lambda n, *more: [*clip_templates(n), *more], replace=True)
 
 

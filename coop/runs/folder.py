@@ -22,7 +22,7 @@ from coop.data.manifest import manifest_sha256
 from coop.errors import CoopError, first_line
 from coop.methods.base import Method
 from coop.optim import DEFAULTS
-from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
+from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS, check_prompt
 from coop.runs.earlier import as_today
 from coop.runs.schemas import CommonResults, PromptMetadata, Results, RunConfig, validated
 from coop.schedule import PAPER_EPOCHS
@@ -119,8 +119,7 @@ def load_prompt(path: Path) -> Prompt:
     Raises:
         CoopError: no such file, not one of ours, damaged, or one that holds values that are not finite.
     """
-    if not path.is_file():
-        raise CoopError(f"{path}: no such file; `run=` takes the folder of a finished run, which holds {PROMPT}")
+    check_prompt(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["coop"])
