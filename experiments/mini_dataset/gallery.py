@@ -1,7 +1,7 @@
 """Search and prediction on bundled photographs, in one picture: python experiments/mini_dataset/gallery.py RUN [OUT].
 
-RUN is the folder of a finished run on the bundled photographs. Above, the first hits for words that name no class; below,
-the first test photograph of every fifth class, so that nobody has chosen them, with the most probable classes.
+RUN is the folder of a finished run on the bundled photographs. Above, the first hits for words that name no class;
+below, the first test photograph of every fifth class, so that nobody has chosen them, with the most probable classes.
 """
 
 import sys
@@ -38,7 +38,7 @@ def show_probabilities(panel, classes: list[dict], truth: str) -> None:
     panel.axis("off")
 
 
-def main(run: str, out: str = "gallery.png") -> None:
+def main(run: str, out: str = "gallery.jpg") -> None:
     paths = [path for path, _ in find_images([str(IMAGES)])]
     hits = search(paths, [WORDS], SearchOptions(run=run, top=COLUMNS))["hits"]
     first = {item.classname: item for item in reversed(read_mini(None).test)}
@@ -55,7 +55,7 @@ def main(run: str, out: str = "gallery.png") -> None:
     for photograph, bar, item, prediction in zip(photographs, bars, items, predictions, strict=True):
         show(photograph, item.path)
         show_probabilities(bar, prediction["classes"], item.classname.replace("_", " "))
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=100, pil_kwargs={"quality": 85})
 
 
 if __name__ == "__main__":
