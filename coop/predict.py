@@ -1,6 +1,6 @@
 """python -m coop.predict run=RUN IMAGE...: what a learned prompt sees in images."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.predict run=RUN IMAGE... [top=5] [json=true] [out=FILE.json] [accelerator=auto]
          [--config-dir DIR]
@@ -16,7 +16,7 @@ An image that is missing or cannot be read is named, the others go on, and the e
 "error" in place of "classes"."""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("predict", USAGE)
+    run_command("predict", USAGE)
 
 import json
 import sys

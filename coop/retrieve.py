@@ -1,6 +1,6 @@
 """python -m coop.retrieve captions=FILE images=DIR: image-to-text and text-to-image retrieval."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.retrieve captions=FILE [images=DIR] [split=test] [out=DIR]
          [backbone=NAME pretrained=TAG_OR_FILE | run=RUN_DIR]
@@ -19,7 +19,7 @@ From an image to texts, the best of its captions counts; from a text, its image.
 Images that cannot be read are named and left out with their captions, and the exit code is 1."""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("retrieve", USAGE)
+    run_command("retrieve", USAGE)
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
 """python -m coop.search PHOTOS WORDS...: photographs that fit words, another photograph, or a class of a run."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.search PHOTOS WORDS... [like=IMAGE] [top=20] [out=DIR] [json=true]
          [backbone=NAME pretrained=TAG_OR_FILE | run=RUN_DIR [classname=NAME]]
@@ -20,7 +20,7 @@ Features are kept (python -m coop.cache shows them): only new and changed photog
 before an interruption stays. Photographs that cannot be read are named and left out, and the exit code is 1."""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("search", USAGE)
+    run_command("search", USAGE)
 
 import json
 import sys
