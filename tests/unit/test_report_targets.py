@@ -131,3 +131,12 @@ def test_a_zero_shot_run_is_what_stands_beside_the_others(tmp_path):
     assert not study.warnings
     methods = [board.frame["method"].tolist() for board in boards(study, own=False)]
     assert [sorted(names) for names in methods] == [["coop", "zero_shot"]] * 2
+
+
+def test_a_setting_has_one_name_whatever_it_was_tested_on(tmp_path):
+    """KgCoOp was tested on nothing else, and has other epochs."""
+    write_run(tmp_path / "a", targets={"imagenet_a": entry(0.3, num_classes=200)})
+    write_run(tmp_path / "b", method="kgcoop", epochs=100, config={"epochs": 100})
+    study = make_study(read_runs([tmp_path]), NONE)
+    assert study.curves.table["label"].tolist() == ["zero_shot", "coop 200 epochs", "kgcoop 100 epochs"]
+    assert study.transfers.table["label"].tolist() == ["zero_shot", "coop 200 epochs"]
