@@ -55,7 +55,7 @@ def test_a_target_that_is_not_there_is_named_before_anything_is_trained(run, sma
 
 
 def test_base_to_new(run, small, tmp_path):
-    done = run("train", *small, "+exp=base_to_new", f"hydra.run.dir={tmp_path}")
+    done = run("train", *small, "+exp=base_to_new", "seed=1", f"hydra.run.dir={tmp_path}")
     assert done.code == 0, done.err
     results = results_of(tmp_path)
     new = results["targets"]["folder:new"]
@@ -85,7 +85,7 @@ def test_base_to_new(run, small, tmp_path):
 @pytest.mark.parametrize("exp", ["domain_generalization_mini", "domain_generalization", "cross_dataset"])
 def test_the_studies_name_data_sets_that_there_are(run, small, tmp_path, exp):
     """Where their data is not on this machine, the first of them is named before training."""
-    done = run("train", *small, f"+exp={exp}", "epochs=1", f"hydra.run.dir={tmp_path}")
+    done = run("train", *small, f"+exp={exp}", "method=coop", "seed=1", "epochs=1", f"hydra.run.dir={tmp_path}")
     if exp == "domain_generalization_mini":
         assert done.code == 0, done.err
         assert list(results_of(tmp_path)["targets"]) == ["mini_blur", "mini_grayscale", "mini_noise", "mini_sketch"]

@@ -57,6 +57,15 @@ def test_paired_tests_are_those_of_scipy(scores):
     assert found.loc[3].isna().all()
 
 
+@pytest.mark.parametrize("seeds", [6, 10, 13])
+def test_signed_ranks_with_ties_and_zeros_are_those_of_scipy(seeds):
+    generator = np.random.default_rng(seeds)
+    for differences in generator.integers(-3, 6, (3, seeds)) / 100:
+        differences[0] = 0.04  # one at least is none
+        found = paired(pd.DataFrame([np.zeros(seeds), differences]), 0).loc[1, "p_wilcoxon"]
+        assert found == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
+
+
 def test_pairing_sees_what_means_alone_do_not(scores):
     """One point, a third of the spread over splits, which both methods share."""
     assert stats.ttest_ind(scores.loc[0], scores.loc[2]).pvalue > 0.1
@@ -73,9 +82,12 @@ def test_only_shared_seeds_are_compared(scores):
     assert np.isnan(found.loc[2, "p"]) and np.isnan(found.loc[2, "half"])
 
 
-def test_no_difference_on_any_seed():
-    found = paired(pd.DataFrame([[0.5] * 8, [0.5] * 8]), 0)
-    assert found.loc[1, ["difference", "p"]].tolist() == [0.0, 1.0]
+@pytest.mark.parametrize("acc", [0.5, 0.6])
+def test_the_same_difference_on_all_seeds_is_not_tested(acc):
+    """Two figures that no seed changes, zero-shot with one and with 80 templates."""
+    found = paired(pd.DataFrame([[0.5] * 8, [acc] * 8]), 0).loc[1]
+    assert found["difference"] == pytest.approx(acc - 0.5)
+    assert found[["half", "p", "p_wilcoxon"]].isna().all()
 
 
 def test_holm():

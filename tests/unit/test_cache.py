@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coop.cache import run
+from coop.cache import main as run
 from coop.data.feature_cache import FeatureCache, default_cache_dir, identify
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coop.cache import run
+from coop.cache import main as run
 from coop.data.features import FeatureExtractor
 from coop.data.sampling import Item
 
