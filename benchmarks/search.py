@@ -1,4 +1,4 @@
-"""How long searching takes: python benchmarks/search.py [--photographs 100000] [--out DIR].
+"""How long searching takes: python benchmarks/search.py [--photographs 100000 1000000] [--out DIR].
 
 Synthetic features of width 512 stand for photographs, which are empty files; 100 real ones are added afterwards. The
 image tower has ViT-B/32's form and random weights. Figures are CPU time of one thread, then wall time.
@@ -6,7 +6,6 @@ image tower has ViT-B/32's form and random weights. Figures are CPU time of one 
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import tempfile
@@ -20,7 +19,7 @@ import coop
 from coop.clip.backbone import FrozenCLIP
 from coop.data.feature_cache import SHARD_ROWS, identify
 from coop.data.features import FeatureExtractor
-from coop.predict import find_images
+from coop.data.image_files import find_images
 from coop.retrieval.encoding import Encoder, encode_photographs
 from coop.retrieval.ranking import best_photographs
 from coop.system.files import write_json
@@ -70,19 +69,21 @@ def measure(root: Path, count: int, encoder: Encoder) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--photographs", type=int, default=100_000)
+    parser.add_argument("--photographs", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/out"))
     given = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as work:
-        os.environ["COOP_CACHE"] = f"{work}/cache"
-        clip = FrozenCLIP(open_clip.create_model("ViT-B-32"), open_clip.get_tokenizer("ViT-B-32"), "ViT-B-32")
-        encoder = Encoder(clip, FeatureExtractor(clip, torch.device("cpu"), 0, cached=True))
-        clip.fingerprint()
-        make(Path(work) / "photographs", given.photographs, encoder.photographs)
-        found = measure(Path(work) / "photographs", given.photographs, encoder)
-    write_json(given.out / f"search_{given.photographs}.json", found)
-    print(json.dumps(found, indent=2))
+    clip = FrozenCLIP(open_clip.create_model("ViT-B-32"), open_clip.get_tokenizer("ViT-B-32"), "ViT-B-32")
+    clip.fingerprint()
+    for count in given.photographs:
+        with tempfile.TemporaryDirectory() as work:
+            encoder = Encoder(
+                clip, FeatureExtractor(clip, torch.device("cpu"), 0, cached=True, cache_dir=f"{work}/cache")
+            )
+            make(Path(work) / "photographs", count, encoder.photographs)
+            found = measure(Path(work) / "photographs", count, encoder)
+        write_json(given.out / f"search_{count}.json", found)
+        print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

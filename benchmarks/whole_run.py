@@ -71,7 +71,7 @@ def our_step_seconds(clip, learner, features, labels, steps):
             accelerator="cpu", max_epochs=1, logger=False, callbacks=[timer], enable_progress_bar=False,
             enable_checkpointing=False, enable_model_summary=False, default_root_dir=folder,
         )  # fmt: skip
-        trainer.fit(LitClassifier(clip, learner, OPTIMIZER, epochs=1), DataLoader(batches, batch_size=None))
+        trainer.fit(LitClassifier(learner, OPTIMIZER, epochs=1), DataLoader(batches, batch_size=None))
     return statistics.median(timer.times)
 
 

@@ -17,7 +17,8 @@ from coop.clip import PRECISIONS
 from coop.clip.templates import check_template, clip_templates
 from coop.errors import CoopError
 from coop.optim import DEFAULTS
-from coop.schedule import PAPER_EPOCHS, epochs_by_shots
+from coop.schedule import epochs_by_shots
+from coop.system.files import subfolder
 from coop.system.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
 
 PACKAGE = Path(__file__).resolve().parent
@@ -41,9 +42,15 @@ DEVICES = Rule(
     f"give a number from 1 to {MOST_PROCESSES}, -1 or auto for all, or a list of device numbers such as [0,1]",
 )
 
+EPOCHS_BY_SHOTS = Rule(
+    lambda rule: rule is None or _are_epochs(rule),
+    f"give numbers of shots from 1 with epochs from 1 to {MOST_EPOCHS}, such as {{4: 100, 16: 200}}; null: the paper's",
+)
+
 Shots = Annotated[Any, SHOTS]  # a list or a file of them has become `dataset.counts`
 Seed = Annotated[int, between(0, 2**32 - 1)]
 Epochs = Annotated[int, between(1, MOST_EPOCHS)]
+EpochsByShots = Annotated[Any, EPOCHS_BY_SHOTS]  # Any: Hydra merges one mapping into another
 Workers = Annotated[int, between(0, MOST_PROCESSES)]
 Features = Annotated[str, one_of("online", "cached")]
 Text = Annotated[str, NOT_EMPTY]
@@ -56,6 +63,13 @@ def _are_devices(devices: Any) -> bool:
     if isinstance(devices, list):
         return bool(devices) and all(type(number) is int and 0 <= number <= MOST_PROCESSES for number in devices)
     return type(devices) is int and (devices == -1 or 1 <= devices <= MOST_PROCESSES)
+
+
+def _are_epochs(rule: Any) -> bool:
+    if not isinstance(rule, dict) or not rule:
+        return False
+    numbers = [*rule, *rule.values()]
+    return all(type(number) is int and 1 <= number <= MOST_EPOCHS for number in numbers)
 
 
 @dataclass
@@ -94,7 +108,7 @@ class TrainConfig:
     epochs: Epochs | None = None
     steps: Annotated[int, between(1, MOST_IMAGES)] | None = None
     steps_per_shot: Annotated[int, between(1, MOST_IMAGES)] | None = None
-    epochs_by_shots: dict[int, int] = field(default_factory=lambda: dict(PAPER_EPOCHS))
+    epochs_by_shots: EpochsByShots = None
     augmentation: str = "none"
     view_sampling: Annotated[str, one_of("per_image", "pooled")] = "per_image"
     protocol: Annotated[str, one_of(*PROTOCOLS)] = "few_shot"  # which of a method's published settings it takes
@@ -144,6 +158,7 @@ ConfigStore.instance().store("train_schema", TrainConfig)
 ConfigStore.instance().store("evaluate_schema", EvaluateConfig)
 OmegaConf.register_new_resolver("coop.over", lambda number, by: number / by, replace=True)
 OmegaConf.register_new_resolver("coop.assets", lambda name: str(PACKAGE / "assets" / name), replace=True)
+OmegaConf.register_new_resolver("coop.one_folder", subfolder, replace=True)
 OmegaConf.register_new_resolver("coop.templates", lambda n, *more: [*clip_templates(n), *more], replace=True)
 
 
@@ -177,6 +192,7 @@ def check(cfg: DictConfig) -> None:
 
     check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
     check_method(cfg.method, cfg.validation)
+    check_words(cfg.method, cfg.backbone.model)
 
 
 def check_evaluation(cfg: DictConfig) -> None:
@@ -287,6 +303,14 @@ def check_method(node: DictConfig, validation: str = "choose") -> None:
         method.check_without_validation(**arguments(node, METHOD_KEYS))
 
 
+def check_words(node: DictConfig, model: str) -> None:
+    """A method's own checks of what a backbone's tokenizer decides on, where that is known before it is loaded."""
+    from coop.clip.loading import clip_tokenizer
+
+    if tokenizer := clip_tokenizer(model):
+        locate("method", node).check_words(tokenizer, **arguments(node, METHOD_KEYS))
+
+
 def locate(key: str, node: DictConfig) -> Callable:
     """The class or function that a node's `_target_` names."""
     if node is None or not node.get("_target_"):
@@ -351,7 +375,7 @@ def build_method(node: DictConfig, clip, classnames: list[str]):
 
 
 def resolve_epochs(cfg: DictConfig) -> int:
-    """What the user says, else the data set's own number (ImageNet: 50), else the method's published rule by shots."""
+    """What the user says, else the data set's own number (ImageNet: 50), else the method's rule by shots, or CoOp's."""
     return cfg.epochs or cfg.dataset.epochs or epochs_by_shots(cfg.shots, cfg.epochs_by_shots)
 
 

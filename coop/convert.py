@@ -1,6 +1,6 @@
 """python -m coop.convert CHECKPOINT: a prompt that the original CoOp code has trained, as a run of this project."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.convert CHECKPOINT out=RUN_DIR dataset=NAME backbone=NAME shots=N seed=N [key=value ...]
 
@@ -17,25 +17,26 @@ The length of the context, and whether it is class-specific, are read from the f
 names are compared with ours. No code in the file is run."""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("convert", USAGE)
+    run_command("convert", USAGE)
 
 import os
 import re
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from rich.console import Console
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from coop.cli.overrides import as_overrides
+from coop.cli.options import split
+from coop.cli.overrides import compose_training
 from coop.clip.backbone import FrozenCLIP
-from coop.config import build_method, check, conf_dir
+from coop.config import build_method, check
 from coop.data.readers import read_dataset
 from coop.data.readers.classnames import named_in_config, packaged_names
 from coop.data.sampling import Splits, selected_labels
@@ -50,6 +51,12 @@ from coop.system.files import write_atomically, write_json
 REQUIRED = ("dataset", "backbone", "shots", "seed")
 # Embeddings of half precision, whose largest values are below 1.
 TOLERANCE = 2e-3
+
+
+@dataclass
+class Options:
+    out: Path = MISSING
+    classnames: Path | None = None
 
 
 class OriginalPrompt(NamedTuple):
@@ -71,40 +78,37 @@ class _Inert:
 
 def main(words: list[str]) -> int:
     """Read, compare, write; returns the exit code."""
-    checkpoint, out, names, overrides = split_words(words)
+    checkpoint, overrides, options = split_words(words)
     original = read_original(checkpoint)
     cfg = load_config(overrides, original.ctx)
-    splits = trained_classes(cfg, names)
+    splits = trained_classes(cfg, options.classnames)
     clip = FrozenCLIP.load(**cfg.backbone)
     check_embeddings(original, clip, splits.classnames, checkpoint)
     method = build_method(cfg.method, clip, splits.classnames)
     method.ctx.data.copy_(original.ctx)
-    write_run(out, method, cfg, splits, checkpoint)
+    write_run(options.out, method, cfg, splits, checkpoint)
     console = Console(markup=False, emoji=False, highlight=False)
-    console.print(f"run      {out}\npython -m coop.evaluate run={out}", soft_wrap=True)
+    console.print(f"run      {options.out}\npython -m coop.evaluate run={options.out}", soft_wrap=True)
     return 0
 
 
-def split_words(words: Sequence[str]) -> tuple[Path, Path, Path | None, list[str]]:
-    """The checkpoint, the folder of the new run, the file of class names, and the overrides of coop.train's config.
+def split_words(words: list[str]) -> tuple[Path, list[str], Options]:
+    """The checkpoint, the overrides of coop.train's config, and the command's own options.
 
     Raises:
-        CoopError: one of them is missing.
+        CoopError: one of them is missing, or the folder holds a run already.
     """
-    options = dict(word.split("=", 1) for word in words if "=" in word and not Path(word).exists())
-    files = [word for word in words if "=" not in word or Path(word).exists()]
+    files, overrides, options = split(words, Options)
     if len(files) != 1:
         raise CoopError(
             f"give one checkpoint, .../prompt_learner/model.pth.tar-50 (there are {len(files)} in the command)"
         )
-    if missing := [key for key in ("out", *REQUIRED) if key not in options]:
+    if missing := [key for key in REQUIRED if not any(word.startswith(f"{key}=") for word in overrides)]:
         raise CoopError(f"{missing[0]}= is missing: the checkpoint does not say what it was trained on")
-    out = Path(options.pop("out")).expanduser()
+    out = options.out.expanduser()
     if any((out / name).exists() for name in (RESULTS, CONFIG, PROMPT, CHECKPOINT)):
         raise CoopError(f"out={out}: holds a run already; choose another folder")
-    names = options.pop("classnames", None)
-    overrides = [f"{key}={value}" for key, value in options.items()]
-    return Path(files[0]).expanduser(), out, Path(names).expanduser() if names else None, overrides
+    return Path(files[0]).expanduser(), overrides, replace(options, out=out)
 
 
 def read_original(path: Path) -> OriginalPrompt:
@@ -139,8 +143,7 @@ def read_original(path: Path) -> OriginalPrompt:
 def load_config(overrides: list[str], ctx: Tensor) -> DictConfig:
     """The config that coop.train would have had, with the context's own length and kind."""
     own = [f"method.n_ctx={ctx.shape[-2]}", f"method.class_specific={str(ctx.ndim == 3).lower()}", "method=coop"]
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        cfg = compose("train", overrides=[*own, *as_overrides(overrides)])
+    cfg = compose_training([*own, *overrides])
     check(cfg)
     return cfg
 
@@ -155,7 +158,7 @@ def trained_classes(cfg: DictConfig, names: Path | None) -> Splits:
     Raises:
         CoopError: the file cannot be read, or the names are not known without photographs, which are not there.
     """
-    known, origin = _read_names(names) if names else named_in_config(cfg.dataset), "own"
+    known, origin = _read_names(names.expanduser()) if names else named_in_config(cfg.dataset), "own"
     if known is None:
         try:
             whole = read_dataset(cfg.dataset, cfg.data_root)

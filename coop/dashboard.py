@@ -1,6 +1,6 @@
 """python -m coop.dashboard: a saved W&B workspace laid out for the runs of this project."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.dashboard [entity=NAME] [project=coop] [group=NAME] [name=coop]
 
@@ -13,7 +13,7 @@ Makes a saved view in the W&B project: accuracies by shots, training curves, tab
 words nearest to what was learned. Needs: pip install 'coop-clip[dashboard]', and a W&B key."""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("dashboard", USAGE)
+    run_command("dashboard", USAGE)
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """python -m coop.evaluate run=RUN_DIR: a trained prompt on any data sets, zero-shot beside it."""
 
-from coop.cli.hydra_app import run
+from coop.cli.hydra_app import run_with_hydra
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("evaluate")
+    run_with_hydra("evaluate")
 
 from pathlib import Path
 

@@ -1,6 +1,6 @@
 """python -m coop.export run=RUN: a learned prompt as class weights, as an ONNX model, or on the Hugging Face hub."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.export run=RUN [out=DIR] [onnx=true] [--config-dir DIR]
 python -m coop.export run=RUN push=USER/NAME [license=mit] [private=true]
@@ -17,7 +17,7 @@ class_weights.safetensors holds text_features (K, E), L2-normalized, and logit_s
 preprocessing are in its metadata, under "coop". logits = exp(logit_scale) * image_features @ text_features.T"""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("export", USAGE)
+    run_command("export", USAGE)
 
 import importlib.util
 import io

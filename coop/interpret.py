@@ -1,6 +1,6 @@
 """python -m coop.interpret run=RUN: words near the context vectors (CoOp, "Interpreting the Learned Prompts")."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.interpret run=RUN [top=5] [metric=euclidean|cosine] [only_words=true] [out=FILE.json]
          [--config-dir DIR]
@@ -13,7 +13,7 @@ USAGE = """python -m coop.interpret run=RUN [top=5] [metric=euclidean|cosine] [o
   --config-dir DIR    the folder of your own configs, where the run's method is one of them"""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("interpret", USAGE)
+    run_command("interpret", USAGE)
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """python -m coop.retrieve captions=FILE images=DIR: image-to-text and text-to-image retrieval."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.retrieve captions=FILE [images=DIR] [split=test] [out=DIR]
          [backbone=NAME pretrained=TAG_OR_FILE | run=RUN_DIR]
@@ -15,10 +15,11 @@ USAGE = """python -m coop.retrieve captions=FILE [images=DIR] [split=test] [out=
   image_column=image caption_column=caption    of a CSV file or a data set
   accelerator=auto num_workers=2 --config-dir DIR    as in coop.train and coop.predict
 
-From an image to texts, the best of its captions counts; from a text, its image. Ties count against the model."""
+From an image to texts, the best of its captions counts; from a text, its image. Ties count against the model.
+Images that cannot be read are named and left out with their captions, and the exit code is 1."""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("retrieve", USAGE)
+    run_command("retrieve", USAGE)
 
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from coop.cli.options import parse
 from coop.errors import CoopError
 from coop.retrieval.captions import read_captions
 from coop.retrieval.options import AT, RetrieveOptions
+from coop.retrieval.page import name_left_out
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.system.files import write_atomically, write_json
 
@@ -49,13 +51,14 @@ def main(words: list[str]) -> int:
     captions = read_captions(options)
     from coop.retrieval.recall import measure  # brings torch
 
-    figures, ranks = measure(captions, options)
+    figures, ranks, left_out = measure(captions, options)
     given = {"captions": options.captions, "split": options.split, "run": options.run}
     results = {"task": "retrieve", "version": coop.__version__, **given, **figures}
     write_atomically(out / RANKS, ranks.to_csv(index=False).encode())
     write_json(out / RESULTS, results)
     show(results, out)
-    return 0
+    name_left_out(left_out, f"{out / RESULTS} counts them")
+    return 1 if left_out else 0
 
 
 def show(results: dict[str, Any], out: Path) -> None:
@@ -70,7 +73,8 @@ def show(results: dict[str, Any], out: Path) -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     learned = f", behind the context of {results['run']}" if results["run"] else ""
     cut = f" ({results['captions_cut']} longer than the text encoder takes, and cut)" if results["captions_cut"] else ""
-    counted = f"{results['n_images']:,} images, {results['n_captions']:,} captions{cut}"
+    left_out = f", {results['n_left_out']:,} left out" if results["n_left_out"] else ""
+    counted = f"{results['n_images']:,} images{left_out}, {results['n_captions']:,} captions{cut}"
     console.print(f"\n{results['captions']}: {counted}, {results['backbone']}{learned}")
     console.print(table)
     console.print(f"results  {out / RESULTS}\nranks    {out / RANKS}", soft_wrap=True)

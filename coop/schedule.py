@@ -42,6 +42,12 @@ def linear_warmup(steps: int, base_lr: float, warmup_steps: int, first_lr: float
     return ([first_lr, *rates[1:]] if warmup_steps else rates)[:steps]
 
 
-def epochs_by_shots(shots: int, rule: Mapping[int, int] = PAPER_EPOCHS) -> int:
-    """The number of epochs for so many shots: by default 50 for 1 shot, 100 for 2 and 4, 200 for more."""
+def epochs_by_shots(shots: int, rule: Mapping[int, int] | None = None) -> int:
+    """The number of epochs for so many shots, by the paper's rule where there is no other.
+
+    Args:
+        shots: for each class; -1 for all images.
+        rule: up to so many shots, so many epochs; for more shots the last of them.
+    """
+    rule = rule or PAPER_EPOCHS
     return next((rule[most] for most in sorted(rule) if 0 < shots <= most), rule[max(rule)])

@@ -1,6 +1,6 @@
 """python -m coop.search PHOTOS WORDS...: photographs that fit words, another photograph, or a class of a run."""
 
-from coop.cli.options import run
+from coop.cli.options import run_command
 
 USAGE = """python -m coop.search PHOTOS WORDS... [like=IMAGE] [top=20] [out=DIR] [json=true]
          [backbone=NAME pretrained=TAG_OR_FILE | run=RUN_DIR [classname=NAME]]
@@ -20,7 +20,7 @@ Features are kept (python -m coop.cache shows them): only new and changed photog
 before an interruption stays. Photographs that cannot be read are named and left out, and the exit code is 1."""
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("search", USAGE)
+    run_command("search", USAGE)
 
 import json
 import sys
@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 from coop.cli.options import parse
+from coop.data.image_files import find_images
 from coop.data.readers.listing import printable
 from coop.errors import CoopError
 from coop.retrieval.options import SearchOptions
-from coop.retrieval.page import caption, is_contact_sheet, summary, write_page
-
-NAMED = 10  # of the photographs that are left out, on the terminal; all are on the page
+from coop.retrieval.page import caption, is_contact_sheet, name_left_out, summary, write_page
+from coop.runs.hub import local_folder
 
 
 def main(words: list[str]) -> int:
@@ -45,6 +45,8 @@ def main(words: list[str]) -> int:
     check_query(plain, options)
     photos, *queries = plain
     paths, unreachable = find_photographs(photos)
+    if options.run:
+        local_folder(options.run)  # a folder that is not a run's shows up before torch is imported
     from coop.retrieval.ranking import search
 
     found = search(paths, queries, options)
@@ -72,8 +74,6 @@ def find_photographs(photos: str) -> tuple[list[str], dict[str, str]]:
     Raises:
         CoopError: there is no photograph.
     """
-    from coop.predict import find_images  # brings torch
-
     found = list(find_images([photos]))
     unreachable = {path: error for path, error in found if error is not None}
     paths = [path for path, error in found if error is None and not is_contact_sheet(path)]
@@ -84,7 +84,7 @@ def find_photographs(photos: str) -> tuple[list[str], dict[str, str]]:
 
 def show(found: dict[str, Any], page: Path, as_json: bool) -> None:
     """The hits, what was left out, and where the page lies."""
-    hits, left_out = found["hits"], list(found["left_out"].values())
+    hits = found["hits"]
     if as_json:
         print(json.dumps([{**hit, "path": printable(hit["path"])} for hit in hits], indent=2, ensure_ascii=False))
     else:
@@ -93,8 +93,5 @@ def show(found: dict[str, Any], page: Path, as_json: bool) -> None:
         for hit in hits:
             table.add_row(caption(hit), printable(hit["path"]))
         Console(markup=False, emoji=False, highlight=False).print(table)
-    for message in left_out[:NAMED]:
-        print(f"error: {message}", file=sys.stderr)
-    if (more := len(left_out) - NAMED) > 0:
-        print(f"error: and {more} more could not be read: {page}", file=sys.stderr)
+    name_left_out(found["left_out"], str(page))
     print(f"{summary(found)}\npage     {page}", file=sys.stderr if as_json else sys.stdout)

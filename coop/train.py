@@ -1,9 +1,9 @@
 """python -m coop.train: few-shot training of a method on a frozen CLIP, tested with the last epoch's weights."""
 
-from coop.cli.hydra_app import run
+from coop.cli.hydra_app import run_with_hydra
 
 if __name__ == "__main__":  # before the imports below: --help and most mistakes need no torch
-    run("train")
+    run_with_hydra("train")
 
 import logging
 from collections.abc import Sequence

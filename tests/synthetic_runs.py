@@ -6,18 +6,21 @@ from typing import Any
 
 import yaml
 
-from coop.report.records import published_epochs
+from coop.schedule import epochs_by_shots
 
 YamlDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
-def write_run(folder: Path, acc: float = 0.8, config: dict | None = None, **changed: Any) -> dict:
+def write_run(
+    folder: Path, acc: float = 0.8, config: dict | None = None, written: dict | None = None, **changed: Any
+) -> dict:
     """One finished run in the paper's setting: Caltech101, RN50, 16 shots, M = 16, unified, end; zero-shot 0.6.
 
     Args:
         folder: of the run.
         acc: its test accuracy.
         config: changes to its config.yaml, as {group: {key: value}}; False: no config.yaml.
+        written: what Hydra wrote down of the config before it put values in; without it there is no such file.
         changed: keys of results.json; None leaves a key out.
 
     Returns:
@@ -35,7 +38,15 @@ def write_run(folder: Path, acc: float = 0.8, config: dict | None = None, **chan
     if config is not False:
         text = yaml.dump(config_of(results, config or {}), Dumper=YamlDumper, sort_keys=False)
         (folder / "config.yaml").write_text(text)
+    if written is not None:
+        (folder / ".hydra").mkdir(exist_ok=True)
+        (folder / ".hydra/config.yaml").write_text(yaml.dump(written, Dumper=YamlDumper))
     return results
+
+
+def published_epochs(dataset: str, shots: int) -> int:
+    """CoOp's rule with its exception: ImageNet always 50 (section 4.1)."""
+    return 50 if dataset == "imagenet" else epochs_by_shots(shots)
 
 
 def results_of(method: str, dataset: str, shots: int) -> dict:

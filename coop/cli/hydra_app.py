@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
-from coop.cli.checks import CHECKS
+from coop.cli.checks import CHECKS, check_one_run
 from coop.cli.command import exit_code, main_of
 from coop.cli.messages import explain
 from coop.cli.overrides import as_overrides
@@ -47,7 +48,7 @@ COMP_WORDBREAKS=${COMP_WORDBREAKS//=}
 complete -o nospace -o default -F hydra_bash_completion python python3"""
 
 
-def run(command: str) -> None:
+def run_with_hydra(command: str) -> None:
     """Run coop.train or coop.evaluate, and exit. Its module is imported once its config has been checked.
 
     So --help, completion and most mistakes are answered before torch is there.
@@ -70,7 +71,10 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
         if not stop.active():  # in a process that a launcher has started
             with stop.stoppable("the sweep's command resumes this run"):
                 return job(cfg)
-        return run_setting(task, cfg, explain) if in_sweep() else task(cfg)
+        if in_sweep():
+            return run_setting(task, cfg, explain)
+        check_one_run(HydraConfig.get(), config_name, "add -m to run all of them")
+        return task(cfg)
 
     def start(words: list[str]) -> int:
         if {"-sc", "--shell-completion"} & set(words) and "install=bash" in words:

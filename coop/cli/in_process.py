@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.seed import isolate_rng
 
-from coop.cli.checks import check_training
+from coop.cli.checks import check_one_run, check_training
 from coop.cli.messages import explain
-from coop.cli.overrides import as_overrides, quoted
+from coop.cli.overrides import as_overrides, compose_training, quoted
 from coop.config import conf_dir
 from coop.errors import CoopError
 from coop.evaluation.finished import Run, load_run
@@ -45,7 +45,7 @@ def run(*words: str, config_dir: str | None = None) -> Run:
     """
     with undisturbed(words):
         overrides = _overrides(words, config_dir)
-        with _configs():
+        with initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
             _check_one_run(hydra, overrides)
             folder, accelerator = _train(hydra, overrides)
@@ -54,15 +54,10 @@ def run(*words: str, config_dir: str | None = None) -> Run:
 
 def composed(words: Sequence[str]) -> DictConfig:
     """The checked config that these words behind `python -m coop.train` make. Raises CoopError."""
-    with _configs():
-        cfg = compose("train", as_overrides(words))
+    cfg = compose_training(words)
     check_training(cfg)
     _check_one_process(cfg)
     return cfg
-
-
-def _configs() -> initialize_config_dir:
-    return initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3")
 
 
 @contextmanager
@@ -124,12 +119,7 @@ def _check_one_run(hydra: Hydra, overrides: list[str]) -> None:
         if override.is_sweep_override():
             raise CoopError(f"{override.input_line}: several values; {ONE}")
     cfg = hydra.compose_config("train", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
-    given = {override.partition("=")[0] for override in overrides}
-    swept = [key for key in cfg.hydra.sweeper.get("params") or {} if key not in given]
-    if swept or cfg.hydra.mode == RunMode.MULTIRUN:
-        study = next((word for word in overrides if word.startswith("+exp=")), "hydra.mode=MULTIRUN")
-        choose = f" (give {' '.join(f'{key}=...' for key in swept)} for one of them)" if swept else ""
-        raise CoopError(f"{study}: a study of several runs{choose}; {ONE}")
+    check_one_run(cfg.hydra, "train", ONE)
     _check_one_process(cfg)
 
 

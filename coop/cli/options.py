@@ -21,9 +21,6 @@ from coop.system.validation import read_text
 def parse(words: list[str], options: type) -> tuple[list[str], Any]:
     """Words, and key=value options held against a schema.
 
-    A word is an option if what stands before its "=" is one of the schema's keys, or if it looks like an option that
-    there is not; a path may have "=" in it, as the folders of sweeps do.
-
     Args:
         words: the command line.
         options: a dataclass.
@@ -34,21 +31,39 @@ def parse(words: list[str], options: type) -> tuple[list[str], Any]:
     Raises:
         CoopError: an unknown option, a value of the wrong type or out of bounds, or a required one that is missing.
     """
+    plain, unknown, given = split(words, options)
+    if unknown:
+        raise CoopError(_no_such(unknown[0], options))
+    return plain, given
+
+
+def split(words: list[str], options: type) -> tuple[list[str], list[str], Any]:
+    """The same of a command that takes keys of coop.train's config as well; these are in the middle.
+
+    A word is an option if what stands before its "=" is one of the schema's keys, or if it looks like an option that
+    there is not; a path may have "=" in it, as the folders of sweeps do.
+    """
     annotations = typing.get_type_hints(options, include_extras=True)
-    plain, given = [], {}
+    plain, others, given = [], [], {}
     for word in _config_dir(words, list(annotations)):
         check_utf8(word)
         key, is_pair, text = word.partition("=")
+        if word.startswith("-"):
+            raise CoopError(_no_such(word, options))
         if is_pair and key in annotations:
             given[key] = read_text(key, text, annotations[key])
-            continue
-        if word.startswith("-") or (is_pair and key.isidentifier() and not os.path.exists(word)):
-            raise CoopError(f"{word}: there is no such option; options are {', '.join(f'{k}=' for k in annotations)}")
-        plain.append(word)
+        elif is_pair and all(part.isidentifier() for part in key.lstrip("+~").split(".")) and not os.path.exists(word):
+            others.append(word)
+        else:
+            plain.append(word)
     required = (field.name for field in fields(options) if field.default == MISSING and field.name not in given)
     if missing := next(required, None):
         raise CoopError(f"{missing}= is missing")
-    return plain, options(**given)
+    return plain, others, options(**given)
+
+
+def _no_such(word: str, options: type) -> str:
+    return f"{word}: there is no such option; options are {', '.join(f'{field.name}=' for field in fields(options))}"
 
 
 def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
@@ -63,7 +78,7 @@ def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
 
 
 @stoppable()
-def run(command: str, usage: str) -> None:
+def run_command(command: str, usage: str) -> None:
     """Run a command that loads a model, and exit; without words, or with --help, show its usage.
 
     Its module, coop.COMMAND, is imported only where there is more to do.

@@ -5,15 +5,24 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import DictConfig
 
+from coop.config import conf_dir
 from coop.system.files import check_utf8
 
 # What may lie between the elements of a list, and of a mapping.
 BETWEEN = {"[": r"[^,\[\]{}]+", "{": r"[^,:\[\]{}]+"}
 CLOSING = {"[": "]", "{": "}"}
+
+
+def compose_training(words: Sequence[str]) -> DictConfig:
+    """The config that these words behind `python -m coop.train` make, not yet checked."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("train", as_overrides(words))
 
 
 def as_overrides(words: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ import huggingface_hub
 import open_clip
 import torch
 from huggingface_hub.utils import get_session
+from open_clip import SimpleTokenizer
 from open_clip.factory import get_model_config, parse_model_name
 from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg, is_pretrained_cfg
 from torch import nn
@@ -70,6 +71,21 @@ def check_source(model: str, pretrained: str | None) -> tuple[str | None, str]:
     if schema is None:
         _check_registry_name(model, pretrained)
     return schema, model
+
+
+def clip_tokenizer(model: str) -> SimpleTokenizer | None:
+    """CLIP's own tokenizer, if it is a backbone's and that can be told before anything is downloaded.
+
+    Args:
+        model: already checked by `check_source`.
+    """
+    schema, name = parse_model_name(model)
+    if schema == "hf-hub" or (schema is None and "siglip" in name.lower()):
+        return None
+    file = Path(name).expanduser() / "open_clip_config.json"
+    config = get_model_config(name) if schema is None else json.loads(file.read_text(encoding="utf-8"))
+    has_another = config.get("model_cfg", config).get("text_cfg", {}).get("hf_tokenizer_name")
+    return None if has_another else SimpleTokenizer()
 
 
 def _check_local_dir(folder: Path) -> None:

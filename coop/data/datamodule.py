@@ -108,8 +108,8 @@ class FewShotData(pl.LightningDataModule):
     def _fixed_views(
         self, items: Sequence[Item], views: Iterable[int | None], features: Tensor | None = None
     ) -> "ViewedImages":
-        clip, preprocess = self.extractor.clip, self.splits.preprocess
-        return ViewedImages([FixedViews(items, preprocess, clip, view) for view in views], self.seed, features)
+        clip, preprocess, paths = self.extractor.clip, self.splits.preprocess, [item.path for item in items]
+        return ViewedImages([FixedViews(paths, preprocess, clip, view) for view in views], self.seed, features)
 
     def _train_views(self) -> Tensor:
         """Features (V, N, E) of the fixed views of the training images."""

@@ -188,7 +188,8 @@ class _Wanted:
             checksum = zlib.crc32(part, checksum)
             if not np.isfinite(part).all():
                 raise ValueError("features that are not finite")
-            features.numpy()[self.first[where[where >= 0]]] = part[where >= 0]
+            wanted = where >= 0
+            features.numpy()[self.first[where[wanted]]] = part if wanted.all() else part[wanted]
         if header.checksum not in (None, f"{checksum:08x}"):
             raise ValueError("its checksum does not fit its content")
 

@@ -83,28 +83,34 @@ class FeatureExtractor:
         Raises:
             CoopError: an image that cannot be read (which one, and what to do).
         """
-        if not items:
+        return self.of_paths([item.path for item in items], preprocess, label, view)
+
+    def of_paths(
+        self, paths: Sequence[str], preprocess: Preprocess | None, label: str, view: int | None = None
+    ) -> Tensor:
+        """What calling this gives for images at these paths; of a million, no other object is made."""
+        if not paths:
             return torch.empty(0, 0)
         started = time.perf_counter()
-        features = self._features(items, preprocess, label, view)
+        features = self._features(paths, preprocess, label, view)
         self.seconds += time.perf_counter() - started
         return features
 
-    def _features(self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None) -> Tensor:
+    def _features(self, paths: Sequence[str], preprocess: Preprocess | None, label: str, view: int | None) -> Tensor:
         rank, world = shares.rank(), shares.world()
         shape = self.shape
-        features = self._room(len(items), math.prod(shape))
+        features = self._room(len(paths), math.prod(shape))
         with ExitStack() as until_kept:
-            found, writer = self._look_up(items, preprocess, label, view, features, until_kept)
+            found, writer = self._look_up(paths, preprocess, label, view, features, until_kept)
             missing = np.flatnonzero(~found)
             share = missing[rank::world]
             if len(missing):
                 self.clip.to(self.device)
             if len(share):
-                images = FixedViews(items, preprocess, self.clip, view, self.skip_unreadable)
+                images = FixedViews(paths, preprocess, self.clip, view, self.skip_unreadable)
                 self._encode(images, share, features, label, writer)
         self.encoded += len(missing)
-        owner = np.zeros(len(items), int)  # what is in the cache comes from the first process
+        owner = np.zeros(len(paths), int)  # what is in the cache comes from the first process
         owner[missing] = np.arange(len(missing)) % world
         shares.exchange(features, owner, self.device)
         features = features.view(-1, *shape)
@@ -150,7 +156,7 @@ class FeatureExtractor:
 
     def _look_up(
         self,
-        items: Sequence[Item],
+        paths: Sequence[str],
         preprocess: Preprocess | None,
         label: str,
         view: int | None,
@@ -162,10 +168,10 @@ class FeatureExtractor:
         The first process alone reads, and fills in its `features`: another run may write between two look-ups. Where
         images are missing, other runs are kept from encoding them until `until_kept` ends.
         """
-        found = np.zeros(len(items), bool)
+        found = np.zeros(len(paths), bool)
         if not self.cached:
             return found, None
-        cache, paths = self.entry(preprocess, view), [item.path for item in items]
+        cache = self.entry(preprocess, view)
         about = {"backbone": self.clip.name, "images": f"{self.dataset or ''} {label}".strip()}
         writer = ShardWriter(cache, paths, features, about)
         if shares.rank() == 0:
@@ -226,29 +232,29 @@ class FixedViews(Dataset):
 
     def __init__(
         self,
-        items: Sequence[Item],
+        paths: Sequence[str],
         preprocess: Preprocess | None,
         clip: FrozenCLIP,
         view: int | None,
         skip_unreadable: bool = False,
     ):
-        self.items, self.preprocess, self.view = items, preprocess, view
+        self.paths, self.preprocess, self.view = paths, preprocess, view
         make = test_transform if view is None else train_transform
         self.transform = make(clip.preprocess_cfg)
         self.in_place_of_unreadable = torch.full((3, *image_size(clip)), torch.nan) if skip_unreadable else None
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> Tensor:
-        item = self.items[index]
+        path = self.paths[index]
         try:
-            image = open_image(item.path, self.preprocess)
+            image = open_image(path, self.preprocess)
         except CoopError:
             if self.in_place_of_unreadable is None:
                 raise
             return self.in_place_of_unreadable
-        return reproducible(self.transform, image, "view", self.view, *Path(item.path).parts[-2:])
+        return reproducible(self.transform, image, "view", self.view, *Path(path).parts[-2:])
 
 
 def _source(function: Preprocess) -> tuple[str, str]:

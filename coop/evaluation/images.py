@@ -48,13 +48,8 @@ def predict_images(
     predictions = []
     for name, seen in zip(names, classified(method, images, autocast), strict=True):
         failed = isinstance(seen, CoopError)
-        predictions.append(failure(name, seen) if failed else {"path": name, "classes": best(method, seen, top)})
+        predictions.append({"path": name, **({"error": str(seen)} if failed else {"classes": best(method, seen, top)})})
     return predictions
-
-
-def failure(path: str, error: object) -> dict[str, Any]:
-    """What stands among the predictions for an image that has none."""
-    return {"path": printable(path), "error": str(error)}
 
 
 def best(method: Method, probabilities: Tensor, top: int) -> list[dict[str, Any]]:

@@ -139,8 +139,8 @@ def accuracy_by_class(predictions: Predictions, labels: Tensor, num_classes: int
     return multiclass_accuracy(predictions.labels, labels, num_classes, average="none")
 
 
-def figures(name: str, scores: dict[str, float]) -> dict[str, float]:
-    """Scores under their names in results.json: "test/acc", "test/macro_acc"."""
+def as_results(name: str, scores: dict[str, float]) -> dict[str, float]:
+    """Metrics under their names in results.json: "test/acc", "test/macro_acc"."""
     return {f"{name}/{key}": value for key, value in scores.items()}
 
 

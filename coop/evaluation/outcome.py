@@ -14,7 +14,7 @@ from coop.clip.handcrafted import HandCrafted
 from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
-from coop.evaluation.metrics import Predictions, features_for, figures, per_class, predict, score
+from coop.evaluation.metrics import Predictions, as_results, features_for, per_class, predict, score
 from coop.evaluation.predictions import OOD, OWN, write_predictions
 from coop.evaluation.targets import Target, base_to_new, new_classes, ood_scores, test_targets
 from coop.evaluation.words import nearest_words
@@ -40,7 +40,7 @@ def evaluate(
     Returns:
         The scores; and what was predicted, by test set, as `coop.evaluation.predictions` keeps it.
     """
-    scores, sets = test(method, data, cfg.dataset.template)
+    scores, sets = own_results(method, data, cfg.dataset.template)
     if targets:
         frozen = {target.name: data.test_features(target.name) for target in targets}
         own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
@@ -52,7 +52,7 @@ def evaluate(
     return scores, sets
 
 
-def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[str, dict]]:
+def own_results(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[str, dict]]:
     """Accuracies on the test and validation images, zero-shot beside them, as in results.json; and the predictions.
 
     Args:
@@ -68,7 +68,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[s
 
     started = time.perf_counter()
     labels, predictions = splits.labels("test"), predictions_on("test", data.test_features())
-    scores = figures("test", score(predictions, labels, classes))
+    scores = as_results("test", score(predictions, labels, classes))
     seconds = time.perf_counter() - started
     scores["val/acc"] = None
     if splits.val and data.validation:
@@ -77,7 +77,7 @@ def test(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[s
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
     frozen = method.clip.pooled(data.test_features(), data.extractor.kind)
     without_training = predict(zero_shot, frozen, data.extractor.autocast)
-    scores |= figures("zero_shot", score(without_training, labels, classes))
+    scores |= as_results("zero_shot", score(without_training, labels, classes))
     return scores | {"test_seconds": seconds}, {OWN: predictions.kept(labels)}
 
 

@@ -19,7 +19,7 @@ from coop.data.features import FeatureExtractor
 from coop.data.readers import read_dataset
 from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
-from coop.evaluation.metrics import features_for, figures, predict, score
+from coop.evaluation.metrics import as_results, features_for, predict, score
 from coop.evaluation.predictions import OOD, ood_detection
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
@@ -219,8 +219,8 @@ def score_target(
         "split": splits.origin,
         "num_classes": classes,
         "n_test": len(splits.test),
-        **figures("test", score(predictions, labels, classes)),
-        **figures("zero_shot", score(without_training, labels, classes)),
+        **as_results("test", score(predictions, labels, classes)),
+        **as_results("zero_shot", score(without_training, labels, classes)),
         "test_seconds": time.perf_counter() - started,
     }, sets
 
@@ -242,7 +242,7 @@ def ood_scores(base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarr
     """
     if not (base and new):
         return {}
-    return figures("test", ood_detection(base["confidence"], new["confidence"]))
+    return as_results("test", ood_detection(base["confidence"], new["confidence"]))
 
 
 def base_to_new(results: dict) -> dict[str, float]:

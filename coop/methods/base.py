@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip import SimpleTokenizer
 from torch import Tensor, nn
 
 from coop.clip.backbone import FeatureKind, FrozenCLIP
@@ -108,6 +109,10 @@ class Method(nn.Module):
     @classmethod
     def check(cls, **options) -> None:
         """Refuse impossible options before anything is loaded. Raises CoopError."""
+
+    @classmethod
+    def check_words(cls, tokenizer: SimpleTokenizer, **options) -> None:
+        """The same of options that a backbone's tokenizer decides on, where it is CLIP's. Raises CoopError."""
 
     @property
     def clip(self) -> FrozenCLIP:

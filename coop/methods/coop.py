@@ -75,7 +75,7 @@ class PromptLearner(Method):
                 words = words[:n_ctx]
                 prompt_template = prompt_template or f"{ctx_init.replace('_', ' ')} {{}}."
             elif n_ctx is not None and n_ctx != len(words):
-                raise CoopError(_conflict(n_ctx, ctx_init, str(len(words))))
+                raise CoopError(_conflict(n_ctx, ctx_init, len(words)))
             start = words.expand(*copies, *words.shape).clone()
         else:
             start = torch.empty(*copies, n_ctx or DEFAULT_N_CTX, clip.text_width, dtype=_context_dtype(clip))
@@ -111,12 +111,6 @@ class PromptLearner(Method):
             )
         if ctx_init is not None and not ctx_init.replace("_", " ").strip():
             raise CoopError('method.ctx_init="": give words to start from, or null for a random start')
-        exact = ctx_init and n_ctx is not None and not cls.words_stay
-        if exact and n_ctx < len(ctx_init.replace("_", " ").split()):
-            raise CoopError(_conflict(n_ctx, ctx_init, f"at least {len(ctx_init.replace('_', ' ').split())}"))
-        # CLIP's own tokenizer costs nothing to ask; other towers count their tokens once they are loaded.
-        if exact and n_ctx > (tokens := len(SimpleTokenizer().encode(ctx_init.replace("_", " ")))):
-            raise CoopError(_conflict(n_ctx, ctx_init, str(tokens)))
         if class_token_position not in POSITIONS:
             raise CoopError(f"method.class_token_position={class_token_position}: allowed are {', '.join(POSITIONS)}")
         if class_chunk is not None and class_chunk < 1:
@@ -129,6 +123,16 @@ class PromptLearner(Method):
                 f'method.class_token_position={class_token_position} with the prompt "{placed}": it says where the '
                 'class name stands; leave the position at "end"'
             )
+
+    @classmethod
+    def check_words(
+        cls, tokenizer: SimpleTokenizer, n_ctx: int | None = None, ctx_init: str | None = None, **others
+    ) -> None:
+        """Raises CoopError where n_ctx is not the number of tokens of ctx_init."""
+        if ctx_init and n_ctx is not None and not cls.words_stay:
+            tokens = len(tokenizer.encode(ctx_init.replace("_", " ")))
+            if n_ctx != tokens:
+                raise CoopError(_conflict(n_ctx, ctx_init, tokens))
 
     @property
     def n_ctx(self) -> int:
@@ -234,7 +238,7 @@ def word_context(clip: FrozenCLIP, words: str) -> Tensor:
         return weight[torch.tensor(ids, device=weight.device)].to("cpu", _context_dtype(clip))
 
 
-def _conflict(n_ctx: int, words: str, tokens: str) -> str:
+def _conflict(n_ctx: int, words: str, tokens: int) -> str:
     return (
         f'method.n_ctx={n_ctx} with method.ctx_init="{words}": the words have {tokens} tokens, which sets n_ctx; '
         "leave n_ctx out"

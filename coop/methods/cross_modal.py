@@ -11,7 +11,7 @@ from coop.clip.handcrafted import HandCrafted
 from coop.clip.last_layer import LastLayer
 from coop.clip.templates import check_templates
 from coop.methods.base import Labeled, Method
-from coop.optim.grid import Grid, of_kinds
+from coop.optim.grid import Grid, by_each, of_kinds
 
 
 class CrossModal(Method):
@@ -62,8 +62,9 @@ class CrossModal(Method):
         texts, of_texts, zero_shot = self.prompts.as_shots()
         self.weight.lerp_(zero_shot, float(self.init == "zero_shot"))
         kinds = [f.flatten(0, 1), texts][: 1 + self.texts]
-        samples = of_kinds(kinds), torch.cat([y.repeat(len(f)), of_texts])
         rows, val = self.grid.batches(*map(len, kinds)), ([val_f.flatten(0, 1)], val_y)
+        kinds = kinds if self.head == "partial" else [torch.cat(kinds)]
+        samples = of_kinds(kinds), torch.cat([y.repeat(len(f)), of_texts])
         self.chosen = self.grid.fit(self.fitted_tensors(), self.scores, samples, rows, val)
         self.weight.lerp_(zero_shot, 0.5 * self.wiseft)
 
@@ -72,8 +73,8 @@ class CrossModal(Method):
         images = self.last.by_each(x[0], others) if self.head == "partial" else x[0]
         x = torch.cat([images, *(texts.expand(*images.shape[:-2], *texts.shape) for texts in x[1:])], dim=-2)
         if self.head == "adapter":
-            x = 0.2 * ((x @ others[0].mT).relu() @ others[1].mT).relu() + 0.8 * x
-        return self.scale * (x @ weight.mT).transpose(0, 1)
+            x = 0.2 * by_each(by_each(x, others[0]).relu(), others[1]).relu() + 0.8 * x
+        return self.scale * by_each(x, weight).transpose(0, 1)
 
     def logits(self, image_features: Tensor) -> Tensor:
         with torch.autocast(image_features.device.type, enabled=False):

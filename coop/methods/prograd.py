@@ -31,6 +31,8 @@ class ProGrad(PromptLearner):
         options: CoOp's others.
     """
 
+    words_stay = True
+
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, strength: float = 1.0,
                  temperature: float = 1.0, n_ctx: int = 16, ctx_init: str | None = None, **options):  # fmt: skip
         self.check(template, strength, temperature, n_ctx, ctx_init, **options)

@@ -36,6 +36,16 @@ def of_kinds(kinds: Sequence[Tensor]) -> Callable[[Tensor], list[Tensor]]:
     return features
 
 
+def by_each(x: Tensor, weights: Tensor) -> Tensor:
+    """Features (S, B, D), or (B, D) that S models share, by weights (S, K, D), to (S, B, K).
+
+    In the order of products whose gradients lie in memory as the weights do: AdamW's steps are half of a fit.
+    """
+    if x.ndim == 2:
+        return F.linear(x, weights.flatten(0, 1)).unflatten(1, weights.shape[:2]).transpose(0, 1)
+    return (weights @ x.mT).mT
+
+
 @dataclass
 class Grid:
     """Every combination of these values is a setting; each model is trained as if it were alone.

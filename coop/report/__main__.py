@@ -43,11 +43,6 @@ def main(words: list[str]) -> int:
     return 0
 
 
-@stoppable()
-def run(words: list[str]) -> int:
-    """What the user can fix ends as one message and exit code 1; HYDRA_FULL_ERROR=1 shows the traceback."""
-    return exit_code(main, words)
-
-
 if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))
+    with stoppable():
+        sys.exit(exit_code(main, sys.argv[1:]))

@@ -1,40 +1,29 @@
 """Which runs are averaged (settings), and which averages make one curve."""
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from coop.report.records import BASE_TO_NEW, MEASURED, OWN, PUBLISHED, is_zero_shot, keys_of
+from coop.report.records import BASE_TO_NEW, MEASURED, OWN, is_zero_shot, keys_of
 
 RULE = (
-    "Runs that agree in every key but the seed are one setting: they are averaged. Settings that agree in every key "
-    "but those that a data set or its number of shots decides make one curve: the data set itself, its split, its "
-    "numbers of classes and of test images, its template and other dataset.* keys, the trained numbers, and "
-    "Tip-Adapter's alpha and beta. Their epochs follow one rule: the method's published one, where a config leaves "
-    "them to it, or one number. Where a data set has two values of such a key, that key makes two curves."
+    "Runs that agree in every key but the seed are one setting: they are averaged. Settings of other data sets and "
+    "shots make one curve if their configs were written alike: all keys agree but those that describe the data (split, "
+    "num_classes, n_test, dataset.*) and trainable_params; and a key that the config derives from others counts as it "
+    "is written there (ProLIP's penalty: ${coop.over:1,${shots}}; epochs: the published rule), not as what comes out. "
+    "Where one data set has two values of such a key, that key makes two curves."
 )
-# The keys of RULE that may differ along a curve; names that end with a dot are prefixes.
-ALONG = (
-    *(
-        "dataset",
-        "shots",
-        "split",
-        "num_classes",
-        "n_test",
-        "trainable_params",
-        "dataset.",
-        "method.template",
-        "epochs",
-    ),
-    *("method.alpha", "method.beta", "method.alpha_max", "method.beta_max"),
-)
-BY_SHOTS = ("trainable_params", "epochs")  # go with the shots as well: Tip-Adapter-F trains a cache of them
+# The keys of RULE that may differ along a curve; a name that ends with a dot is a prefix.
+ALONG = ("dataset", "shots", "split", "num_classes", "n_test", "trainable_params", "dataset.")
 # Keys that labels name wherever two curves of a report differ in them, of whatever methods.
 ALWAYS_SAID = ("n_ctx", "method.ctx_init", "class_specific", "class_token_position", "epochs", "optimizer.lr")
 # Keys that never stand in a label: they have columns, rows or tables of their own.
 ELSEWHERE = ("dataset", "classes", "shots", "backbone", "pretrained", "method", "trained_on", "trained_classes")
+BY_SHOTS = ("trainable_params",)  # goes with the shots as well: Tip-Adapter-F trains a cache of them
+BY_CONFIG = "by config"  # stands for words that a config derives, such as a data set's templates
 NOTHING = "\N{EN DASH}"  # stands where there is no value, in labels and in tables
 RUNS_OWN = "the run's"  # stands for a split's seed that is the seed of the run
 # Two accuracies this close are the same, computed on machines that round differently.
@@ -120,8 +109,8 @@ def make_settings(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[
 
     Returns:
         The settings (a row each: their keys, "kind", "data", "n", "mean", "sd", "seeds", "zero_shot", "gain",
-        "gain_sd", "uses", and means of `MEASURED`); their scores (a row for each setting and seed); and warnings about
-        runs with the same setting and seed, of which the first counts.
+        "gain_sd", "uses", "derived" (a list), and means of `MEASURED`); their scores (a row for each setting and
+        seed); and warnings about runs with the same setting and seed, of which the first counts.
     """
     runs = _settle_split_seeds(runs.reset_index(drop=True))
     keys = keys_of(runs)
@@ -134,6 +123,7 @@ def make_settings(runs: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, list[
     settings = settings.where(settings.notna(), None)
     settings = settings.join(by_setting[["zero_shot", "gain", *MEASURED]].mean())
     settings["gain_sd"] = by_setting["gain"].std()
+    settings["derived"] = runs.groupby("setting")["derived"].unique()
     # Where nothing is random and all is the same, seeds say nothing.
     spread = by_setting["acc"].agg("max") - by_setting["acc"].agg("min")
     fixed = settings.index[is_zero_shot(settings["method"]) & (spread <= SAME)]
@@ -184,81 +174,110 @@ def make_curves(settings: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str
     along = ALONG if kind == OWN else (*ALONG, "classes")
     along = (*along, "trained_on") if kind == BASE_TO_NEW else along
     members = settings[settings["kind"] == kind].reset_index(names="setting")
-    fixed = [key for key in keys if not _is_along(key, along)]
-    members["curve"] = numbered(members, fixed)
-    split = {}
-    for key in (key for key in keys if _is_along(key, along) and key not in ("dataset", "shots", *ELSEWHERE)):
-        place = ["curve", "data", "shots"] if key in BY_SHOTS else ["curve", "data"]
-        several = members.groupby(place)[key].nunique(dropna=False).gt(1).groupby("curve").any()
+    members = members.explode("derived", ignore_index=True)
+    written = pd.DataFrame(list(members["derived"].map(json.loads)), members.index, dtype=object)
+    values = members[[key for key in keys if not _is_along(key, along)]]
+    values = values.assign(**{key: own.where(own.notna(), members[key]) for key, own in written.items()})
+    curve = numbered(values, list(values))
+    for key in keys:
+        if key not in written and (not _is_along(key, along) or key in ELSEWHERE):
+            continue
+        place = [curve, members["data"], *([members["shots"]] if key in written or key in BY_SHOTS else [])]
+        several = curve.map(members.groupby(place)[key].nunique(dropna=False).gt(1).groupby(level=0).any())
         if several.any():
-            split[key] = members[key].where(members["curve"].map(several), None)
-    values = members[["curve", *fixed]].assign(**split)
-    members["curve"] = numbered(values, ["curve", *split])
-    values = values.assign(curve=members["curve"]).drop_duplicates("curve").set_index("curve")
-    table, order = _shown(values, members)
+            values = values.assign(**{key: members[key].where(several, values.get(key))})
+    members["curve"] = numbered(values, list(values))
+    members = members[~members["curve"].isin(_contained(members))]
+    firsts = members.drop_duplicates("curve").set_index("curve", append=True).index
+    values = values.loc[firsts.get_level_values(0)].set_axis(firsts.get_level_values(1))
+    ranges = members.groupby("curve")[list(written)].agg(_range).reindex(values.index)
+    came_out = values.assign(
+        **{key: ranges[key].where(values[key].isin(own.dropna()), values[key]) for key, own in written.items()}
+    )
+    table, order = _shown(came_out, labels(values, came_out, members))
     points = members[["curve", "setting", "data", "shots"]].merge(scores, on="setting")
     return Curves(table, points.assign(curve=points["curve"].map(order), shots=points["shots"].astype(int)))
+
+
+def _contained(members: pd.DataFrame) -> list[int]:
+    """Curves all of whose settings are on another one: the same values, written in another way."""
+    curves = members.groupby("curve")["setting"].agg(frozenset)
+    curves = curves.loc[curves.map(len).sort_values(kind="stable").index]
+    return [
+        number
+        for place, (number, own) in enumerate(curves.items(), 1)
+        if any(own <= other for other in curves.iloc[place:])
+    ]
+
+
+def _range(values: pd.Series) -> Any:
+    """What a derived key comes to along a curve: its one value, "0.0625 to 1.0", or that it follows the config."""
+    found = values.dropna().unique()
+    if len(found) == 1:
+        return found[0]
+    numbers = all(isinstance(value, int | float) for value in found)
+    return f"{min(found)} to {max(found)}" if numbers and len(found) else BY_CONFIG
 
 
 def _is_along(key: str, along: Sequence[str]) -> bool:
     return key in along or any(key.startswith(prefix) for prefix in along if prefix.endswith("."))
 
 
-def _shown(values: pd.DataFrame, members: pd.DataFrame) -> tuple[pd.DataFrame, dict[int, int]]:
+def _shown(values: pd.DataFrame, names: pd.Series) -> tuple[pd.DataFrame, dict[int, int]]:
     """The table of curves in the order in which they are shown; and the new number of each curve.
 
     Zero-shot stands first, then by method, M, and the other choices of a method.
     """
     zero_shot = is_zero_shot(values["method"])
     order = {"zero_shot": ~zero_shot, "method": values["method"]}
-    absent = {"n_ctx": 0, "class_specific": False, "class_token_position": "", "epochs_rule": ""}
+    absent = {"n_ctx": 0, "class_specific": False, "class_token_position": ""}
     order |= {key: column(values, key).fillna(value) for key, value in absent.items()}
-    order["epochs_rule"] = order["epochs_rule"] != PUBLISHED
+    order["epochs"] = column(values, "epochs").map(lambda epochs: not isinstance(epochs, str))
     values = values.loc[pd.DataFrame(order).sort_values(list(order)).index]
     shown = values.assign(
         backbone=[backbone_name(*n) for n in zip(values["backbone"], column(values, "pretrained"), strict=True)],
         zero_shot=zero_shot,
         classes=column(values, "classes").fillna("all"),
-        label=labels(values, members),
+        label=names,
     )
     names = zip(column(values, "trained_on"), column(values, "trained_classes"), strict=True)
     shown["source"] = [data_name(*pair) if pair[0] else None for pair in names]
     return shown.reset_index(drop=True), {old: new for new, old in enumerate(values.index)}
 
 
-def labels(values: pd.DataFrame, members: pd.DataFrame) -> list[str]:
-    """The method, and what tells its curve from the others.
+def labels(written: pd.DataFrame, values: pd.DataFrame, members: pd.DataFrame) -> pd.Series:
+    """The method, and what tells its curve from the others, as it came out.
 
     All trained curves name a key of `ALWAYS_SAID` in which any two of them differ; those of one method on one backbone
     name every key in which they differ, or that only some of them have.
     """
-    curves = values.astype(object).where(values.notna(), None).to_dict("index")
-    for number, own in members.groupby("curve"):
-        curve, epochs = curves[number], sorted(filter(None, column(own, "epochs")))
-        curve["epochs"] = " to ".join(dict.fromkeys(map(str, epochs[:1] + epochs[-1:]))) or None
+    curves, sources = (frame.astype(object).where(frame.notna(), None).to_dict("index") for frame in (values, written))
+    for curve in (*curves.values(), *sources.values()):
         if curve.get("n_ctx") and not curve.get("config.yaml") and not curve.get("method.ctx_init"):
             curve["method.ctx_init"] = ""  # known, for the config leaves it out
     parts: dict[int, dict[str, str]] = {number: {} for number in curves}
 
-    def tell(numbers: Iterable[int], key: str, absent: bool) -> None:
-        """Name a key where its values differ; `absent`: also for curves that do not have it."""
-        found = {number: curves[number].get(key) for number in numbers}
+    def tell(numbers: Iterable[int], key: str, absent: bool, by: dict[int, dict[str, Any]]) -> None:
+        """Name a key where its values differ in `by`; `absent`: also for curves that do not have it."""
+        found = {number: by[number].get(key) for number in numbers}
         found = found if absent else {number: value for number, value in found.items() if value is not None}
-        for number, value in found.items() if len(set(found.values())) > 1 else ():
-            if value is not None or not _is_along(key, (*ALONG, "config.yaml")):
+        for number in found if len(set(found.values())) > 1 else ():
+            value = curves[number].get(key)
+            if value is not None or not _is_along(key, (*ALONG, "config.yaml", "method.template")):
                 parts[number][key] = label_part(key, value)
 
     trained = [number for number in curves if not is_zero_shot(curves[number]["method"])]
     for key in ALWAYS_SAID:
         if key != "epochs" or _epochs_differ(members):
-            tell(trained, key, absent=False)
+            tell(trained, key, absent=False, by=curves)
     same_in = [key for key in ("method", "backbone", "pretrained", "classes") if key in values]
     for numbers in values.groupby(same_in, dropna=False).groups.values():
         known = not any(curves[number].get("config.yaml") for number in numbers)
         for key in (key for key in {**values, "method.ctx_init": None} if key not in (*ELSEWHERE, "epochs")):
-            if key != "epochs_rule" or len({parts[number].get("epochs") for number in numbers}) < len(numbers):
-                tell(numbers, key, absent=known or "." not in key)
-    return [f"{curves[number]['method']} {', '.join(own.values())}".strip() for number, own in parts.items()]
+            tell(numbers, key, absent=known or "." not in key, by=sources)
+    return pd.Series(
+        {n: f"{curves[n]['method']} {', '.join(own.values())}".strip() for n, own in parts.items()}, dtype=object
+    )
 
 
 def _epochs_differ(members: pd.DataFrame) -> bool:
@@ -276,6 +295,6 @@ def label_part(key: str, value: Any) -> str:
     if key in ("class_token_position", "optimizer.name") and value is not None:
         return str(value)
     if key in ("epochs", "config.yaml"):
-        return f"{value} epochs" if key == "epochs" else "without its config.yaml"
-    name = {"n_ctx": "M", "epochs_rule": "epochs"}.get(key, key.removeprefix("method.").removeprefix("optimizer."))
+        return f"{value} epoch{'s' * (value != 1)}" if key == "epochs" else "without its config.yaml"
+    name = "M" if key == "n_ctx" else key.removeprefix("method.").removeprefix("optimizer.")
     return f"{name}={NOTHING if value is None else value}"

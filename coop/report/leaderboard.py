@@ -34,6 +34,7 @@ READING = (
     "Mean accuracy in % ± half of its 95 % t-interval over seeds (number of seeds). Differences are taken seed by "
     "seed, on the same splits, with their 95 % intervals: * larger than chance by a paired t-test, ** by Wilcoxon's "
     f"signed-rank test too (it needs {significance.FEWEST} seeds), both at 5 % after Holm's correction. "
+    "Trained numbers, times, peak memory and the metrics in % (ECE, AUROC, FPR95) are means over the runs. "
 )
 CATEGORIES = f"Uses: {', '.join(f'{letter} {what}' for what, letter in LETTERS.items())}. "
 
@@ -115,11 +116,11 @@ def _base_to_new(study: Study) -> Iterator[Board]:
             half = {part: [f"{dataset} ({part})" for dataset in names] for part in ("base", "new")}
             scores = {part: _by_seed(here, data, shots) for part, data in half.items()}
             of_averages = harmonic_mean(*scores.values())
-            each = [
-                harmonic_mean(*(_by_seed(here, [one], shots) for one in pair))
-                for pair in zip(*half.values(), strict=True)
-            ]
-            scores |= {"average of H": sum(each) / len(each), "H of the averages": of_averages}
+            if len(names) > 1:
+                pairs = zip(*half.values(), strict=True)
+                each = [harmonic_mean(*(_by_seed(here, [one], shots) for one in pair)) for pair in pairs]
+                scores["average of H"] = sum(each) / len(each)
+            scores["H of the averages" if len(names) > 1 else "H"] = of_averages
             where = {part: (data[0] if len(data) == 1 else name, data) for part, data in half.items()}
             title = f"{backbone}, {shots_text(shots)}: base to new, {name}"
             note = "Trained on base classes. H is the harmonic mean of the accuracies on base and on new classes. "

@@ -173,7 +173,7 @@ def csv_files(study: Study, found: list[Board]) -> dict[str, str]:
     why = ["" if pair["same_setting"] else tables.why_not(pair) for pair in pairs.to_dict("records")]
     frames = {
         "runs.csv": study.records.runs,
-        "settings.csv": study.settings,
+        "settings.csv": study.settings.drop(columns="derived"),
         "leaderboard.csv": pd.concat([board.frame.assign(board=board.name) for board in found] or [pd.DataFrame()]),
         "published.csv": pairs.drop(columns=["stated", "differing"]).assign(not_compared_because=why),
     }

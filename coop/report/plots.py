@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -29,6 +32,7 @@ MANY = 8  # lines in axes of one column
 DPI = 200
 FONT = 7.5
 NAME = 26  # characters of a line beside the axes
+TOP = 101  # %: an interval of few seeds may go beyond what an accuracy can
 LINE = 0.135  # inches of a line of text
 # Okabe and Ito's palette without its yellow, which is too light on white; every color has a marker and a dash of its
 # own, so that the figures survive a black and white printer.
@@ -177,6 +181,7 @@ def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
             axes.fill_between(at, line.mean - band, line.mean + band, color=look["color"], alpha=0.12, lw=0)
             for place, value, sure in line.published:
                 axes.plot(shots.index(place), value, **_diamond(sure, look["color"]))
+        axes.set_ylim(top=min(axes.get_ylim()[1], TOP))
         axes.set_xticks(range(len(shots)), map(shots_column, shots))
         axes.set_xlim(-0.3, len(shots) - 0.7 + 0.2 * many)
         if many:
@@ -200,10 +205,13 @@ def _number_ends(axes: Axes, ends: Sequence[tuple[Line, str, int]]) -> None:
     heights[-1] = min(heights[-1], high)
     for index in range(len(ends) - 2, -1, -1):
         heights[index] = min(heights[index], heights[index + 1] - step)
-    for (line, text, place), height in zip(ends, heights, strict=True):
-        to = {"xytext": (place + 0.16, height), "va": "center", "size": FONT - 2.5, "color": _look(line)["color"]}
-        arrow = {"arrowstyle": "-", "lw": 0.3, "color": to["color"], "shrinkA": 0, "shrinkB": 2}
-        axes.annotate(text.strip(), (place, line.mean[-1]), arrowprops=arrow, annotation_clip=False, **to)
+    colors = [_look(line)["color"] for line, *_ in ends]
+    for (_, text, place), height, color in zip(ends, heights, colors, strict=True):
+        axes.text(place + 0.16, height, text.strip(), va="center", size=FONT - 2.5, color=color)
+    leaders = [
+        [(place, line.mean[-1]), (place + 0.13, height)] for (line, _, place), height in zip(ends, heights, strict=True)
+    ]
+    axes.add_collection(LineCollection(leaders, colors=colors, linewidths=0.3, clip_on=False), autolim=False)
 
 
 def _name_axes(grid: Sequence[Axes], titles: Sequence[str], below: str, left: str) -> None:
@@ -288,6 +296,7 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.12, y=0.12)
+    axes.set_ylim(top=min(axes.get_ylim()[1], TOP))
     axes.set(xlabel="seconds to fit (mean over data sets and seeds)", ylabel=f"{what} (%)")
     return figure
 
@@ -337,17 +346,13 @@ def _canvas(
 
 def render(figure: Figure) -> dict[str, bytes]:
     """The files of a figure by their suffix: "png" and "svg"."""
-    files = {}
+    png, svg = io.BytesIO(), io.BytesIO()
     with matplotlib.rc_context(STYLE):
         for artist in (artist for axes in figure.axes for artist in (*axes.lines, *axes.collections, *axes.texts)):
             artist.set_in_layout(False)  # inside of the axes, and slow to measure
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once for both
-        for kind, options in (
-            ("png", {"dpi": DPI, "pil_kwargs": {"compress_level": 1}}),
-            ("svg", {"metadata": {"Date": None}}),
-        ):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, **options)
-            files[kind] = buffer.getvalue()
-    return files
+        figure.dpi = DPI
+        # Not by `savefig`, which draws a figure twice for its layout: laid out once for both.
+        FigureCanvasAgg(figure).print_png(png, pil_kwargs={"compress_level": 1})
+        figure.set_layout_engine("none")
+        FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None})
+    return {"png": png.getvalue(), "svg": svg.getvalue()}

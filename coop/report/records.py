@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from coop import schedule
 from coop.errors import CoopError
 from coop.runs import CONFIG, ERROR, RESULTS
 
@@ -27,7 +26,16 @@ DATA_KEYS = ("dataset", "classes", "split", "num_classes", "n_test")
 IGNORED = {
     "backbone": {"name", "pretrained", "cache_dir"},
     "dataset": {"_target_", "name", "classes", "epochs", "image_folders", "folders", "split_file"},
-    "method": {"_target_", "name", "checkpoint", "class_chunk", "n_ctx", "class_specific", "class_token_position"},
+    "method": {
+        "_target_",
+        "name",
+        "published",
+        "checkpoint",
+        "class_chunk",
+        "n_ctx",
+        "class_specific",
+        "class_token_position",
+    },
     "optimizer": set(),
 }
 # What a run took, and what its predictions are worth beyond accuracy; None where a run did not record it.
@@ -35,11 +43,12 @@ COSTS = ("encode_seconds", "fit_seconds", "test_seconds", "step_seconds", "peak_
 METRICS = ("ece", "auroc", "fpr95")
 MEASURED = (*COSTS, *METRICS)
 # Columns that are no keys. `kind`: which test a row is of, `OWN`, `BASE_TO_NEW` or `TRANSFER`.
-OUTCOME = ("seed", "acc", "macro_acc", "zero_shot", "path", "version", "kind", "uses", *MEASURED)
+OUTCOME = ("seed", "acc", "macro_acc", "zero_shot", "path", "version", "kind", "uses", "derived", *MEASURED)
 OWN, BASE_TO_NEW, TRANSFER = KINDS = "own", "base to new", "transfer"
 # Of a method that learns nothing from images, all other keys mean nothing.
 ZERO_SHOT_KEYS = {*DATA_KEYS, "method", "shots", "backbone", "pretrained", "precision", "tf32", "config.yaml"}
-PUBLISHED = "published"  # the rule for epochs that a method's authors state
+WRITTEN = Path(".hydra", CONFIG)  # the config as it was written, which Hydra leaves beside the run's own
+PUBLISHED = "published"  # the epochs of a config that leaves them to the method's or the data set's rule
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -149,7 +158,7 @@ def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
     frame = pd.DataFrame(rows, dtype=object)
     frame = frame.where(frame.notna(), None)
     frame = frame.astype({"seed": int, **dict.fromkeys(("acc", "macro_acc", "zero_shot", *MEASURED), float)})
-    zero_shot = is_zero_shot(frame["method"]) & frame["kind"].eq(OWN)
+    zero_shot = is_zero_shot(frame["method"])
     return pd.concat([frame[~zero_shot], without_training(frame[zero_shot])]).sort_index() if any(zero_shot) else frame
 
 
@@ -157,7 +166,7 @@ def without_training(frame: pd.DataFrame) -> pd.DataFrame:
     """Rows of zero-shot methods without the keys that mean nothing to them."""
     kept = ("dataset.", "backbone.", "method.")
     dropped = [key for key in keys_of(frame) if key not in ZERO_SHOT_KEYS and not key.startswith(kept)]
-    return frame.assign(**dict.fromkeys(dropped), shots=0).astype({"shots": object})
+    return frame.assign(**dict.fromkeys(dropped), shots=0, derived="{}").astype({"shots": object})
 
 
 def zero_shot_beside(runs: pd.DataFrame) -> pd.DataFrame:
@@ -180,9 +189,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise NotARunError(f'"{missing[0]}" is not there')
     recorded = _recorded(results, RECORDED | {"seed": int, "options": dict})
     seed, options = recorded.pop("seed"), recorded.pop("options", None)
-    config = _config((path.parent if task == "train" else Path(str(results.get("run")))) / CONFIG)
+    folder = path.parent if task == "train" else Path(str(results.get("run")))
+    config = _config(folder / CONFIG)
     keys = _run_keys(recorded, config, options, seed)
+    derived = {key: text for key, text in _derived(folder / WRITTEN).items() if key in keys}
+    if keys.get("epochs") and config is not None and not config["epochs"]:
+        derived["epochs"] = PUBLISHED
     common = {"seed": seed, "path": shown(path), "version": str(results.get("version"))}
+    common["derived"] = json.dumps(derived, sort_keys=True)
     uses = results.get("uses")
     common["uses"] = ", ".join(map(str, uses)) if isinstance(uses, list) else None
     common |= {name: _number(results.get(name)) for name in COSTS}
@@ -252,18 +266,37 @@ def _targets(keys: dict[str, Any], results: dict[str, Any]) -> Iterator[dict[str
 
 
 def _config(path: Path) -> dict[str, Any] | None:
-    """The parts of a run's config.yaml that matter here, by group; None where it is not there, or not one.
-
-    Runs of a study share most of their config, so each top-level block is parsed once, however many files it stands in.
-    """
+    """The parts of a run's config.yaml that matter here, by group; None where it is not there, or not one."""
     try:
-        text = path.read_text(encoding="utf-8")
-        blocks = {block.partition(":")[0]: block for block in re.split(r"^(?=\w)", text, flags=re.MULTILINE)}
+        blocks = _blocks(path)
         groups = {"optimizer": {}} | {group: _flat_group(group, blocks[group]) for group in IGNORED if group in blocks}
         budget = {key: _parse(blocks[key])[key] for key in ("epochs", "steps", "view_sampling") if key in blocks}
     except (OSError, yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
         return None
     return groups | {"epochs": ""} | budget if groups.keys() == IGNORED.keys() else None
+
+
+def _derived(path: Path) -> dict[str, str]:
+    """Keys that a config derives from others, "method.penalty" by "${coop.over:1,${shots}}"; none without its file."""
+    keys: dict[str, Any] = {}
+    try:
+        for name, block in _blocks(path).items():
+            if name in ("method", "optimizer") and "${" in block:
+                keys |= _flat_group(name, block)
+            elif name in RECORDED and "${" in block:
+                keys |= _parse(block)
+    except (OSError, yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
+        return {}
+    return {key: value for key, value in keys.items() if isinstance(value, str) and "${" in value}
+
+
+def _blocks(path: Path) -> dict[str, str]:
+    """The top-level blocks of a YAML file, as text.
+
+    Runs of a study share most of their config, so each block is parsed once, however many files it stands in.
+    """
+    text = path.read_text(encoding="utf-8")
+    return {block.partition(":")[0]: block for block in re.split(r"^(?=\w)", text, flags=re.MULTILINE)}
 
 
 @cache
@@ -315,10 +348,8 @@ def _run_keys(
         keys |= flat("method", options)
     elif config is not None:
         keys |= config["method"]
-    if keys.get("epochs"):
-        keys["epochs_rule"] = _epochs_rule(keys, config)
-    else:
-        keys = {key: value for key, value in keys.items() if not key.startswith("optimizer.")}
+    if not keys.get("epochs"):
+        keys = {key: value for key, value in keys.items() if key != "epochs" and not key.startswith("optimizer.")}
     if not keys.get("augmentation", "").startswith("views"):
         keys.pop("view_sampling", None)
     # What says nothing more: the same template twice, a model's own name, a folder's place on this machine.
@@ -335,19 +366,3 @@ def _run_keys(
             keys["dataset.manifest"] = Path(of_all_seeds).name
             del keys["dataset.manifest_sha256"]
     return keys
-
-
-def published_epochs(dataset: str, shots: int) -> int:
-    """The paper's rule with its exception: ImageNet always 50 (CoOp, section 4.1)."""
-    return 50 if dataset == "imagenet" else schedule.epochs_by_shots(shots)
-
-
-def _epochs_rule(keys: dict[str, Any], config: dict[str, Any] | None) -> str:
-    """`PUBLISHED` where the config left the epochs to the method's rule, else their number.
-
-    Without a config, epochs are those of the paper's rule if they are as many.
-    """
-    left = (
-        keys["epochs"] == published_epochs(keys["dataset"], keys["shots"]) if config is None else not config["epochs"]
-    )
-    return PUBLISHED if left else str(keys["epochs"])

@@ -44,12 +44,20 @@ def paired(scores: pd.DataFrame, reference: int) -> pd.DataFrame:
 
 
 def _wilcoxon(differences: pd.Series) -> float:
-    values = differences.dropna()
+    """Two-sided p of the signed-rank test, exact with ties, too; seeds without a difference are left out.
+
+    scipy's is the same, but takes half a second for ten seeds where two differences are equal.
+    """
+    values = differences.dropna().round(9)
     if len(values) < FEWEST or not values.any():
         return np.nan
-    from scipy.stats import wilcoxon  # takes a second to import
-
-    return wilcoxon(values).pvalue
+    values = values[values != 0]
+    ranks = (2 * values.abs().rank()).astype(int)  # doubled, for ties share a rank that may be a half
+    ways = np.ones(1)  # in which the signs can come to each sum of ranks
+    for rank in ranks:
+        ways = np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))
+    at = ranks[values > 0].sum()
+    return min(1.0, 2 * min(ways[: at + 1].sum(), ways[at:].sum()) / ways.sum())
 
 
 def holm(p: pd.Series) -> pd.Series:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from coop.report.groups import Curves, data_name, make_curves, make_settings
 from coop.report.published import compare
-from coop.report.records import KINDS, Records, keys_of, zero_shot_beside
+from coop.report.records import KINDS, OWN, Records, keys_of, zero_shot_beside
 
 TEST_SET = ("split", "num_classes", "n_test", "dataset.manifest")
 
@@ -43,7 +43,10 @@ class Study:
 def make_study(records: Records, published: pd.DataFrame) -> Study:
     """Average, join, compare."""
     runs, keys = records.runs, keys_of(records.runs)
-    settings, scores, warnings = make_settings(pd.concat([runs, zero_shot_beside(runs)]))
+    own = runs["kind"] == OWN
+    # On other data, what stands beside each run comes first: it has the template of those data.
+    together = pd.concat([runs[own], zero_shot_beside(runs), runs[~own]])
+    settings, scores, warnings = make_settings(together)
     curves = [make_curves(settings, scores, keys, kind) for kind in KINDS]
     mixed = mixed_data(runs)
     warnings += [f"{text}; never averaged together, in separate rows" for text in mixed]

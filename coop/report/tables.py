@@ -149,7 +149,7 @@ def settings_tables(study: Study) -> list[Table]:
     if not set(shared) - set(ALWAYS_SAID):  # labels say it all
         return []
     frame = frame.where(frame.notna(), NOTHING).map(str)
-    frame = frame.rename(columns=lambda key: {"label": "method", "n_ctx": "M", "epochs_rule": "epochs"}.get(key, key))
+    frame = frame.rename(columns=lambda key: {"label": "method", "n_ctx": "M"}.get(key, key))
     note = f"Keys in which these settings differ; {NOTHING}: the method does not have it, or nothing was set."
     return [Table("settings", "What the compared settings differ in", frame, len(frame.columns), note)]
 

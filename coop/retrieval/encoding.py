@@ -13,7 +13,6 @@ from coop.clip.loading import check_source
 from coop.config import BackboneConfig, autocast_dtype, build_method, conf_dir
 from coop.data.features import FeatureExtractor
 from coop.data.images import open_image
-from coop.data.sampling import Item
 from coop.errors import CoopError
 from coop.methods import Method
 from coop.methods.coop import PromptLearner
@@ -91,11 +90,17 @@ def load_backbone(name: str, pretrained: str | None) -> FrozenCLIP:
 
 
 def encode_photographs(extractor: FeatureExtractor, paths: Sequence[str]) -> Photographs:
-    """Encode photographs that are new or changed, take the others from the cache, and leave out what cannot be read."""
+    """Encode photographs that are new or changed, take the others from the cache, and leave out what cannot be read.
+
+    Raises:
+        CoopError: none of them can be read.
+    """
     extractor = replace(extractor, skip_unreadable=True, encoded=0)
-    features = extractor([Item(path, 0, "") for path in paths], None, "photographs")
+    features = extractor.of_paths(paths, None, "photographs")
     readable = features.flatten(1).sum(dim=1).isfinite()
     left_out = {paths[row]: _why(paths[row]) for row in (~readable).nonzero()[:, 0].tolist()}
+    if len(left_out) == len(paths):
+        raise CoopError(f"none of the {len(paths)} photographs can be read: {left_out[paths[0]]}")
     if left_out:
         paths, features = [path for path in paths if path not in left_out], features[readable]
     return Photographs(list(paths), features, left_out, extractor.encoded - len(left_out))

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from coop.system.files import write_atomically, write_json
 
 PAGE, SHEET, HITS = "page.html", "contact_sheet.png", "hits.json"
 TILE, MARGIN, CAPTION, FONT_SIZE, COLUMNS = 160, 6, 36, 13, 5
+NAMED = 10  # of the photographs that are left out, on the terminal
 
 
 def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
@@ -54,6 +56,14 @@ def summary(found: Mapping[str, Any]) -> str:
     left_out = f", {len(found['left_out']):,} left out" if found["left_out"] else ""
     counted = f"{found['photographs']:,} photographs, {found['new']:,} of them new{left_out}"
     return f"{counted}. Backbone: {found['backbone']}; score: {found['score']}."
+
+
+def name_left_out(left_out: Mapping[str, str], rest: str) -> None:
+    """Name the first photographs that could not be read on stderr, and say where the rest stands."""
+    for message in list(left_out.values())[:NAMED]:
+        print(f"error: {message}", file=sys.stderr)
+    if (more := len(left_out) - NAMED) > 0:
+        print(f"error: and {more} more could not be read: {rest}", file=sys.stderr)
 
 
 def caption(hit: Mapping[str, Any]) -> str:

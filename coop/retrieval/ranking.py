@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coop.data.images import open_image
-from coop.data.sampling import Item
 from coop.errors import CoopError
 from coop.methods import Method
 from coop.retrieval.encoding import Encoder, encode_photographs, encode_texts, load_encoder
@@ -32,9 +31,6 @@ def search(paths: Sequence[str], words: Sequence[str], options: SearchOptions) -
     encoder = load_encoder(options)
     query = label_of(encoder.method, classname) if classname else query_feature(encoder, words, options.like)
     found = encode_photographs(encoder.photographs, paths)
-    if not found.paths:
-        message = next(iter(found.left_out.values()))
-        raise CoopError(f"none of the {len(found.left_out)} photographs can be read: {message}")
     scores, rows = best_photographs(encoder, found.features, query, options.top)
     hits = [{"path": found.paths[r], "score": s} for r, s in zip(rows.tolist(), scores.tolist(), strict=True)]
     if encoder.method is not None:
@@ -74,7 +70,7 @@ def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> T
     if like:
         like = os.path.expanduser(like)
         open_image(like)  # says what is wrong before a model is at work
-        features = encoder.photographs([Item(like, 0, "")], None, "query")
+        features = encoder.photographs.of_paths([like], None, "query")
         parts.append(encoder.clip.pooled(features, encoder.photographs.kind))
     return F.normalize(torch.cat(parts).mean(dim=0), dim=0)
 

@@ -1,5 +1,6 @@
 """Recall at 1, 5 and 10 and the median rank, counted as CLIP and OpenCLIP count them; published figures beside."""
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -7,44 +8,53 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from coop.data.sampling import Item
 from coop.retrieval.captions import Captions
-from coop.retrieval.encoding import encode_texts, load_encoder
+from coop.retrieval.encoding import encode_photographs, encode_texts, load_encoder
 from coop.retrieval.options import AT, RetrieveOptions
 
 PUBLISHED = Path(__file__).parent / "published.csv"
 SCORES_AT_ONCE = 2**25  # bounds the memory: 128 MB of similarities
 
 
-def measure(captions: Captions, options: RetrieveOptions) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Encode images and captions, and rank.
+def measure(captions: Captions, options: RetrieveOptions) -> tuple[dict[str, Any], pd.DataFrame, dict[str, str]]:
+    """Encode images and captions, and rank; images that cannot be read are left out with their captions.
 
     Args:
         captions: of images.
         options: which run or backbone encodes them.
 
     Returns:
-        Figures as in results.json, and a row for each query (`rank_table`).
+        Figures as in results.json, a row for each query (`rank_table`), and messages by path of what is left out.
 
     Raises:
-        CoopError: an image that cannot be read, or a run whose context is not unified.
+        CoopError: no image can be read, or a run whose context is not unified.
     """
     encoder = load_encoder(options)
     texts, cut = encode_texts(encoder, captions.texts)
-    images = encoder.photographs([Item(path, 0, "") for path in captions.images], None, "images")
-    clip = encoder.clip
-    found = both_ways(captions, images.to(clip.device), texts.to(clip.device))
+    photographs, clip = encode_photographs(encoder.photographs, captions.images), encoder.clip
+    captions, rows = readable(captions, photographs.left_out)
+    found = both_ways(captions, photographs.features.to(clip.device), texts[rows].to(clip.device))
     figures = {
         "backbone": clip.name,
         "pretrained": clip.pretrained,
         "n_images": len(captions.images),
         "n_captions": len(captions.texts),
+        "n_left_out": len(photographs.left_out),
         "captions_cut": cut,
         **recalls(found),
     }
     if options.run is None:
         figures["published"] = published(captions, options.split, clip.name, clip.pretrained)
-    return figures, rank_table(captions, found)
+    return figures, rank_table(captions, found), photographs.left_out
+
+
+def readable(captions: Captions, left_out: Container[str]) -> tuple[Captions, list[int]]:
+    """Captions without those of images that are left out, and their rows among all captions."""
+    kept = [index for index, path in enumerate(captions.images) if path not in left_out]
+    place = {index: new for new, index in enumerate(kept)}
+    rows = [row for row, owner in enumerate(captions.owners) if owner in place]
+    texts, owners = [captions.texts[row] for row in rows], [place[captions.owners[row]] for row in rows]
+    return captions._replace(images=[captions.images[index] for index in kept], texts=texts, owners=owners), rows
 
 
 def ranks(queries: Tensor, owners: Tensor, gallery: Tensor, gallery_owners: Tensor) -> Tensor:

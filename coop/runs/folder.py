@@ -22,9 +22,10 @@ from coop.data.manifest import manifest_sha256
 from coop.errors import CoopError
 from coop.methods.base import Method
 from coop.optim import DEFAULTS
-from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
+from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS, check_prompt
 from coop.runs.earlier import as_today
-from coop.runs.schemas import Learned, PromptMetadata, Results, RunConfig, validated
+from coop.runs.schemas import CommonResults, PromptMetadata, Results, RunConfig, validated
+from coop.schedule import PAPER_EPOCHS
 from coop.system.files import write_atomically
 
 CHECKSUM = "crc32"  # key in the metadata of a prompt; prompts of earlier versions have none
@@ -69,7 +70,7 @@ def read_results(run_dir: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CoopError(f"{path}: not readable as JSON ({error})") from error
     trained = isinstance(content, dict) and content.get("task") == "train"
-    return validated(Results if trained else Learned, content, path, "the results of a run")
+    return validated(Results if trained else CommonResults, content, path, "the results of a run")
 
 
 def read_finished(run_dir: Path) -> dict[str, Any]:
@@ -118,8 +119,7 @@ def load_prompt(path: Path) -> Prompt:
     Raises:
         CoopError: no such file, not one of ours, damaged, or one that holds values that are not finite.
     """
-    if not path.is_file():
-        raise CoopError(f"{path}: no such file; `run=` takes the folder of a finished run, which holds {PROMPT}")
+    check_prompt(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})["coop"])
@@ -222,7 +222,8 @@ def decisive(plain: Mapping[str, Any]) -> dict[str, Any]:
     What is published for others than this run (`method.published`) decides nothing: the options that it led to do.
     """
     precision = {key: plain["trainer"][key] for key in ("precision", "tf32")}
-    keys = flat({key: plain[key] for key in DECISIVE} | precision | {"targets": plain.get("targets", [])})
+    rule = {"epochs_by_shots": plain["epochs_by_shots"] or PAPER_EPOCHS}  # which earlier versions wrote out
+    keys = flat({key: plain[key] for key in DECISIVE} | precision | rule | {"targets": plain.get("targets", [])})
     return {key: value for key, value in keys.items() if not key.startswith("method.published")}
 
 

@@ -11,12 +11,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from coop.clip.loading import has_public_weights
 from coop.errors import CoopError
-from coop.runs import CONFIG, PROMPT, RESULTS
-from coop.runs.card import model_card
-from coop.runs.earlier import BUNDLED
-from coop.runs.folder import load_config, load_prompt, read_results
+from coop.runs import CONFIG, PROMPT, RESULTS, check_prompt
 
 PREFIX = "hf:"
 FILES = (PROMPT, CONFIG, RESULTS)
@@ -31,10 +27,13 @@ def local_folder(run: str | Path) -> Path:
         run: a folder, or hf:USER/NAME, with @REVISION behind it for a branch, a tag or a commit.
 
     Raises:
-        CoopError: no such repository or revision, one that holds no run, or no way to the hub and nothing cached.
+        CoopError: a folder that holds no run, no such repository or revision, one that holds no run, or no way to the
+            hub and nothing cached.
     """
     if not str(run).startswith(PREFIX):
-        return Path(run).expanduser()
+        folder = Path(run).expanduser()
+        check_prompt(folder / PROMPT)
+        return folder
     repository, _, revision = str(run).removeprefix(PREFIX).partition("@")
     check_name(repository, str(run))
     folder = _download(repository, revision or None, str(run))
@@ -87,6 +86,11 @@ def upload(run_dir: Path, repository: str, license: str | None = None, private: 
 
 def _files(run_dir: Path, repository: str, license: str | None) -> dict[str, bytes]:
     """What a repository holds, by name."""
+    from coop.clip.loading import has_public_weights  # torch, which a run that is only looked for does not need
+    from coop.runs.card import model_card
+    from coop.runs.earlier import BUNDLED
+    from coop.runs.folder import load_config, load_prompt, read_results
+
     prompt, cfg, results = load_prompt(run_dir / PROMPT), load_config(run_dir), read_results(run_dir)
     config, results = _without_paths(OmegaConf.to_container(cfg)), _without_paths(results)
     backbone = cfg.backbone

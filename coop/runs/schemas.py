@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from coop.errors import CoopError
-from coop.schedule import PAPER_EPOCHS
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -96,7 +95,7 @@ class RunConfig(FromFile):
     targets: list[str] = []
     steps: int | None = None
     steps_per_shot: int | None = None
-    epochs_by_shots: dict[int | str, int] = dict(PAPER_EPOCHS)
+    epochs_by_shots: dict[int | str, int] | None = None
     view_sampling: Literal["per_image", "pooled"] = "per_image"
     validation: Literal["choose", "none"] = "choose"
 
@@ -108,7 +107,7 @@ class Accuracies(FromFile):
     zero_shot_macro_acc: Fraction = Field(alias="zero_shot/macro_acc")
 
 
-class Learned(FromFile):
+class CommonResults(FromFile):
     """results.json, as far as it is the same for training, evaluation and conversion."""
 
     task: Literal["train", "evaluate", "convert"]
@@ -123,7 +122,7 @@ class Learned(FromFile):
     targets: dict[str, Accuracies] = {}
 
 
-class Results(Learned, Accuracies):
+class Results(CommonResults, Accuracies):
     """results.json of coop.train."""
 
     split: str

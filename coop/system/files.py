@@ -1,6 +1,7 @@
 """Writing files so that they are there whole or not at all."""
 
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ except ImportError:  # Windows
 
 # Temporary files begin with this: nobody else's do, and the longest names of files need not fit behind it.
 MARK = ".coop-tmp-"
+LONGEST_NAME = 255  # bytes, on the disks that there are
 # Where files cannot be locked, a temporary file of this age (seconds) has no writer any more.
 DAY = 24 * 60 * 60
 MOMENT = 10  # seconds; longer than from opening a file to locking it
@@ -47,6 +49,15 @@ def explain_os_error(error: OSError) -> str:
     """What the system says, and what to do about it where that is known."""
     fix = FIXES.get(error.errno)
     return f"{error.strerror}; {fix}" if fix else str(error.strerror or error)
+
+
+def subfolder(name: str) -> str:
+    """A name whose folder lies beneath the one that it is put into: itself, unless `..` or its length is in the way."""
+    parts = name.split("/")
+    if ".." not in parts and all(len(part.encode()) <= LONGEST_NAME for part in parts):
+        return name
+    start = name.replace("/", "_").encode()[: LONGEST_NAME - 17].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def check_utf8(text: str) -> None:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from coop.clip.backbone import FrozenCLIP
 from coop.errors import CoopError
 from coop.methods.base import Batch, Method
 from coop.optim.optimizers import build_optimizer, build_schedule
@@ -20,16 +19,16 @@ class LitClassifier(pl.LightningModule):
     A checkpoint holds the method and the optimizer, never the CLIP.
 
     Args:
-        clip: the frozen CLIP.
         method: what is trained; encodes images where a batch brings no features, or where it needs images.
         optimizer: the config's node `optimizer`.
         epochs: T of the schedule.
     """
 
-    def __init__(self, clip: FrozenCLIP, method: Method, optimizer: Mapping, epochs: int):
+    def __init__(self, method: Method, optimizer: Mapping, epochs: int):
         super().__init__()
         self.strict_loading = False  # the checkpoint lacks the CLIP on purpose
-        self.clip, self.method, self.optimizer_config, self.epochs = clip, method, optimizer, epochs
+        # The CLIP is here so that it moves to the device too: the method keeps it out of its state.
+        self.clip, self.method, self.optimizer_config, self.epochs = method.clip, method, optimizer, epochs
         self.restoring, self.steps = False, 1
         # Its checks of the values would read them back from the device in every step.
         self.val_acc = MulticlassAccuracy(len(method.classnames), average="micro", validate_args=False)

@@ -130,7 +130,7 @@ def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, c
 def _fit_in_steps(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> None:
     if cfg.trainer.compile:
         method.compile()
-    module = LitClassifier(method.clip, method, cfg.optimizer, trainer.max_epochs)
+    module = LitClassifier(method, cfg.optimizer, trainer.max_epochs)
     checkpoint = run_dir / CHECKPOINT
     resume = checkpoint if checkpoint.exists() else None
     if resume:

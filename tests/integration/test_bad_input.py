@@ -37,6 +37,10 @@ def refuse(run, small, tmp_path):
     ("overrides", "parts"),
     [
         (["shots=-3"], ["shots=-3"]),
+        (
+            ["+exp=few_shot_curve"],
+            ["+exp=few_shot_curve: a study of several runs (give seed=...", "; add -m to run all"],
+        ),
         (["shot=3"], ["did you mean shots"]),
         (["method.n_ctx=0"], ["method.n_ctx=0"]),
         (["dataset=caltech"], ["near matches: caltech101"]),

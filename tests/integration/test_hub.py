@@ -33,6 +33,8 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_folder_is_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "prompt.safetensors").touch()
     assert local_folder("~/run") == tmp_path / "run" == output_folder("~/run")
     assert str(output_folder("hf:ann/herons")) == ".", "nothing is written into the cache of the hub"
 

@@ -85,7 +85,7 @@ def outcome(tmp_path_factory, monkeypatch):
             accelerator="cpu", max_epochs=2 if method.trained_in_steps else 0, logger=False, enable_progress_bar=False,
             enable_checkpointing=False, enable_model_summary=False,
         )  # fmt: skip
-        trainer.fit(LitClassifier(clip, method, cfg.optimizer, 2), data)
+        trainer.fit(LitClassifier(method, cfg.optimizer, 2), data)
         method.select(data.labeled)
         features = features_for(method, extractor, splits, "test", data.test_features())
         return predict(method, features), method.chosen

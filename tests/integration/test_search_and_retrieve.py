@@ -150,6 +150,14 @@ def test_retrieval(run, finished, captions, photographs, backbone, tmp_path):
     learned = run("retrieve", *words, f"run={finished}")
     assert learned.code == 0 and f"behind the context of {finished}" in learned.out.replace("\n", "")
     assert json.loads((tmp_path / "out" / "results.json").read_text())["run"] == str(finished)
+    broken = shutil.copytree(photographs, tmp_path / "photos")
+    image = next((broken / "test").rglob("*.jpg"))
+    image.write_bytes(b"x")
+    done = run("retrieve", words[0], f"images={broken}", *words[2:], backbone)
+    assert done.code == 1 and f"error: {image}: not a readable image" in done.err and "Traceback" not in done.err
+    assert "19 images, 1 left out, 38 captions" in done.out.replace("\n", "")
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (figures["n_images"], figures["n_captions"], figures["n_left_out"]) == (19, 38, 1)
     refused = run("retrieve", *words[:-1], f"out={finished}", backbone)
     assert "holds a run (config.yaml), whose results would be overwritten" in refused.err and refused.code == 1
 

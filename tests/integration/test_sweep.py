@@ -148,6 +148,15 @@ def test_what_a_kill_left_of_a_file_is_removed(run, sweep_of_small, unbroken, tm
     assert leftovers(sweep) == []
 
 
+def test_relative_paths_do_not_lead_runs_out_of_the_sweep(run, small, photographs, work, tmp_path):
+    """Hydra names the folder of a run after its values, `dataset.path=../../photographs` among them."""
+    path = f"dataset.path=../../{work.name}/{photographs.name}"
+    words = [path if word.startswith("dataset.path=") else word for word in small]
+    done = run("train", "-m", *words, "method=zero_shot", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert done.code == 0 and "2 of 2 runs finished" in done.err, done.err
+    assert len(list((tmp_path / "sweep").rglob("results.json"))) == 2
+
+
 def test_two_processes_share_a_sweep(run, sweep_of_small, unbroken, tmp_path):
     """Neither waits for the other: whichever ends while the other computes says so, and what to do."""
     both = [run.start("train", *sweep_of_small, f"hydra.sweep.dir={tmp_path}") for _ in range(2)]

@@ -59,7 +59,7 @@ def test_a_target_that_is_not_there_is_named_before_anything_is_trained(run, sma
 
 
 def test_base_to_new(run, small, tmp_path):
-    done = run("train", *small, "+exp=base_to_new", f"hydra.run.dir={tmp_path}")
+    done = run("train", *small, "+exp=base_to_new", "seed=1", f"hydra.run.dir={tmp_path}")
     assert done.code == 0, done.err
     results = results_of(tmp_path)
     new = results["targets"]["folder:new"]
@@ -96,7 +96,7 @@ def test_the_bundled_study_names_data_sets_that_there_are():
 @pytest.mark.parametrize("exp", ["domain_generalization", "cross_dataset"])
 def test_a_study_names_the_first_data_set_that_is_not_there(run, small, tmp_path, exp):
     """Before training."""
-    done = run("train", *small, f"+exp={exp}", "epochs=1", f"hydra.run.dir={tmp_path}")
+    done = run("train", *small, f"+exp={exp}", "method=coop", "seed=1", "epochs=1", f"hydra.run.dir={tmp_path}")
     assert done.code == 1
     assert "data_root" in done.error
 

@@ -16,11 +16,11 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file, safe_open
 
 from coop.convert import load_config, read_original, trained_classes
+from coop.data.image_files import find_images
 from coop.data.images import open_image
 from coop.data.transforms import test_transform as make_test_transform
 from coop.errors import CoopError
 from coop.export import USAGE, require_onnx, write_onnx
-from coop.predict import find_images
 from coop.runs.trained import load_trained
 
 pytestmark = pytest.mark.usefixtures("plain")

@@ -56,7 +56,7 @@ def loss_of(module: LitClassifier, given: torch.Tensor, key: str = "image_featur
 def test_gradient_is_that_of_finite_differences(position, class_specific):
     clip = FrozenCLIP(small.small_clip().double(), small.tokenizer())
     learner = learner_at_start(clip, class_token_position=position, class_specific=class_specific)
-    loss = partial(loss_of, LitClassifier(clip, learner, OPTIMIZER, epochs=1), small.image_features().double())
+    loss = partial(loss_of, LitClassifier(learner, OPTIMIZER, epochs=1), small.image_features().double())
 
     loss().backward()
     generator, step = torch.Generator().manual_seed(1), 2e-7
@@ -74,7 +74,7 @@ def test_gradient_is_that_of_finite_differences(position, class_specific):
 
 def test_a_checkpoint_holds_the_method_and_the_optimizer_alone(small_clip, tmp_path):
     learner = learner_at_start(small_clip)
-    module = LitClassifier(small_clip, learner, OPTIMIZER, epochs=2)
+    module = LitClassifier(learner, OPTIMIZER, epochs=2)
     trainer = trainer_in(tmp_path, 2)
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "x.ckpt")
@@ -99,9 +99,7 @@ def test_resuming_from_a_checkpoint_is_bitwise_the_unbroken_run(small_clip, tmp_
             with torch.no_grad():
                 learner.ctx.zero_()  # whatever it starts from
         trainer = trainer_in(tmp_path, epochs)
-        trainer.fit(
-            LitClassifier(small_clip, learner, OPTIMIZER, epochs=5), loader(), ckpt_path=resume, weights_only=True
-        )
+        trainer.fit(LitClassifier(learner, OPTIMIZER, epochs=5), loader(), ckpt_path=resume, weights_only=True)
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
         return learner
 
@@ -122,7 +120,7 @@ class RecordRates(pl.Callback):
 def test_every_step_has_the_learning_rate_of_its_epoch(small_clip, tmp_path, options):
     options = OPTIMIZER | options
     record = RecordRates()
-    module = LitClassifier(small_clip, learner_at_start(small_clip), options, epochs=5)
+    module = LitClassifier(learner_at_start(small_clip), options, epochs=5)
     trainer_in(tmp_path, 5, callbacks=[record]).fit(module, loader())
     rates = [
         learning_rate(epoch, 5, options["lr"], options["warmup_epochs"], options["warmup_lr"]) for epoch in range(5)
@@ -134,7 +132,7 @@ def test_sgd_with_momentum_and_weight_decay_by_hand(small_clip, tmp_path):
     """v = 0.9 v + g + 5e-4 ctx; ctx -= rate v: no dampening, no nesterov."""
     learner = learner_at_start(small_clip)
     by_hand = learner_at_start(small_clip)
-    trainer_in(tmp_path, 2).fit(LitClassifier(small_clip, learner, OPTIMIZER, epochs=2), loader())
+    trainer_in(tmp_path, 2).fit(LitClassifier(learner, OPTIMIZER, epochs=2), loader())
     velocity = torch.zeros_like(by_hand.ctx)
     for epoch in range(2):
         for batch in loader():
@@ -148,14 +146,14 @@ def test_sgd_with_momentum_and_weight_decay_by_hand(small_clip, tmp_path):
 
 
 def test_nothing_but_the_method_is_trained(small_clip):
-    module = LitClassifier(small_clip, learner_at_start(small_clip), OPTIMIZER, epochs=1)
+    module = LitClassifier(learner_at_start(small_clip), OPTIMIZER, epochs=1)
     (group,) = module.configure_optimizers()["optimizer"].param_groups
     assert [parameter.shape for parameter in group["params"]] == [(4, 128)]
     assert [name for name, parameter in module.named_parameters() if parameter.requires_grad] == ["method.ctx"]
 
 
 def test_images_and_their_features_give_the_same_loss(small_clip):
-    module = LitClassifier(small_clip, learner_at_start(small_clip), OPTIMIZER, epochs=1)
+    module = LitClassifier(learner_at_start(small_clip), OPTIMIZER, epochs=1)
     images = torch.randn(48, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     from_features = loss_of(module, small_clip.encode_image(images))
     assert loss_of(module, images, "image").item() == pytest.approx(from_features.item(), rel=1e-5)
@@ -165,7 +163,7 @@ def test_validation_accuracy_is_that_of_the_whole_set(small_clip, tmp_path):
     """Batches of unequal size: the mean over images, not over batches."""
     learner = learner_at_start(small_clip)
     trainer = trainer_in(tmp_path, 1)
-    module = LitClassifier(small_clip, learner, OPTIMIZER, epochs=1)
+    module = LitClassifier(learner, OPTIMIZER, epochs=1)
     trainer.fit(module, loader(), loader(20))
     learner.eval()
     hits = (learner.logits(small.image_features()).argmax(dim=1) == torch.arange(48) % 3).float().mean().item()
@@ -173,14 +171,14 @@ def test_validation_accuracy_is_that_of_the_whole_set(small_clip, tmp_path):
 
 
 def test_a_method_without_parameters_needs_no_optimizer(small_clip):
-    module = LitClassifier(small_clip, ZeroShot(small_clip, NAMES, template="a photo of a {}."), OPTIMIZER, epochs=0)
+    module = LitClassifier(ZeroShot(small_clip, NAMES, template="a photo of a {}."), OPTIMIZER, epochs=0)
     assert module.configure_optimizers() is None
 
 
 @pytest.mark.parametrize("accumulated", [2, 4])
 def test_a_checkpoint_never_needs_unpickling(small_clip, tmp_path, accumulated):
     """weights_only=True refuses anything but tensors and plain values; torch's message names what it refused."""
-    module = LitClassifier(small_clip, learner_at_start(small_clip), OPTIMIZER, epochs=2)
+    module = LitClassifier(learner_at_start(small_clip), OPTIMIZER, epochs=2)
     trainer = trainer_in(tmp_path, 1, accumulate_grad_batches=accumulated)
     trainer.fit(module, loader())
     trainer.save_checkpoint(tmp_path / "x.ckpt")

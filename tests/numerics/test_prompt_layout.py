@@ -303,6 +303,13 @@ def test_words_as_context_without_sos(siglip_like):
     assert (learner() - plain).abs().max() < 1e-6
 
 
+def test_words_are_counted_by_the_backbones_own_tokenizer(siglip_like):
+    """The words "pet ..." are two tokens of CLIP's and four of this one."""
+    assert PromptLearner(siglip_like, ["dog"], n_ctx=4, ctx_init="pet ...").n_ctx == 4
+    with pytest.raises(CoopError, match=r"n_ctx=2 .* the words have 4 tokens"):
+        PromptLearner(siglip_like, ["dog"], n_ctx=2, ctx_init="pet ...")
+
+
 def test_over_long_without_sos(siglip_like):
     """12 = M + dog + . + [EOS]"""
     assert PromptLearner(siglip_like, ["dog"], n_ctx=9).n_ctx == 9

@@ -75,7 +75,7 @@ def test_eighteen_training_losses_through_lightning(case, tmp_path):
         accelerator="cpu", max_epochs=6, logger=False, callbacks=[record], enable_progress_bar=False,
         enable_checkpointing=False, enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    model = LitClassifier(learner.clip, learner, OPTIMIZER, epochs=6)
+    model = LitClassifier(learner, OPTIMIZER, epochs=6)
     trainer.fit(model, DataLoader(batches, batch_size=None))
     assert record.losses == pytest.approx(expected["losses"], abs=1e-4)
     assert learner.ctx.norm().item() == pytest.approx(expected["ctx_final_norm"], rel=1e-4)

@@ -57,6 +57,15 @@ def test_paired_tests_are_those_of_scipy(scores):
     assert found.loc[3].isna().all()
 
 
+@pytest.mark.parametrize("seeds", [6, 10, 13])
+def test_signed_ranks_with_ties_and_zeros_are_those_of_scipy(seeds):
+    generator = np.random.default_rng(seeds)
+    for differences in generator.integers(-3, 6, (3, seeds)) / 100:
+        differences[0] = 0.04  # one at least is none
+        found = paired(pd.DataFrame([np.zeros(seeds), differences]), 0).loc[1, "p_wilcoxon"]
+        assert found == pytest.approx(stats.wilcoxon(differences).pvalue, rel=1e-9)
+
+
 def test_pairing_sees_what_means_alone_do_not(scores):
     """One point, a third of the spread over splits, which both methods share."""
     assert stats.ttest_ind(scores.loc[0], scores.loc[2]).pvalue > 0.1

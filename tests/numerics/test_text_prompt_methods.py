@@ -187,7 +187,7 @@ def test_a_run_in_half_precision_goes_where_the_whole_one_does(tmp_path):
                              enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
                              default_root_dir=tmp_path)  # fmt: skip
         rows = [{"image_features": features(6), "label": torch.arange(6) % 3}] * 3
-        trainer.fit(LitClassifier(clip, method, SGD | {"lr": 0.002}, 2), DataLoader(rows, batch_size=None))
+        trainer.fit(LitClassifier(method, SGD | {"lr": 0.002}, 2), DataLoader(rows, batch_size=None))
         learned[precision] = method.ctx.detach() - start
     whole, half = learned.values()
     assert F.cosine_similarity(whole.flatten(), half.flatten(), dim=0) > 0.98
@@ -287,7 +287,7 @@ def test_no_more_prompts_at_a_time_than_fit(small_clip, monkeypatch):
     method.text_features = lambda images: seen.append(len(images)) or inner(images)
     assert torch.equal(predict(method, features(5)).labels, whole)
     assert seen == [2, 2, 1]
-    module = LitClassifier(small_clip, method, SGD, epochs=1)
+    module = LitClassifier(method, SGD, epochs=1)
     module.log = lambda *_, **__: None
     module.validation_step({"image_features": features(5), "label": torch.zeros(5, dtype=torch.long)}, 0)
     assert seen == [2, 2, 1] * 2

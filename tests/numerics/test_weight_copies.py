@@ -112,7 +112,7 @@ class Kept(ModelCheckpoint):
 def fit(folder, ckpt_path=None) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     method = two_stage()
-    module = LitClassifier(clip(), method, ADAMW, EPOCHS)
+    module = LitClassifier(method, ADAMW, EPOCHS)
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=EPOCHS, logger=False, callbacks=[Kept(folder)], enable_progress_bar=False,
         enable_model_summary=False, default_root_dir=folder, log_every_n_steps=1,

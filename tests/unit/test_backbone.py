@@ -75,7 +75,7 @@ def test_lightning_does_not_reach_the_towers(resnet_clip, tmp_path):
         accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False, enable_checkpointing=False,
         enable_model_summary=False, default_root_dir=tmp_path,
     )  # fmt: skip
-    trainer.fit(LitClassifier(resnet_clip, learner, OPTIMIZER, epochs=2), DataLoader(batches, batch_size=None))
+    trainer.fit(LitClassifier(learner, OPTIMIZER, epochs=2), DataLoader(batches, batch_size=None))
     assert all_eval(resnet_clip)
     assert all(torch.equal(before[key], value) for key, value in resnet_clip.model.state_dict().items())
     assert (learner.ctx - start).abs().max() > 0, "nothing was trained at all"

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from coop.cache import run
+from coop.cache import main
+from coop.cli.command import exit_code
 from coop.data.feature_cache import FeatureCache, identify
 
 LISTING, UNPACKED = "0123456789abcdef01234567", "fedcba9876543210fedcba98"
+
+run = partial(exit_code, main)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from omegaconf import OmegaConf
 from coop.cli.messages import explain
 from coop.config import AUTOCAST, TrainConfig, budget, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
-from coop.schedule import PAPER_EPOCHS, epochs_by_shots
+from coop.schedule import epochs_by_shots
 
 
 def message(*overrides: str) -> str:
@@ -145,6 +146,14 @@ def test_every_backbone_config_passes(name):
     assert cfg.backbone.name in (cfg.backbone.model, "tiny")
 
 
+@pytest.mark.parametrize(("backbone", "counted"), [("vit_b16", True), ("tiny", True), ("siglip2_vit_b16", False)])
+def test_words_are_counted_before_loading_where_the_tokenizer_is_clips(backbone, counted):
+    """The words "pet ..." are two tokens of CLIP's."""
+    cfg = composed(f"backbone={backbone}", "method.ctx_init='pet ...'", "method.n_ctx=4")
+    with pytest.raises(CoopError, match=r"n_ctx=4 .* have 2 tokens") if counted else nullcontext():
+        check(cfg)
+
+
 @pytest.mark.parametrize("name", names("exp"))
 def test_every_experiment_config_passes(name):
     if name == "search":  # needs a plugin that is an extra
@@ -189,7 +198,7 @@ def test_the_default_is_the_bundled_one():
 def test_the_papers_epochs(shots, epochs):
     assert epochs_by_shots(shots) == epochs
     for own, of_dataset, expected in ((None, None, epochs), (7, None, 7), (None, 50, 50), (7, 50, 7)):
-        cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}, "epochs_by_shots": PAPER_EPOCHS}
+        cfg = {"shots": shots, "epochs": own, "dataset": {"epochs": of_dataset}, "epochs_by_shots": None}
         assert resolve_epochs(OmegaConf.create(cfg)) == expected
 
 
@@ -197,6 +206,11 @@ def test_the_papers_epochs(shots, epochs):
 def test_a_methods_own_epochs(method, rule):
     epochs = [resolve_epochs(composed(f"method={method}", f"shots={shots}")) for shots in (1, 4, 16)]
     assert epochs == list(rule)
+
+
+def test_epochs_by_shots_of_ones_own_are_not_mixed_with_the_papers():
+    epochs = [resolve_epochs(composed("epochs_by_shots={16: 300}", f"shots={shots}")) for shots in (1, 4, 16, 32, -1)]
+    assert epochs == [300] * 5
 
 
 @pytest.mark.parametrize(

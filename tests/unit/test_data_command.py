@@ -3,12 +3,14 @@
 import json
 import runpy
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from coop.data.__main__ import load_config, run
+from coop.cli.command import exit_code
+from coop.data.__main__ import load_config, main
 from coop.data.manifest import apply_manifest
 from coop.data.readers import read_dataset
 from coop.data.readers.mini import read_mini
@@ -16,6 +18,8 @@ from coop.data.readers.split_file import PUBLISHED as SPLIT_FILES
 from coop.data.readers.split_file import load_rows
 from coop.data.tools.catalogue import PUBLISHED
 from coop.data.tools.show import spread
+
+run = partial(exit_code, main)
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +146,7 @@ def test_own_config_file(tmp_path):
     ]
     (tmp_path / "conf/dataset").mkdir(parents=True)
     (tmp_path / "conf/dataset/birds.yaml").write_text("\n".join(lines))
-    cfg = load_config("birds", {"hydra.searchpath": f"[{tmp_path}/conf]"})
+    cfg = load_config("birds", [f"hydra.searchpath=[{tmp_path}/conf]"])
     assert read_dataset(cfg.dataset, None).classnames == ["great tit", "robin 'red' / breast"]
 
 
@@ -160,7 +164,7 @@ def test_spread():
         (["export", "mini", "dtd"], "give the name of one data set"),
         (["export", "mini", "shots=-3"], "shots=-3"),
         (["export", "mini", "dataset.clases=base"], "dataset.clases"),
-        (["export", "mini", "--out", "x.json"], "options are written as key=value"),
+        (["export", "mini", "--out", "x.json"], "options are dataset=, out="),
         (["export", "caltech101"], "needs data_root=DIR"),
         (["prepare", "caltech101"], "give data_root=DIR"),
         (["prepare", "imagenet_r", "data_root=."], "imagenet-rendition"),

@@ -12,7 +12,7 @@ import pytest
 
 from coop.errors import CoopError
 from coop.runs.sweep import exclusive
-from coop.system.files import DAY, MARK, remove_leftovers, write_atomically, write_json
+from coop.system.files import DAY, MARK, remove_leftovers, subfolder, write_atomically, write_json
 
 FORK = multiprocessing.get_context("fork")
 
@@ -142,3 +142,14 @@ def test_leftovers_that_are_no_files_do_no_harm(tmp_path):
     os.mkfifo(tmp_path / f"{MARK}fifo")
     write_json(tmp_path / "x.json", 1)
     assert json.loads((tmp_path / "x.json").read_text()) == 1
+
+
+def test_the_runs_of_a_study_stay_beneath_its_folder(tmp_path):
+    """Hydra names their folders after the values: `..` of a relative path would lead out, a sentence is too long."""
+    assert subfolder("dataset.path=/data/birds,seed=1") == "dataset.path=/data/birds,seed=1"
+    made = [
+        subfolder(name) for name in ("path=a/../../b", "path=a_.._.._b", "é" * 200 + ",seed=1", "é" * 200 + ",seed=2")
+    ]
+    for name in made:
+        (tmp_path / name).mkdir()  # exist_ok=False: each is one of its own
+    assert names(tmp_path) == set(made)

@@ -255,7 +255,7 @@ class Recording(Method):
 @pytest.mark.parametrize("with_images", [False, True])
 def test_the_module_asks_the_method_alone(small_clip, with_images):
     method = Recording(small_clip, NAMES)
-    module = LitClassifier(small_clip, method, composed().optimizer, epochs=1)
+    module = LitClassifier(method, composed().optimizer, epochs=1)
     module.log = lambda *_, **__: None
     features, labels = shots(1, 2)
     batch = {"label": labels} | (

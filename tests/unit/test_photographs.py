@@ -151,6 +151,7 @@ def test_photographs_are_seen_as_the_method_sees_them(small_clip, paths, tmp_pat
     """With prompts in the image tower, with local features, with texts that depend on the image."""
     method = kind(small_clip, ["cat", "dog", "car"], n_ctx=2, **({"depth": 2} if kind is MaPLe else {})).eval()
     node = OmegaConf.create({"method": {}, "trainer": {"precision": "32"}})
+    (tmp_path / "prompt.safetensors").touch()
     monkeypatch.setattr(encoding, "load_trained", lambda *_, **__: (method, node, None))
     monkeypatch.setenv("COOP_CACHE", str(tmp_path / "cache"))
     encoder = encoding.load_encoder(EncoderOptions(run=str(tmp_path), num_workers=0))

@@ -66,6 +66,38 @@ def test_the_median_rank_is_counted_from_one(collection):
     )
 
 
+def test_ties_among_several_captions_equal_a_naive_count_and_torchmetrics(collection):
+    """Whole numbers, so that most scores are ties; torchmetrics is told that right answers come just behind theirs."""
+    captions, images, texts = collection
+    images, texts = (images * 3).round(), (texts * 3).round()
+    right = torch.tensor(captions.owners)[None] == torch.arange(30)[:, None]
+    found = both_ways(captions, images, texts)
+    for way, scores, answers in (
+        ("image_to_text", images @ texts.T, right),
+        ("text_to_image", texts @ images.T, right.T),
+    ):
+        naive = []
+        for row, correct in zip(scores.tolist(), answers.tolist(), strict=True):
+            best = max(score for score, is_right in zip(row, correct, strict=True) if is_right)
+            naive.append(1 + sum(s >= best and not is_right for s, is_right in zip(row, correct, strict=True)))
+        assert found[way].tolist() == naive
+        assert sum(row.count(max(row)) > 1 for row in scores.tolist()) > 5, "ties for the first place"
+        behind, rows = scores - 0.5 * answers.float(), torch.arange(len(scores))[:, None].expand_as(scores)
+        for k in (1, 5, 10):
+            theirs = RetrievalHitRate(top_k=k)(behind.flatten(), answers.flatten(), indexes=rows.flatten())
+            assert recalls(found)[f"{way}/recall@{k}"] == pytest.approx(theirs.item(), abs=1e-6), (way, k)
+
+
+def test_captions_of_images_that_are_left_out_are_left_out(collection):
+    """The figures are those of a collection that never had them."""
+    captions, _, texts = collection
+    kept, rows = recall.readable(captions, {"0.jpg", "7.jpg"})
+    assert kept.images == [path for path in captions.images if path not in ("0.jpg", "7.jpg")]
+    assert [kept.images[owner] for owner in kept.owners] == [captions.images[captions.owners[row]] for row in rows]
+    assert kept.texts == [captions.texts[row] for row in rows] and len(rows) == len(texts) - 1 - 3
+    assert recall.readable(captions, {}) == (captions, list(range(len(texts))))
+
+
 def test_ties_count_against_the_model():
     """A model that says the same of everything finds nothing; an image's own captions do not stand in its way."""
     same, owners = torch.ones(6, 4) / 2, torch.tensor([0, 0, 1, 1, 2, 2])

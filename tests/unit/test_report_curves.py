@@ -8,7 +8,7 @@ import pytest
 from synthetic_runs import write_run
 
 from coop.report.published import read_published
-from coop.report.records import published_epochs, read_runs
+from coop.report.records import read_runs
 from coop.report.study import make_study
 from coop.report.tables import (
     backbone_tables,
@@ -18,7 +18,6 @@ from coop.report.tables import (
     places,
     settings_tables,
 )
-from coop.schedule import epochs_by_shots as epochs_of_training
 
 NONE = read_published()[:0]
 
@@ -51,12 +50,6 @@ def rows(table):
     return table.frame.to_numpy().tolist()
 
 
-@pytest.mark.parametrize("shots", [-1, 1, 2, 3, 4, 5, 8, 16])
-def test_the_rule_for_epochs_is_that_of_training(shots):
-    assert published_epochs("caltech101", shots) == epochs_of_training(shots)
-    assert published_epochs("imagenet", shots) == 50
-
-
 def test_epochs_follow_the_rule_that_the_config_states(tmp_path):
     """The published rule gives 50 epochs at one shot too: what the config says tells the two apart."""
     write_grid(tmp_path, data=["caltech101"], shots=(1, 4, 16))
@@ -71,19 +64,58 @@ def test_a_study_of_50_epochs_is_one_curve(tmp_path):
     assert not study.warnings
 
 
-def test_hyper_parameters_may_go_with_the_data_set(tmp_path):
+WRITTEN = {"method": {"alpha": "${oc.select:method.published.${dataset.name}.alpha,1.0}"}}
+PENALTY = {"method": {"penalty": "${coop.over:1,${shots}}"}}
+
+
+def test_what_a_config_derives_from_the_data_set_stays_on_one_curve(tmp_path):
+    def write(name, data, shots, alpha, **changed):
+        config = {"method": {"alpha": alpha}}
+        write_run(tmp_path / name, dataset=data, method="tip_adapter", shots=shots, config=config, **changed)
+
     for data, alpha in (("caltech101", 3.0), ("dtd", 2.0)):
         for shots in (1, 16):
-            config = {"method": {"alpha": alpha}}
-            write_run(tmp_path / f"{data}{shots}", dataset=data, method="tip_adapter", shots=shots, config=config)
+            write(f"{data}{shots}", data, shots, alpha, written=WRITTEN)
+    assert learned(study_of(tmp_path)) == [("tip_adapter", [1, 16])]
+    write("by_hand", "dtd", 16, 9.0)
+    assert learned(study_of(tmp_path)) == [("tip_adapter alpha=2.0 to 3.0", [1, 16]), ("tip_adapter alpha=9.0", [16])]
+    write("other_version", "dtd", 16, 8.0, written=WRITTEN)  # the same words came out at another value
+    labels = sorted(label for label, _ in learned(study_of(tmp_path)))
+    assert labels == [f"tip_adapter alpha={alpha}" for alpha in ("2.0", "3.0", "8.0", "9.0")]
+
+
+def test_what_a_config_derives_from_the_shots_stays_on_one_curve(tmp_path):
+    """ProLIP's penalty, against one that was set by hand: where both are the same, it is one setting."""
+    for shots in (1, 4, 16):
+        for seed in (1, 2):
+            config = {"method": {"penalty": 1 / shots}}
+            changed = {"method": "prolip", "shots": shots, "seed": seed, "config": config, "written": PENALTY}
+            write_run(tmp_path / f"{shots}_{seed}", acc=0.7 + 0.01 * seed, **changed)
+    assert learned(study_of(tmp_path)) == [("prolip", [1, 4, 16])]
+    for seed, shots in ((1, 4), (3, 4), (1, 16)):
+        config = {"method": {"penalty": 0.25}}
+        write_run(tmp_path / f"hand{shots}_{seed}", 0.71, config, method="prolip", shots=shots, seed=seed)
     study = study_of(tmp_path)
-    assert len(learned(study)) == 1
-    write_run(tmp_path / "other", dataset="dtd", method="tip_adapter", config={"method": {"alpha": 9.0}})
-    assert {label for label, _ in learned(study_of(tmp_path))} == {
-        "tip_adapter alpha=2.0",
-        "tip_adapter alpha=3.0",
-        "tip_adapter alpha=9.0",
-    }
+    assert learned(study) == [("prolip penalty=0.0625 to 1.0", [1, 4, 16]), ("prolip penalty=0.25", [4, 16])]
+    at = study.settings[study.settings["method"] == "prolip"].set_index(["shots", "method.penalty"])
+    assert at["seeds"].to_dict() == {(1, 1.0): "1 2", (4, 0.25): "1 2 3", (16, 0.0625): "1 2", (16, 0.25): "1"}
+
+
+def test_values_by_hand_that_are_all_on_another_curve_are_no_curve_of_their_own(tmp_path):
+    for shots in (1, 4):
+        config = {"method": {"penalty": 1 / shots}}
+        write_run(tmp_path / str(shots), config=config, written=PENALTY, method="prolip", shots=shots)
+    write_run(tmp_path / "hand", config={"method": {"penalty": 0.25}}, method="prolip", shots=4, seed=2)
+    assert learned(study_of(tmp_path)) == [("prolip", [1, 4])]
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"method: [", b"- a list", b"method: 3 # ${shots}", b""])
+def test_without_what_was_written_values_are_compared(tmp_path, content):
+    for shots in (1, 4):
+        config = {"method": {"penalty": 1 / shots}}
+        write_run(tmp_path / str(shots), config=config, written=PENALTY, method="prolip", shots=shots)
+        (tmp_path / str(shots) / ".hydra/config.yaml").write_bytes(content)
+    assert learned(study_of(tmp_path)) == [("prolip penalty=1.0", [1]), ("prolip penalty=0.25", [4])]
 
 
 def test_initial_words_make_another_curve(tmp_path):

@@ -47,7 +47,7 @@ def write_base_to_new(folder, dataset, **changed):
 def test_base_to_new_has_the_harmonic_mean(tmp_path):
     write_base_to_new(tmp_path, "caltech101")
     (board,) = boards(make_study(read_runs([tmp_path]), NONE), own=False)
-    assert list(board.scores) == ["base", "new", "average of H", "H of the averages"]
+    assert list(board.scores) == ["base", "new", "H"]
     coop = board.frame.set_index("method").loc["coop"]
     means = [2 * 0.8 * 0.6 / 1.4, 2 * 0.9 * 0.5 / 1.4]
     assert (coop["base"], coop["new"], coop["mean"]) == pytest.approx((0.85, 0.55, sum(means) / 2))
@@ -63,6 +63,7 @@ def test_base_to_new_over_data_sets_has_both_means(tmp_path):
         targets = {"dtd:new": entry(0.9, classes="new", num_classes=50)}
         write_run(tmp_path / f"dtd{seed}", seed=seed, dataset="dtd", acc=0.3, targets=targets, **half)
     (board,) = boards(make_study(read_runs([tmp_path]), NONE), own=False)
+    assert list(board.scores) == ["base", "new", "average of H", "H of the averages"]
     coop = board.frame.set_index("method").loc["coop"]
     of_averages = [
         2 * b * n / (b + n) for b, n in (((0.8 + 0.3) / 2, (0.6 + 0.9) / 2), ((0.9 + 0.3) / 2, (0.5 + 0.9) / 2))
@@ -112,3 +113,17 @@ def test_base_and_all_classes_are_apart_and_welcome(tmp_path, not_drawn):
     write_run(tmp_path / "runs/a")
     write_run(tmp_path / "runs/b", classes="base", num_classes=50, n_test=1549)
     assert run([str(tmp_path / "runs")]) == 0
+
+
+def test_a_zero_shot_run_is_what_stands_beside_the_others(tmp_path):
+    write_base_to_new(tmp_path / "coop", "caltech101")
+    half = {"num_classes": 50, "classes": "base", "n_test": 1549}
+    targets = {"caltech101:new": entry(0.5, classes="new", num_classes=50)}
+    write_run(tmp_path / "zero_shot", method="zero_shot", acc=0.6, epochs=0, targets=targets, **half)
+    there = {"imagenet_a": entry(0.5, num_classes=200)}
+    for method in ("coop", "zero_shot"):
+        write_run(tmp_path / f"transfer_{method}", method=method, acc=0.6, dataset="imagenet", targets=there)
+    study = make_study(read_runs([tmp_path]), NONE)
+    assert not study.warnings
+    methods = [board.frame["method"].tolist() for board in boards(study, own=False)]
+    assert [sorted(names) for names in methods] == [["coop", "zero_shot"]] * 2

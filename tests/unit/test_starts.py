@@ -6,16 +6,19 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from hydra._internal.hydra import Hydra
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+import coop
 from coop.cli.command import main_of
 from coop.cli.hydra_app import launch
 from coop.data.readers.listing import EXTENSIONS
 
+PHOTOGRAPHS = Path(coop.__file__).parent / "assets" / "mini" / "images"
 HEAVY = {
     "matplotlib", "open_clip", "pandas", "pytorch_lightning", "sklearn", "timm", "torch", "torchmetrics", "torchvision",
     "transformers", "wandb",
@@ -35,7 +38,10 @@ HEAVY = {
         (0, "interpret --help", "python -m coop.interpret run="),
         (0, "convert --help", "python -m coop.convert CHECKPOINT"),
         (0, "dashboard --help", "python -m coop.dashboard"),
+        (1, "predict run=. none.jpg", "none.jpg: no such image"),
+        (1, "predict run=none .", "none/prompt.safetensors: no such file"),
         (0, "search --help", "python -m coop.search PHOTOS"),
+        (1, f"search {PHOTOGRAPHS} words run=none", "prompt.safetensors: no such file"),
         (0, "retrieve --help", "python -m coop.retrieve"),
         (0, "data check mini", "25       400    100  500"),
         (0, "cache cache_dir=.", "0 entries"),
@@ -43,6 +49,7 @@ HEAVY = {
     ],
 )
 def test_nothing_heavy_is_imported(tmp_path, code, words, said):
+    (tmp_path / "prompt.safetensors").touch()
     command = [sys.executable, "-X", "importtime", "-m", *f"coop.{words}".split()]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == code, done.stderr

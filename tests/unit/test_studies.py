@@ -8,8 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from coop.cli.checks import check_one_run
 from coop.cli.hydra_app import one_of_each
 from coop.config import check, check_evaluation, conf_dir, locate, resolve_epochs
 from coop.errors import CoopError
@@ -240,6 +241,33 @@ def test_of_each_value_one_run_is_composed_before_a_study_starts():
         ["method=b", "seed=1"],
         ["method=c", "seed=1"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "keys"),
+    [
+        ("train", ["+exp=leaderboard"], "method=... shots=... seed=..."),
+        ("train", ["+exp=leaderboard", "method=coop", "shots=4"], "seed=..."),
+        ("train", ["+exp=search"], "optimizer.lr=... optimizer.weight_decay=... method.n_ctx=..."),
+        ("train", ["+exp=leaderboard", "method=coop", "shots=4", "seed=1"], None),
+        ("train", ["+exp=16shot_imagenet"], None),
+        ("evaluate", ["+exp=domain_generalization", "run=a/folder"], None),
+    ],
+)
+def test_a_study_without_m_is_refused(command, words, keys):
+    with hydra():
+        node = compose(command, overrides=words, return_hydra_config=True).hydra
+    if keys is None:
+        return check_one_run(node, command, "add -m")
+    with pytest.raises(CoopError) as refused:
+        check_one_run(node, command, "add -m")
+    assert str(refused.value) == f"{words[0]}: a study of several runs (give {keys} for one of them); add -m"
+
+
+def test_an_evaluation_of_several_runs_is_refused_without_m():
+    node = {"sweeper": {"params": {"run": "a,b", "seed": "1,2"}}, "overrides": {"task": []}, "mode": None}
+    with pytest.raises(CoopError, match=r"^hydra.sweeper.params: a study of several runs \(give run=... for one"):
+        check_one_run(OmegaConf.create(node), "evaluate", "add -m")
 
 
 @pytest.mark.parametrize("study", ["cross_dataset", "domain_generalization"])

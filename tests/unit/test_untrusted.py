@@ -28,6 +28,7 @@ from coop.runs.folder import (
     claim_folder,
     claim_for_evaluation,
     decisive,
+    differing,
     load_config,
     load_into,
     load_prompt,
@@ -455,6 +456,17 @@ def test_a_manifest_is_known_by_its_content(tmp_path):
     manifest(first, train=[["a/3.jpg", 0, "a"]])  # the same path, other images
     with pytest.raises(CoopError, match=r"dataset\.manifest_sha256"):
         claim_folder(run, composed(f"dataset.manifest={first}"))
+
+
+def test_the_epochs_rule_that_earlier_versions_wrote_out_is_the_same_setting(tmp_path):
+    config = plain() | {"epochs_by_shots": {1: 50, 4: 100, 16: 200}}
+    run = write_config(tmp_path, config)
+    (run / PROMPT).touch()
+    before = decisive(OmegaConf.to_container(load_config(run)))
+    assert differing(before, decisive(plain())) == [] and before["epochs_by_shots.4"] == 100
+    claim_folder(run, composed())
+    with pytest.raises(CoopError, match=r"another config; .*\n  epochs_by_shots.1: 50 there, None here"):
+        claim_folder(run, composed("epochs_by_shots={4: 100, 16: 200}"))
 
 
 def test_a_folder_of_an_earlier_version_knows_a_manifest_by_its_path(tmp_path):

@@ -118,7 +118,7 @@ def train(method: Method, batches: Batches | Callable[[int], Batches], epochs: i
         enable_checkpointing=False, enable_model_summary=False, default_root_dir=folder, log_every_n_steps=1,
         reload_dataloaders_every_n_epochs=1,
     )  # fmt: skip
-    module = LitClassifier(method.clip, method, optimizer, epochs)
+    module = LitClassifier(method, optimizer, epochs)
     of_epoch = batches if callable(batches) else lambda _: batches
     module.train_dataloader = lambda: DataLoader(list(of_epoch(trainer.current_epoch)), batch_size=None)
     trainer.fit(module)
