@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from synthetic_runs import write_run
 
-from coop.report.__main__ import run
+from coop.report.__main__ import main
 from coop.report.leaderboard import board_table, boards
 from coop.report.published import read_published
 from coop.report.records import read_runs
@@ -100,19 +100,19 @@ def not_drawn(monkeypatch):
 def test_runs_on_other_data_are_refused_in_one_report(tmp_path, capsys, not_drawn, key, value):
     write_run(tmp_path / "runs/a", seed=1)
     write_run(tmp_path / "runs/b", seed=2, **{key: value})
-    assert run([str(tmp_path / "runs")]) == 1
+    assert main([str(tmp_path / "runs")]) == 1
     message = capsys.readouterr().err
     assert f"caltech101: {key} is " in message and "(1 run)" in message and "mixed=true" in message
     assert not (tmp_path / "runs/report").exists()
-    assert run([str(tmp_path / "runs"), "mixed=true"]) == 0
+    assert main([str(tmp_path / "runs"), "mixed=true"]) == 0
     assert f"warning: caltech101: {key} is " in capsys.readouterr().err
-    assert run([str(tmp_path / "runs"), "mixed=perhaps"]) == 1
+    assert main([str(tmp_path / "runs"), "mixed=perhaps"]) == 1
 
 
 def test_base_and_all_classes_are_apart_and_welcome(tmp_path, not_drawn):
     write_run(tmp_path / "runs/a")
     write_run(tmp_path / "runs/b", classes="base", num_classes=50, n_test=1549)
-    assert run([str(tmp_path / "runs")]) == 0
+    assert main([str(tmp_path / "runs")]) == 0
 
 
 def test_a_zero_shot_run_is_what_stands_beside_the_others(tmp_path):
