@@ -58,12 +58,9 @@ NOT_COMPARED = {".hydra", "multirun.yaml", "train.log", ".lock", "last.ckpt", "c
 def still(command: str, *rest) -> None:
     """Run a command in a process group of its own, with clocks that stand still."""
     os.setsid()
-    for name in ("train", "data.features", "evaluation.outcome"):
+    for name in ("train", "data.features", "evaluation.targets"):
         importlib.import_module(f"coop.{name}").time = SimpleNamespace(perf_counter=lambda: 0.0)
     importlib.import_module("coop.data.feature_cache").SHARD_ROWS = SHARD_ROWS
-    report = importlib.import_module("coop.report.__main__")
-    run = report.run
-    report.run = lambda *_: sys.exit(run(sys.argv[1:]))
     commands.run_command(command, *rest)
 
 

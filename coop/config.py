@@ -1,6 +1,5 @@
 """The typed schema of the whole config, the checks before anything is loaded, and what a checked config names."""
 
-import difflib
 import inspect
 import math
 import typing
@@ -15,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from coop.clip import PRECISIONS
 from coop.clip.templates import check_template, clip_templates
-from coop.errors import CoopError
+from coop.errors import CoopError, no_such_key
 from coop.optim import DEFAULTS
 from coop.schedule import epochs_by_shots
 from coop.system.files import subfolder
@@ -335,9 +334,7 @@ def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: Mapp
     parameters = {name: p for name, p in _parameters(key, node, target).items() if name not in given}
     values = arguments(node, own_keys)
     for name in values.keys() - parameters.keys():
-        near = difflib.get_close_matches(name, parameters, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise CoopError(f"{key}.{name}: there is no such key; {hint}Allowed here: {', '.join(parameters)}")
+        raise no_such_key(f"{key}.{name}", parameters)
     for name, parameter in parameters.items():
         if name in values:
             annotation = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation

@@ -133,7 +133,9 @@ def read_original(path: Path) -> OriginalPrompt:
         state = content["state_dict"]
         original = OriginalPrompt(state["ctx"].float(), state["token_suffix"].float())
     except Exception as error:  # a file of another kind makes torch raise nearly anything
-        reason = f'no "{error.args[0]}"' if isinstance(error, KeyError) else str(error).splitlines()[0]
+        # Torch's own words advise to load the file without its checks.
+        other = "damaged, of another kind, or with Python objects that could run code, which are not loaded"
+        reason = f'no "{error.args[0]}"' if isinstance(error, KeyError) else other
         raise CoopError(f"{path}: not a prompt of the original CoOp code ({reason})") from error
     if original.ctx.ndim not in (2, 3) or original.suffix.ndim != 3:
         raise CoopError(f"{path}: ctx has shape {tuple(original.ctx.shape)}; expected (M, D) or (K, M, D)")

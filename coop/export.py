@@ -35,7 +35,7 @@ from coop.cli.options import parse
 from coop.clip.backbone import normalize
 from coop.clip.last_layer import into_last_layer
 from coop.clip.local import image_tokens
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 from coop.methods import Method
 from coop.runs import ONNX, WEIGHTS
 from coop.runs.hub import local_folder, output_folder, upload
@@ -170,7 +170,7 @@ def write_onnx(method: Method, path: Path) -> None:
             verbose=False,
         )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         without = "; without onnx=true the class weights are exported" if by_class_weights(method) else ""
         raise CoopError(
             f"onnx=true: torch cannot write the image tower of {method.clip.name} as ONNX ({reason}){without}"

@@ -52,10 +52,10 @@ def main(words: list[str]) -> int:
     """Predict and show; returns the exit code."""
     patterns, options = parse(words, Options)
     found = list(find_images(patterns))
-    local_folder(options.run)  # a folder that is not a run's shows up before torch is imported
+    run_dir = local_folder(options.run)  # a folder that is not a run's shows up before torch is imported
     paths = [path for path, error in found if error is None]
     # Where there is nothing to predict, there is no need to load a run.
-    predicted = iter(_predict(options, paths) if paths else [])
+    predicted = iter(_predict(run_dir, options, paths) if paths else [])
     predictions = [
         next(predicted) if error is None else {"path": printable(path), "error": error} for path, error in found
     ]
@@ -73,10 +73,10 @@ def main(words: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _predict(options: Any, paths: Sequence[str]) -> list[dict[str, Any]]:
+def _predict(run_dir: Path, options: Options, paths: Sequence[str]) -> list[dict[str, Any]]:
     from coop.evaluation.finished import load_run
 
-    return load_run(options.run, options.accelerator, options.config_dir).predict(paths, options.top)
+    return load_run(run_dir, options.accelerator, options.config_dir).predict(paths, options.top)
 
 
 def show(predictions: Sequence[dict[str, Any]]) -> None:

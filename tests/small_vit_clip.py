@@ -50,10 +50,11 @@ def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @cache
-def _built(text_layers: int) -> torch.nn.Module:
+def _built(text_layers: int, vision_width: int) -> torch.nn.Module:
     import open_clip
 
-    config = MODEL_CFG | {"text_cfg": TEXT | {"layers": text_layers}}
+    changes = {"text_cfg": TEXT | {"layers": text_layers}, "vision_cfg": VISION | {"width": vision_width}}
+    config = MODEL_CFG | changes
     model = open_clip.CLIP(**config).float().eval()
     state = {
         k: torch.from_numpy(np.ascontiguousarray(weight(k, tuple(v.shape)))).reshape(v.shape)
@@ -63,9 +64,9 @@ def _built(text_layers: int) -> torch.nn.Module:
     return model
 
 
-def small_vit_clip(text_layers: int = TEXT["layers"]) -> torch.nn.Module:
+def small_vit_clip(text_layers: int = TEXT["layers"], vision_width: int = VISION["width"]) -> torch.nn.Module:
     """The model, as an open_clip `CLIP`, float32, in eval mode; a copy of its own at each call."""
-    return copy.deepcopy(_built(text_layers))
+    return copy.deepcopy(_built(text_layers, vision_width))
 
 
 def drawn(key: str, shape: tuple[int, ...], std: float = 0.02) -> torch.Tensor:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from coop.config import expected
-from coop.errors import CoopError
+from coop.errors import CoopError, no_such_key
 from coop.system.files import FIXES, check_utf8, explain_os_error
 
 
@@ -108,9 +108,7 @@ def _unknown_choice(error: MissingConfigException) -> str:
 def _unknown_key_or_type(error: OmegaConfBaseException) -> str:
     allowed = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
     if error.key is not None and allowed and error.key not in allowed:
-        near = difflib.get_close_matches(str(error.key), allowed, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        return f"{error.full_key}: there is no such key; {hint}Allowed here: {', '.join(allowed)}"
+        return str(no_such_key(error.full_key, allowed))
     given = dict(word.lstrip("+").split("=", 1) for word in sys.argv[1:] if "=" in word)
     if error.full_key in given and (wanted := expected(error.full_key, given[error.full_key])):
         return f"{error.full_key}={given[error.full_key]}: {wanted}"

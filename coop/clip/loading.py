@@ -20,7 +20,7 @@ from open_clip.pretrained import download_pretrained_from_hf, get_pretrained_cfg
 from torch import nn
 
 from coop.clip import PRECISIONS
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 
 PROBE_SECONDS = 5
 EXAMPLES = {"hf-hub:": "hf-hub:ORG/NAME", "local-dir:": "local-dir:FOLDER"}
@@ -157,7 +157,7 @@ def _why_unreadable(error: Exception) -> str:
             "the file is damaged, or holds Python objects beside the tensors, which could run code and are not loaded; "
             "save its state_dict alone, best with safetensors.torch.save_file"
         )
-    return _first_line(error)
+    return first_line(error)[:300]
 
 
 def _is_torchscript(path: str) -> bool:
@@ -214,7 +214,7 @@ def _load_torchscript(model: nn.Module, path: str, source: str) -> nn.Module:
         model.load_state_dict(state)
     except RuntimeError as error:
         raise CoopError(
-            f"{source}: the weights in this file do not fit this architecture: {_first_line(error)}"
+            f"{source}: the weights in this file do not fit this architecture: {first_line(error)[:300]}"
         ) from error
     return model
 
@@ -289,9 +289,5 @@ def _how_to_get(source: str, model: str, pretrained: str | None, cache_dir: str 
     listed = "\n".join(f"  - {way}" for way in ways)
     return (
         f"the weights of {source} are not on this machine and could not be fetched.\n"
-        f"Looked in {cache}.\nReason: {_first_line(error)}\nWays to get them:\n{listed}"
+        f"Looked in {cache}.\nReason: {first_line(error)[:300]}\nWays to get them:\n{listed}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

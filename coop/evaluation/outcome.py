@@ -1,7 +1,6 @@
 """What a trained method achieves, and what its run's folder shows of it."""
 
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from coop.clip.handcrafted import HandCrafted
 from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
-from coop.evaluation.metrics import Predictions, as_results, features_for, per_class, predict, score
+from coop.evaluation.metrics import Predictions, features_for, per_class, predict, score
 from coop.evaluation.predictions import OOD, OWN, write_predictions
-from coop.evaluation.targets import Target, base_to_new, new_classes, ood_scores, test_targets
+from coop.evaluation.targets import Target, base_to_new, beside_zero_shot, new_classes, ood_scores, test_targets
 from coop.evaluation.words import nearest_words
 from coop.methods import Method
-from coop.methods.zero_shot import ZeroShot
 from coop.runs import HISTORY_PICTURE, PER_CLASS, PER_CLASS_PICTURE, RESULTS, WORDS
 from coop.system.files import write_json
 from coop.system.memory import peak_mb
@@ -60,25 +58,14 @@ def own_results(method: Method, data: FewShotData, template: str) -> tuple[dict,
         data: of the run.
         template: of zero-shot CLIP.
     """
-    splits, classes = data.splits, len(method.classnames)
-
-    def predictions_on(part: str, frozen) -> Predictions:
-        features = features_for(method, data.extractor, splits, part, frozen)
-        return predict(method, features, data.extractor.autocast, splits.labels(part))
-
-    started = time.perf_counter()
-    labels, predictions = splits.labels("test"), predictions_on("test", data.test_features())
-    scores = as_results("test", score(predictions, labels, classes))
-    seconds = time.perf_counter() - started
-    scores["val/acc"] = None
+    splits, extractor = data.splits, data.extractor
+    results, predictions, _ = beside_zero_shot(method, extractor, splits, template, data.test_features())
+    results["val/acc"] = None
     if splits.val and data.validation:
-        on_val = predictions_on("val", data.val_features[0])
-        scores["val/acc"] = score(on_val, splits.labels("val"), classes)["acc"]
-    zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    frozen = method.clip.pooled(data.test_features(), data.extractor.kind)
-    without_training = predict(zero_shot, frozen, data.extractor.autocast)
-    scores |= as_results("zero_shot", score(without_training, labels, classes))
-    return scores | {"test_seconds": seconds}, {OWN: predictions.kept(labels)}
+        seen = features_for(method, extractor, splits, "val", data.val_features[0])
+        predicted = predict(method, seen, extractor.autocast)
+        results["val/acc"] = score(predicted, splits.labels("val"), len(splits.classnames))["acc"]
+    return results, {OWN: predictions.kept(splits.labels("test"))}
 
 
 def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> dict:

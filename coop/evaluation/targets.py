@@ -19,7 +19,7 @@ from coop.data.features import FeatureExtractor
 from coop.data.readers import read_dataset
 from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
-from coop.evaluation.metrics import as_results, features_for, predict, score
+from coop.evaluation.metrics import Predictions, as_results, features_for, predict, score
 from coop.evaluation.predictions import OOD, ood_detection
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
@@ -185,44 +185,42 @@ def test_targets(
     """
     scores, sets = {}, {}
     for target in targets:
-        learned = method if target.name == ood else None
+        name, dataset, splits = target
         method_there = for_target(method, node, target)
-        scores[target.name], kept = score_target(method_there, extractor, target, frozen[target.name], learned)
-        sets |= kept
+        results, predictions, seen = beside_zero_shot(method_there, extractor, splits, dataset.template, frozen[name])
+        about = {"classes": dataset.classes, "split": splits.origin, "num_classes": len(splits.classnames)}
+        scores[name] = about | {"n_test": len(splits.test)} | results
+        sets[f"targets/{name}"] = predictions.kept(splits.labels("test"))
+        if name == ood:
+            sets[OOD] = predict(method, seen, extractor.autocast).kept()
     return scores, sets
 
 
-def score_target(
-    method: Method, extractor: FeatureExtractor, target: Target, frozen: Tensor, learned: Method | None = None
-) -> tuple[dict, dict[str, dict]]:
-    """One entry of `targets` in results.json: the method and zero-shot CLIP; and the method's predictions.
+def beside_zero_shot(
+    method: Method, extractor: FeatureExtractor, splits: Splits, template: str, frozen: Tensor
+) -> tuple[dict[str, float], Predictions, Tensor]:
+    """What a method achieves on test images, and zero-shot CLIP beside it, as in results.json.
 
     Args:
-        method: for the target's classes.
+        method: for the classes of these images.
         extractor: of the frozen CLIP.
-        target: what to test on.
-        frozen: the frozen CLIP's features (N, E) of its test images, or as the method's `feature_kind` says.
-        learned: the method for other classes, which the images are out of distribution to.
+        splits: whose test images.
+        template: of zero-shot CLIP.
+        frozen: the frozen CLIP's features (N, E) of them, or as the method's `feature_kind` says.
+
+    Returns:
+        The results; the method's predictions; the features as the method sees them.
     """
     started = time.perf_counter()
-    splits, classes = target.splits, len(target.splits.classnames)
-    labels = splits.labels("test")
-    zero_shot = ZeroShot(method.clip, splits.classnames, template=target.dataset.template)
+    labels, classes = splits.labels("test"), len(splits.classnames)
     seen = features_for(method, extractor, splits, "test", frozen)
     predictions = predict(method, seen, extractor.autocast, labels)
+    results = as_results("test", score(predictions, labels, classes))
+    seconds = time.perf_counter() - started
+    zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
     without_training = predict(zero_shot, method.clip.pooled(frozen, extractor.kind), extractor.autocast)
-    sets = {f"targets/{target.name}": predictions.kept(labels)}
-    if learned is not None:
-        sets[OOD] = predict(learned, seen, extractor.autocast).kept()
-    return {
-        "classes": target.dataset.classes,
-        "split": splits.origin,
-        "num_classes": classes,
-        "n_test": len(splits.test),
-        **as_results("test", score(predictions, labels, classes)),
-        **as_results("zero_shot", score(without_training, labels, classes)),
-        "test_seconds": time.perf_counter() - started,
-    }, sets
+    results |= as_results("zero_shot", score(without_training, labels, classes))
+    return results | {"test_seconds": seconds}, predictions, seen
 
 
 def new_classes(run: Mapping) -> str | None:

@@ -63,7 +63,6 @@ class CrossModal(Method):
         self.weight.lerp_(zero_shot, float(self.init == "zero_shot"))
         kinds = [f.flatten(0, 1), texts][: 1 + self.texts]
         rows, val = self.grid.batches(*map(len, kinds)), ([val_f.flatten(0, 1)], val_y)
-        kinds = kinds if self.head == "partial" else [torch.cat(kinds)]
         samples = of_kinds(kinds), torch.cat([y.repeat(len(f)), of_texts])
         self.chosen = self.grid.fit(self.fitted_tensors(), self.scores, samples, rows, val)
         self.weight.lerp_(zero_shot, 0.5 * self.wiseft)

@@ -26,7 +26,12 @@ Validation = tuple[Sequence[Tensor], Tensor]
 
 
 def of_kinds(kinds: Sequence[Tensor]) -> Callable[[Tensor], list[Tensor]]:
-    """Features of rows that `Grid.batches` made: an equal part of each kind of samples, which follow each other."""
+    """Features of rows that `Grid.batches` made: an equal part of each kind of samples, which follow each other.
+
+    Kinds of one shape are gathered together.
+    """
+    if len({kind.shape[1:] for kind in kinds}) == 1:
+        kinds = [torch.cat(list(kinds))]
     starts = [sum(len(kind) for kind in kinds[:i]) for i in range(len(kinds))]
 
     def features(rows: Tensor) -> list[Tensor]:

@@ -1,6 +1,5 @@
 """Optimizers and learning rates: the named ones that methods are published with, and any of torch's by `_target_`."""
 
-import difflib
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from coop.errors import CoopError
+from coop.errors import CoopError, no_such_key
 from coop.optim import DEFAULTS
 from coop.schedule import learning_rate
 from coop.system.validation import NOT_NEGATIVE, POSITIVE, between, check_value, one_of
@@ -71,9 +70,7 @@ def check_optimizer(options: Mapping) -> None:
     target, arguments = _optimizer(options)
     known = {*DEFAULTS, "_target_", *inspect.signature(target).parameters} - {"params"}
     for key in options.keys() - known:
-        near = difflib.get_close_matches(key, known, n=3)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise CoopError(f"optimizer.{key}: there is no such key; {hint}Allowed here: {', '.join(sorted(known))}")
+        raise no_such_key(f"optimizer.{key}", sorted(known))
     given = DEFAULTS | dict(options)
     for key, annotation in RULES.items():
         if given[key] is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from coop.report.records import BASE_TO_NEW, MEASURED, OWN, is_zero_shot, keys_of
+from coop.report.records import BASE_TO_NEW, KINDS, MEASURED, OWN, is_zero_shot, keys_of
 
 RULE = (
     "Runs that agree in every key but the seed are one setting: they are averaged. Settings of other data sets and "
@@ -163,13 +163,28 @@ def _disagreements(runs: pd.DataFrame) -> list[str]:
     return warnings
 
 
-def make_curves(settings: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str], kind: str = OWN) -> Curves:
-    """Join settings that differ in nothing but what the data set and the number of shots decide, by `RULE`.
+def make_curves(settings: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str]) -> list[Curves]:
+    """Join settings by `RULE`, those of each of `KINDS` apart; a curve is labeled alike in all of them.
 
     Args:
         settings, scores: of `make_settings`.
         keys: the columns of `settings` that say what was run.
-        kind: of the tests; base and new classes are two test sets of one curve unless it is `OWN`.
+    """
+    written, values, members = zip(*(_joined(settings, keys, kind) for kind in KINDS), strict=True)
+    together = (pd.concat(frames, keys=KINDS) for frames in (written, values))
+    names = labels(*together, pd.concat(members))
+    found = []
+    for kind, own, of in zip(KINDS, values, members, strict=True):
+        table, order = _shown(own.assign(label=names.reindex([(kind, n) for n in own.index]).to_numpy()))
+        points = of[["curve", "setting", "data", "shots"]].merge(scores, on="setting")
+        found.append(Curves(table, points.assign(curve=points["curve"].map(order), shots=points["shots"].astype(int))))
+    return found
+
+
+def _joined(settings: pd.DataFrame, keys: Sequence[str], kind: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Curves of one kind: what they agree in, as written and as it came out, and their settings.
+
+    Base and new classes are two test sets of one curve unless the kind is `OWN`.
     """
     along = ALONG if kind == OWN else (*ALONG, "classes")
     along = (*along, "trained_on") if kind == BASE_TO_NEW else along
@@ -194,9 +209,7 @@ def make_curves(settings: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str
     came_out = values.assign(
         **{key: ranges[key].where(values[key].isin(own.dropna()), values[key]) for key, own in written.items()}
     )
-    table, order = _shown(came_out, labels(values, came_out, members))
-    points = members[["curve", "setting", "data", "shots"]].merge(scores, on="setting")
-    return Curves(table, points.assign(curve=points["curve"].map(order), shots=points["shots"].astype(int)))
+    return values, came_out, members
 
 
 def _contained(members: pd.DataFrame) -> list[int]:
@@ -223,7 +236,7 @@ def _is_along(key: str, along: Sequence[str]) -> bool:
     return key in along or any(key.startswith(prefix) for prefix in along if prefix.endswith("."))
 
 
-def _shown(values: pd.DataFrame, names: pd.Series) -> tuple[pd.DataFrame, dict[int, int]]:
+def _shown(values: pd.DataFrame) -> tuple[pd.DataFrame, dict[int, int]]:
     """The table of curves in the order in which they are shown; and the new number of each curve.
 
     Zero-shot stands first, then by method, M, and the other choices of a method.
@@ -238,7 +251,6 @@ def _shown(values: pd.DataFrame, names: pd.Series) -> tuple[pd.DataFrame, dict[i
         backbone=[backbone_name(*n) for n in zip(values["backbone"], column(values, "pretrained"), strict=True)],
         zero_shot=zero_shot,
         classes=column(values, "classes").fillna("all"),
-        label=names,
     )
     names = zip(column(values, "trained_on"), column(values, "trained_classes"), strict=True)
     shown["source"] = [data_name(*pair) if pair[0] else None for pair in names]

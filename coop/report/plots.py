@@ -302,11 +302,12 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
 
 
 def _look(line: Line) -> dict[str, Any]:
-    """Color, marker and dash of a method; zero-shot is a black star."""
+    """Color, marker and dash of a method; zero-shot is a star, with the data set's own prompt a black one."""
+    color = COLORS[line.style % len(COLORS)]
     if line.places == [0] and line.label.startswith("zero_shot"):
-        return {"color": "black", "marker": "*", "ms": 7, "ls": "none"}
-    color, marker = COLORS[line.style % len(COLORS)], MARKERS[line.style % len(MARKERS)]
-    return {"color": color, "marker": marker, "ls": DASHES[line.style % len(DASHES)]}
+        return {"color": "black" if line.label == "zero_shot" else color, "marker": "*", "ms": 7, "ls": "none"}
+    marker, dash = MARKERS[line.style % len(MARKERS)], DASHES[line.style % len(DASHES)]
+    return {"color": color, "marker": marker, "ls": dash}
 
 
 def _diamond(confidence: str, color: str) -> dict[str, Any]:

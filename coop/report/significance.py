@@ -27,19 +27,17 @@ def paired(scores: pd.DataFrame, reference: int) -> pd.DataFrame:
     Returns:
         By method: "n" (shared seeds), "difference" (its mean), "half" (of its 95 % t-interval), "p" (paired t-test) and
         "p_wilcoxon" (signed-rank test, from six seeds on), both after Holm's correction for all methods compared. NaN
-        where too few seeds are shared, and in the row of the reference.
+        where too few seeds are shared or all have the same difference, and in the row of the reference.
     """
     differences = scores - scores.loc[reference]
     found = differences.agg(["count", "mean", "std"], axis=1).set_axis(["n", "difference", "sd"], axis=1)
+    # The same difference on all seeds says nothing of chance: both may be zero-shot, or the test images few.
+    found["sd"] = found["sd"].where(found["sd"] > 1e-9)
     found["half"] = half_width(found["sd"], found["n"])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = (found["difference"] / (found["sd"] / np.sqrt(found["n"]))).abs()
-    p = pd.Series(2 * stdtr((found["n"] - 1).where(found["n"] > 1), -t), index=found.index)
-    # No difference on any seed is none that chance could not bring.
-    p = p.mask(found["n"].gt(1) & found["sd"].eq(0) & found["difference"].eq(0), 1.0)
+    t = (found["difference"] / (found["sd"] / np.sqrt(found["n"]))).abs()
     others = found.index != reference
-    found["p"] = holm(p.where(others))
-    found["p_wilcoxon"] = holm(differences.apply(_wilcoxon, axis=1).where(others))
+    found["p"] = holm(pd.Series(2 * stdtr(found["n"] - 1, -t), found.index).where(others))
+    found["p_wilcoxon"] = holm(differences.apply(_wilcoxon, axis=1).where(others & found["p"].notna()))
     return found.drop(columns="sd").where(pd.Series(others, found.index), np.nan)
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from coop.report.groups import Curves, data_name, make_curves, make_settings
 from coop.report.published import compare
-from coop.report.records import KINDS, OWN, Records, keys_of, zero_shot_beside
+from coop.report.records import OWN, Records, keys_of, zero_shot_beside
 
 TEST_SET = ("split", "num_classes", "n_test", "dataset.manifest")
 
@@ -47,7 +47,7 @@ def make_study(records: Records, published: pd.DataFrame) -> Study:
     # On other data, what stands beside each run comes first: it has the template of those data.
     together = pd.concat([runs[own], zero_shot_beside(runs), runs[~own]])
     settings, scores, warnings = make_settings(together)
-    curves = [make_curves(settings, scores, keys, kind) for kind in KINDS]
+    curves = make_curves(settings, scores, keys)
     mixed = mixed_data(runs)
     warnings += [f"{text}; never averaged together, in separate rows" for text in mixed]
     if len(versions := sorted(runs["version"].unique())) > 1:

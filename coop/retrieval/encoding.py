@@ -85,7 +85,11 @@ def load_backbone(name: str, pretrained: str | None) -> FrozenCLIP:
     given = OmegaConf.load(known[name]) if name in known else {"model": name}
     node = OmegaConf.merge(OmegaConf.structured(BackboneConfig), given)
     node.pretrained = pretrained or node.pretrained
-    check_source(node.model, node.pretrained)
+    try:
+        check_source(node.model, node.pretrained)
+    except CoopError as error:  # in the words of coop.train
+        said = str(error).replace("backbone.model=", "backbone=").replace("backbone.pretrained=", "pretrained=")
+        raise CoopError(f"{said} (configs in conf/backbone: {', '.join(sorted(known))})") from None
     return FrozenCLIP.load(**OmegaConf.to_container(node, resolve=True))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from coop.clip.loading import hub_repository
-from coop.runs.folder import accuracy_rows
+from coop.runs.folder import accuracy_rows, by_test_set
 
 TEMPLATE = """---
 {{ card_data }}
@@ -71,7 +71,7 @@ def model_card(
         ignore_metadata_errors=False,
     )
     about = {"options": {}, "pretrained": None, "split": "unknown", **results}
-    rows = accuracy_rows(dict(results))
+    rows = accuracy_rows(results)
     card = ModelCard.from_template(
         data, template_str=TEMPLATE, name=name, r=about, rows=rows, classnames=classnames, license=license
     )
@@ -82,8 +82,6 @@ def _eval_results(results: Mapping[str, Any]) -> list | None:
     """Test accuracies in the form that the hub's pages show."""
     from huggingface_hub import EvalResult
 
-    named = {results["dataset"]: results} if "test/acc" in results else {}
-    named |= results.get("targets", {})
     return [
         EvalResult(
             task_type="image-classification",
@@ -92,5 +90,5 @@ def _eval_results(results: Mapping[str, Any]) -> list | None:
             metric_type="accuracy",
             metric_value=scores["test/acc"],
         )
-        for dataset, scores in named.items()
+        for dataset, scores in by_test_set(results).items()
     ] or None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 from coop.runs.folder import differing
 from coop.runs.schemas import FromFile, validated
 
@@ -94,5 +94,4 @@ def restoring(model: Any, path: Path | None) -> Iterator[None]:
     except Exception as error:
         if not model.restoring:
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CoopError(f"{path}: does not fit this run ({reason}); {FIX}") from error
+        raise CoopError(f"{path}: does not fit this run ({first_line(error)}); {FIX}") from error

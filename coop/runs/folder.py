@@ -19,7 +19,7 @@ from torch import Tensor
 import coop
 from coop.clip.backbone import FrozenCLIP
 from coop.data.manifest import manifest_sha256
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 from coop.methods.base import Method
 from coop.optim import DEFAULTS
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS, check_prompt
@@ -29,6 +29,7 @@ from coop.schedule import PAPER_EPOCHS
 from coop.system.files import write_atomically
 
 CHECKSUM = "crc32"  # key in the metadata of a prompt; prompts of earlier versions have none
+ANEW = f"copy it again, or delete it and {RESULTS} and start the same coop.train command again"
 # What decides a run's result; anything else may change between a run and its resumption.
 DECISIVE = (
     "shots",
@@ -77,12 +78,14 @@ def read_finished(run_dir: Path) -> dict[str, Any]:
     """The results.json of a run of coop.train.
 
     Raises:
-        CoopError: as `read_results`, or the folder holds something else.
+        CoopError: as `read_results`, the folder holds something else, or what was learned is damaged.
     """
     results = read_results(run_dir)
     if results["task"] != "train":
         what = "a converted prompt" if results["task"] == "convert" else "an evaluation"
         raise CoopError(f"{run_dir}: holds {what}, which training would overwrite; choose another hydra.run.dir")
+    if (run_dir / PROMPT).exists():
+        load_prompt(run_dir / PROMPT)
     return results
 
 
@@ -125,14 +128,14 @@ def load_prompt(path: Path) -> Prompt:
             metadata = json.loads((file.metadata() or {})["coop"])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise CoopError(f"{path}: not a prompt written by coop.train ({error})") from error
+        raise CoopError(f"{path}: not a prompt written by coop.train ({error}); {ANEW}") from error
     given = metadata.pop(CHECKSUM, None) if isinstance(metadata, dict) else None
     read = validated(PromptMetadata, metadata, path, "a prompt written by coop.train")
     if given not in (None, checksum(state, metadata)):
-        raise CoopError(f"{path}: damaged, its checksum does not fit its content; copy it again, or train the run anew")
+        raise CoopError(f"{path}: damaged, its checksum does not fit its content; {ANEW}")
     for name, tensor in state.items():
         if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise CoopError(f"{path}: {name} holds values that are not finite (NaN or infinite); train the run anew")
+            raise CoopError(f"{path}: {name} holds values that are not finite (NaN or infinite); {ANEW}")
     return Prompt(state, read)
 
 
@@ -191,8 +194,7 @@ def load_config(run_dir: Path) -> DictConfig:
     except FileNotFoundError:
         raise CoopError(f"{path}: no such file; the folder of a run holds one") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CoopError(f"{path}: not readable as a config ({reason})") from error
+        raise CoopError(f"{path}: not readable as a config ({first_line(error)})") from error
     content = validated(RunConfig, content, path, "the config of a run")
     content = as_today(content) | {"optimizer": DEFAULTS | content["optimizer"]}
     for key, value in flat(content).items():
@@ -285,14 +287,18 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def accuracy_rows(results: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+def by_test_set(results: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Accuracies in a results.json by data set: the run's own, if it was tested on it, and its targets."""
+    own = {results["dataset"]: results} if "test/acc" in results else {}
+    return own | results.get("targets", {})
+
+
+def accuracy_rows(results: Mapping[str, Any]) -> list[tuple[str, dict[str, float]]]:
     """Rows of the closing table: zero-shot and the method, on the run's own test set and on its targets."""
-    named = {results["dataset"]: results} if "test/acc" in results else {}
-    named |= results.get("targets", {})
     parts = (("zero-shot", "zero_shot"), (results["method"], "test"))
     rows = [
         (f"{name}: {label}", {key: scores[f"{part}/{key}"] for key in ("acc", "macro_acc")})
-        for name, scores in named.items()
+        for name, scores in by_test_set(results).items()
         for label, part in parts
     ]
     if "test/harmonic_mean" in results:

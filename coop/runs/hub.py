@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from coop.errors import CoopError
+from coop.errors import CoopError, first_line
 from coop.runs import CONFIG, PROMPT, RESULTS, check_prompt
 
 PREFIX = "hf:"
@@ -147,7 +147,7 @@ def _download(repository: str, revision: str | None, given: str) -> Path:
     except OSError as error:  # no network, offline, a full disk; a file that an interrupted download has left out
         raise CoopError(
             f"{given}: not in the cache of the hub on this machine, and could not be downloaded "
-            f"({_first_line(error)}). On a machine with a network: hf download {repository}, then copy the "
+            f"({first_line(error)}). On a machine with a network: hf download {repository}, then copy the "
             "folder that it prints and give run=FOLDER"
         ) from error
 
@@ -162,8 +162,4 @@ def explain(error: Exception, given: str) -> str:
         return f"{given}: no such repository on the hub, or a private one; if it is yours, log in with `hf auth login`"
     if getattr(error.response, "status_code", None) == 401:
         return f"{given}: the hub does not know your token; `hf auth login` gives a new one (or correct HF_TOKEN)"
-    return f"{given}: the hub refuses ({_first_line(error)})"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{given}: the hub refuses ({first_line(error)})"

@@ -52,7 +52,32 @@ warnings.filterwarnings("ignore", module="pytorch_lightning.utilities._pytree")
 CHECKPOINTS_PER_RUN = 50
 
 
-def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> pl.Trainer:
+class Trainer(pl.Trainer):
+    """Stops after a budget of steps. Lightning's `max_steps` cannot be resumed: the end of the checkpoint's epoch comes
+    a second time.
+
+    Args:
+        steps: in all; -1 for those of the epochs.
+    """
+
+    def __init__(self, steps: int, **options: Any):
+        super().__init__(**options)
+        self.steps = steps
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        whole = super().estimated_stepping_batches
+        return whole if self.steps == -1 else min(self.steps, whole)
+
+
+class StopAfterSteps(Callback):
+    """Ends training after the Trainer's budget of steps."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_) -> None:
+        trainer.should_stop = trainer.global_step == trainer.steps
+
+
+def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> Trainer:
     """A Trainer that checkpoints into `run_dir`, logs, and shows one bar for the whole run.
 
     Args:
@@ -74,12 +99,12 @@ def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> pl
         save_on_train_epoch_end=True,  # after all other callbacks: what they keep is in it
     )
     try:
-        return pl.Trainer(
+        return Trainer(
+            steps,
             **{key: cfg.trainer[key] for key in ("accelerator", "devices", "num_nodes", "strategy", "precision")},
             max_epochs=epochs,
-            max_steps=steps,
             logger=logger or False,
-            callbacks=[checkpoint, RunProgress(), StopAtOnce(), History()],
+            callbacks=[checkpoint, RunProgress(), StopAtOnce(), StopAfterSteps(), History()],
             plugins=[AtomicCheckpointIO(decisive(recorded(cfg))), *cluster_environment(cfg.trainer)],
             default_root_dir=run_dir,
             enable_progress_bar=False,

@@ -14,7 +14,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import coop
-from coop import CoopError, evaluate, export, interpret
+from coop import CoopError, evaluate, export, interpret, predict, retrieve, search
+from coop.clip.backbone import FrozenCLIP
 from coop.config import conf_dir
 from coop.data.readers.mini import read_mini
 from coop.runs.folder import read_results
@@ -117,6 +118,28 @@ def test_what_was_pushed_is_a_run_again(hub, folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     run = coop.load_run("hf:ann/mine", "cpu")
     assert run.predict(image) == expected and run.results["test/acc"] == 0.5
+
+
+def test_predict_search_and_retrieve_take_a_run_of_the_hub_offline(
+    hub, folder, tiny_clip, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setattr(FrozenCLIP, "load", lambda **_: tiny_clip)  # the same weights, loaded once
+    export.main([f"run={folder}", "push=ann/mine"])
+    local_folder("hf:ann/mine")
+    hub.requests.clear(), capsys.readouterr()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("COOP_CACHE", str(tmp_path / "features"))
+    monkeypatch.chdir(tmp_path)
+    images = [item.path for item in read_mini(None).test[:2]]
+    given = ["run=hf:ann/mine", "accelerator=cpu"]
+    assert predict.main([*given, *images, "json=true"]) == 0
+    assert [p["path"] for p in json.loads(capsys.readouterr().out)] == images
+    assert search.main([images[0], "a bird", *given, "num_workers=0", "json=true", "out=found"]) == 0
+    assert json.loads((tmp_path / "found" / "hits.json").read_text())["run"] == "hf:ann/mine"
+    (tmp_path / "captions.csv").write_text(f"image,caption\n{images[0]},one\n{images[1]},two\n")
+    assert retrieve.main(["captions=captions.csv", *given, "num_workers=0", "out=ranked"]) == 0
+    assert json.loads((tmp_path / "ranked" / "results.json").read_text())["n_captions"] == 2
+    assert hub.requests == []
 
 
 def test_the_model_card(hub, folder):

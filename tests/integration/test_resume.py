@@ -22,6 +22,8 @@ KINDS = {
     "a text tower per image, online with workers": ["method=cocoop", "augmentation=online", "num_workers=2"],
     "image encoder, online with workers": ["method=image_encoder", "augmentation=online", "num_workers=2"],
     "two stages, online": ["method=two_stage", "augmentation=online"],
+    "two stages by steps": ["method=two_stage", "epochs=null", "steps=11"],
+    "steps of a context": ["epochs=null", "steps=11"],
     "prompts in both towers, views with workers": [*quick("promptsrc"), "augmentation=views:2", "num_workers=2"],
 }
 
@@ -56,7 +58,7 @@ def interrupt(run, folder: Path, signum: int, *overrides: str, once=has_checkpoi
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_killed_run_ends_as_the_uninterrupted_one(run, small, tmp_path, kind):
-    overrides, whole, part = [*small, *KINDS[kind], "epochs=6", "batch_size=10"], tmp_path / "whole", tmp_path / "part"
+    overrides, whole, part = [*small, "epochs=6", "batch_size=10", *KINDS[kind]], tmp_path / "whole", tmp_path / "part"
     assert run("train", *overrides, f"hydra.run.dir={whole}").code == 0
     assert interrupt(run, part, signal.SIGKILL, *overrides).code == -signal.SIGKILL
     epochs = torch.load(part / "last.ckpt", weights_only=True)["epoch"] + 1

@@ -90,18 +90,21 @@ def test_broken_photographs_are_named_and_the_others_searched(run, photographs, 
 
 def test_a_stopped_search_resumes(run, photographs, backbone, tmp_path):
     words = [str(photographs), "snow", backbone, "num_workers=0", f"out={tmp_path / 'out'}"]
-    cache = {"COOP_CACHE": str(tmp_path / "cache")}
-    process = run.start("search", *words, COOP_TEST_SLOW="coop.data.features.open_image", **cache)
-    time.sleep(0.1)
-    deadline = time.monotonic() + 60
-    while not list((tmp_path / "cache").rglob(".*.lock")) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(1)  # at a tenth of a second each
-    os.kill(process.pid, signal.SIGTERM)
-    stopped = run.finish(process)
-    assert stopped.code == 128 + signal.SIGTERM and "start the same command again" in stopped.err
-    done = run("search", *words, **cache)
-    new = int(done.out.partition(" photographs, ")[2].split()[0])
+    for seconds in (1, 4):  # at a tenth of a second each; on a machine under load the first eight may take longer
+        folder = tmp_path / f"cache{seconds}"
+        cache = {"COOP_CACHE": str(folder)}
+        process = run.start("search", *words, COOP_TEST_SLOW="coop.data.features.open_image", **cache)
+        deadline = time.monotonic() + 60
+        while not list(folder.rglob(".*.lock")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(seconds)
+        os.kill(process.pid, signal.SIGTERM)
+        stopped = run.finish(process)
+        assert stopped.code == 128 + signal.SIGTERM and "start the same command again" in stopped.err
+        done = run("search", *words, **cache)
+        new = int(done.out.partition(" photographs, ")[2].split()[0])
+        if new < 60:
+            break
     assert done.code == 0 and 0 < new < 60, done.out
 
 
@@ -117,7 +120,9 @@ def test_a_stopped_search_resumes(run, photographs, backbone, tmp_path):
         (["PHOTOS", "snow", "classname=cat", "RUN"], "classname=cat beside words or like=: give one of them"),
         (["PHOTOS", "classname=cat", "RUN"], "classname=cat: not one of the 5 classes of this run"),
         (["PHOTOS", "snow", "RUN", "backbone=tiny"], "tiny beside run="),
-        (["PHOTOS", "snow", "backbone=tyni"], "tyni"),
+        (["PHOTOS", "snow", "backbone=tyni"], "backbone=tyni: open_clip has no such model"),
+        (["PHOTOS", "snow", "backbone=tyni"], "configs in conf/backbone: datacomp_vit_b16"),
+        (["PHOTOS", "snow", "backbone=ViT-B-32"], "needs pretrained=TAG"),
         (["PHOTOS", "like=nothing.jpg"], "nothing.jpg: the image file does not exist"),
         (["PHOTOS", "snow", "top=0"], "top=0: must be at least 1 and at most 1000"),
         (["PHOTOS", "snow", "tpo=3"], "tpo=3: there is no such option"),

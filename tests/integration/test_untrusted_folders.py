@@ -112,6 +112,19 @@ def test_a_lost_config_does_not_make_a_run_finished(run, small, copied):
     assert "without the config.yaml" in done.error
 
 
+def test_a_run_whose_prompt_is_damaged_is_not_finished(run, small, copied):
+    """Otherwise what "train it again" would come to is "already finished"."""
+    prompt = copied / "prompt.safetensors"
+    whole = prompt.read_bytes()
+    prompt.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    done = run("train", *small, f"hydra.run.dir={copied}")
+    assert done.code == 1 and f"{prompt}: damaged" in done.error and "already finished" not in done.err
+    prompt.unlink()
+    (copied / "results.json").unlink()
+    assert run("train", *small, f"hydra.run.dir={copied}").code == 0
+    assert prompt.read_bytes() == whole
+
+
 @pytest.mark.parametrize("case", ["another shape", "another config", "another optimizer"])
 def test_a_checkpoint_that_is_not_this_runs(run, small, copied, case):
     (copied / "results.json").unlink()

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -297,8 +298,10 @@ def test_a_prompt_of_other_classes_or_another_kind_is_refused(run, finished, tmp
         "rotated": (original_checkpoint(finished, tmp_path / "rotated", token_suffix=rotated), "class names differ"),
         "fewer": (original_checkpoint(finished, tmp_path / "fewer", token_suffix=rotated[:3]), "trained on 3 classes"),
         "image": (Path(shutil.copy(finished / "history.png", tmp_path / "image")), "not a prompt of the original"),
+        "code": (tmp_path / "code", "with Python objects that could run code"),
         "absent": (tmp_path / "absent", "no such file"),
     }
+    torch.save({"state_dict": {"ctx": partial(print, "CODE FROM THE FILE HAS RUN")}}, tmp_path / "code")
     for name, (path, message) in cases.items():
         done = run("convert", str(path), f"out={tmp_path / f'run_{name}'}", *trained_on(finished))
         assert done.code == 1 and message in done.err and "Traceback" not in done.err, done.err

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 import pytest
+from reference_checks.common import Settings
 
 FOLDER = Path(os.environ.get("COOP_METHOD_REFERENCE") or Path(__file__).parents[1] / "data" / "methods")
 CHECKS = Path(__file__).parent / "reference_checks"
@@ -41,8 +42,13 @@ def variants():
 
 @pytest.mark.parametrize(("content", "variant"), variants())
 def test_equal_to_the_authors_code(content, variant, tmp_path):
-    check = importlib.import_module(f"reference_checks.{method_of(content)}")
-    check.check(content, variant, tmp_path)
+    module = importlib.import_module(f"reference_checks.{method_of(content)}")
+    settings = Settings(variant["settings"])
+    try:
+        module.check(content, variant | {"settings": settings}, tmp_path)
+    except AssertionError as error:
+        error.add_note(f"settings that had no part in this check: {settings.unread()}")
+        raise
 
 
 def test_there_are_figures():

@@ -617,6 +617,7 @@ TABLES = {
     "no test": ("path,label,split\nant/0.jpg,ant,train\n", "list.csv", "both train and test"),
     "a class of test alone": ("path,label,split\nant/0.jpg,ant,train\nbee/0.jpg,bee,test\n", "bee", "rename or move"),
     "an image of two classes": (HEAD + "ant/0.jpg,ant\nant/0.jpg,bee\n", "ant/0.jpg", "Keep one"),
+    "an image twice": (HEAD + "ant/0.jpg,ant\nant/0.jpg,ant\n", "ant/0.jpg", "keep one row of each"),
     "no such image": (HEAD + "ant/9.jpg,ant\nbee/0.jpg,bee\n", "ant/9.jpg", "Unpack"),
     "a folder": (HEAD + "ant,ant\nbee/0.jpg,bee\n", "1 of the 2 images", "Unpack"),
     "the root": (HEAD + "/,ant\nbee/0.jpg,bee\n", "1 of the 2 images", "Unpack"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from coop.cache import main
+from coop.cache import main as run
 from coop.data.feature_cache import FeatureCache, default_cache_dir, identify
 
 
@@ -216,12 +216,12 @@ def test_a_shard_of_wrong_form_is_named_and_left_out(tmp_path, paths, features, 
     rows = torch.frombuffer(bytearray(identify(paths[:20]).tobytes()), dtype=torch.uint8).view(20, 16)
     save_file(ruined(kind, rows, features[:20]), folder / "0.safetensors")
     cached(tmp_path).add(paths[20:], features[20:])
-    assert main([f"cache_dir={tmp_path / 'cache'}"]) == 0
+    assert run([f"cache_dir={tmp_path / 'cache'}"]) == 0
     assert same(cached(tmp_path).lookup(paths), features, range(20, 40))
     assert f"{folder / '0.safetensors'}: unreadable, its images are encoded again ({message}" in caplog.text
     cached(tmp_path).add(paths[:20], features[:20])
     assert same(cached(tmp_path).lookup(paths), features, range(40)), "the damaged rows are nowhere"
-    assert main([f"cache_dir={tmp_path / 'cache'}"]) == 0
+    assert run([f"cache_dir={tmp_path / 'cache'}"]) == 0
     assert "40 images x 8, 1 unreadable files" in " ".join(capsys.readouterr().out.split())
 
 
@@ -230,7 +230,7 @@ def test_a_named_pipe_does_not_hang(tmp_path, paths, features, caplog):
     os.mkfifo(cached(tmp_path).folder / "0.safetensors")
     assert same(cached(tmp_path).lookup(paths), features, range(40))
     assert "0.safetensors: unreadable, its images are encoded again (not a file)" in caplog.text
-    assert main([f"cache_dir={tmp_path / 'cache'}"]) == 0
+    assert run([f"cache_dir={tmp_path / 'cache'}"]) == 0
 
 
 def test_a_shard_larger_than_what_is_read_at_once(tmp_path, paths, features, monkeypatch):

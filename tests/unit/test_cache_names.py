@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coop.cache import main
+from coop.cache import main as run
 from coop.data.features import FeatureExtractor
 from coop.data.sampling import Item
 
@@ -24,7 +24,7 @@ def test_entries_name_their_backbone_data_set_and_part(small_clip, items, tmp_pa
     extractor(items[:2], None, "test images")
     extractor(items, None, "training images")
     extractor(items, None, "validation images")
-    assert main([f"cache_dir={tmp_path / 'cache'}"]) == 0
+    assert run([f"cache_dir={tmp_path / 'cache'}"]) == 0
     out = capsys.readouterr().out
     # The validation images were all there already; nothing was kept for them.
     assert "small, caltech101 test images, caltech101 training images, 3 images x 64" in out

@@ -107,6 +107,7 @@ def test_missing_or_not_text(tmp_path):
 
 
 def test_repeated_row_is_warned_about(folder, caplog):
-    rows = [f"{name}/{index}.jpg,{name}" for name in "ab" for index in range(10)]
-    read_csv(None, path=write(folder, "path,label\n" + "\n".join([*rows, rows[0]])))
+    """Where the file itself splits, it can be meant; split by us, the two could be for training and for testing."""
+    rows = [f"{name}/{index}.jpg,{name},{'train' if index else 'test'}" for name in "ab" for index in range(10)]
+    read_csv(None, path=write(folder, "path,label,split\n" + "\n".join([*rows, rows[0]])))
     assert "1 rows stand there twice" in caplog.text

@@ -1,9 +1,12 @@
 """Runs that were tested on other data too, in the report; and runs that do not belong together."""
 
+from functools import partial
+
 import pandas as pd
 import pytest
 from synthetic_runs import write_run
 
+from coop.cli.command import exit_code
 from coop.report.__main__ import main
 from coop.report.leaderboard import board_table, boards
 from coop.report.published import read_published
@@ -12,6 +15,7 @@ from coop.report.study import make_study
 from coop.runs.base_to_new import harmonic_mean
 
 NONE = read_published()[:0]
+run = partial(exit_code, main)
 
 
 def entry(acc: float, **changed) -> dict:
@@ -100,19 +104,19 @@ def not_drawn(monkeypatch):
 def test_runs_on_other_data_are_refused_in_one_report(tmp_path, capsys, not_drawn, key, value):
     write_run(tmp_path / "runs/a", seed=1)
     write_run(tmp_path / "runs/b", seed=2, **{key: value})
-    assert main([str(tmp_path / "runs")]) == 1
+    assert run([str(tmp_path / "runs")]) == 1
     message = capsys.readouterr().err
     assert f"caltech101: {key} is " in message and "(1 run)" in message and "mixed=true" in message
     assert not (tmp_path / "runs/report").exists()
-    assert main([str(tmp_path / "runs"), "mixed=true"]) == 0
+    assert run([str(tmp_path / "runs"), "mixed=true"]) == 0
     assert f"warning: caltech101: {key} is " in capsys.readouterr().err
-    assert main([str(tmp_path / "runs"), "mixed=perhaps"]) == 1
+    assert run([str(tmp_path / "runs"), "mixed=perhaps"]) == 1
 
 
 def test_base_and_all_classes_are_apart_and_welcome(tmp_path, not_drawn):
     write_run(tmp_path / "runs/a")
     write_run(tmp_path / "runs/b", classes="base", num_classes=50, n_test=1549)
-    assert main([str(tmp_path / "runs")]) == 0
+    assert run([str(tmp_path / "runs")]) == 0
 
 
 def test_a_zero_shot_run_is_what_stands_beside_the_others(tmp_path):
@@ -127,3 +131,12 @@ def test_a_zero_shot_run_is_what_stands_beside_the_others(tmp_path):
     assert not study.warnings
     methods = [board.frame["method"].tolist() for board in boards(study, own=False)]
     assert [sorted(names) for names in methods] == [["coop", "zero_shot"]] * 2
+
+
+def test_a_setting_has_one_name_whatever_it_was_tested_on(tmp_path):
+    """KgCoOp was tested on nothing else, and has other epochs."""
+    write_run(tmp_path / "a", targets={"imagenet_a": entry(0.3, num_classes=200)})
+    write_run(tmp_path / "b", method="kgcoop", epochs=100, config={"epochs": 100})
+    study = make_study(read_runs([tmp_path]), NONE)
+    assert study.curves.table["label"].tolist() == ["zero_shot", "coop 200 epochs", "kgcoop 100 epochs"]
+    assert study.transfers.table["label"].tolist() == ["zero_shot", "coop 200 epochs"]

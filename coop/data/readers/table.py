@@ -97,6 +97,11 @@ def _check_repeated(rows: list[dict[str, str]], file: Path) -> None:
             raise CoopError(f"{file}: {row['path']} stands there twice, as {two}. Keep one of the two")
         if first is not row:
             repeated.append(row["path"])
+    if repeated and "split" not in rows[0]:
+        raise CoopError(
+            f"{file}: {len(repeated)} rows stand there twice: {shorten(repeated)}. Split 50/20/30, an image could be "
+            "trained on and tested on; keep one row of each, or add a split column"
+        )
     if repeated:
         log.warning("%s: %d rows stand there twice and count twice: %s", file, len(repeated), shorten(repeated))
 

@@ -15,6 +15,13 @@ OURS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "proj": "o"}
 TOKENS = {"text": 77, "image": 10}
 
 
+class Detached(nn.Module):
+    """With a dropout of exactly 0 the authors' code gives no gradient through a low-rank branch's input."""
+
+    def forward(self, x):
+        return x.detach()
+
+
 class Mask(nn.Module):
     """The masks of one low-rank branch: the first of a step is number `first`, and a step has `total` of them."""
 
@@ -34,20 +41,25 @@ class Mask(nn.Module):
         return x * kept / 0.75
 
 
-def with_masks(method: CLIPLoRA) -> None:
-    """The text tower comes first, then blocks in ascending order, and q, k, v, o within one."""
+def with_path(method: CLIPLoRA, path: str) -> None:
+    """The authors' path through dropout. The text tower comes first, then blocks in ascending order, and q, k, v, o."""
+    if path == "dropout_p0":
+        return
     branches = []
     for tower in ("text", "image"):
         changes = getattr(method, tower)
         for layer in changes.by_layer() if changes else ():
             branches += [(tower, name, layer[name]) for name in "qkvo" if name in layer]
     for first, (tower, name, branch) in enumerate(branches):
-        branch.dropout = Mask(first, len(branches), TOKENS[tower], joined=name == "o")
+        masks = Mask(first, len(branches), TOKENS[tower], joined=name == "o")
+        branch.dropout = masks if path == "dropout_masks" else Detached()
 
 
 def check(content, variant, folder):
     settings, at_start, training = variant["settings"], variant["start"], variant["training"]
-    masks = settings["path"] == "dropout_masks"
+    path = settings["path"]
+    assert path in ("dropout_p0", "dropout_masks") or path.startswith("literal"), path
+    assert abs(settings["scaling"] - settings["alpha"] / settings["r"] ** 0.5) < 1e-6
     method = CLIPLoRA(
         clip(), CLASSNAMES, templates=settings["templates"], encoder=settings["encoder"], layers=settings["layers"],
         params=settings["params"], rank=settings["r"], alpha=settings["alpha"], dropout=0.0,
@@ -62,8 +74,7 @@ def check(content, variant, folder):
 
     first = images()[:8]
     method.train()
-    if masks:
-        with_masks(method)
+    with_path(method, path)
     loss, logits = method.loss(Batch(labels()[:8], method.encode_image(first)))
     loss.backward()
     close(logits[:4], at_start["logits_first4"], 1e-4, what="logits")
@@ -71,8 +82,7 @@ def check(content, variant, folder):
     for name, tensor in learned.items():
         close_gradient(tensor.grad, at_start["gradient"][name], what=name)
     method.zero_grad()
-    if masks:
-        with_masks(method)  # from the first one again
+    with_path(method, path)  # from the first mask again
 
     optimizer = {
         "name": "adamw", "lr": settings["lr"], "weight_decay": 0.01, "warmup_epochs": 0, "eta_min": 1e-6, "per": "step",

@@ -23,13 +23,14 @@ SGD = {"name": "sgd", "lr": 0.002, "momentum": 0.9, "weight_decay": 5e-4, "warmu
 
 
 @functools.cache
-def clip(text_layers: int = small.TEXT["layers"]) -> FrozenCLIP:
+def clip(text_layers: int = small.TEXT["layers"], vision_width: int = small.VISION["width"]) -> FrozenCLIP:
     """Built once; a method that changed it would be seen by all that come after.
 
     Args:
         text_layers: depth of the text tower, by the same rule of weights.
+        vision_width: V, of the image tower, by the same rule.
     """
-    return FrozenCLIP(small.small_vit_clip(text_layers), tokenizer(), name="small_vit")
+    return FrozenCLIP(small.small_vit_clip(text_layers, vision_width), tokenizer(), name="small_vit")
 
 
 def images(count: int = 24) -> Tensor:
@@ -94,6 +95,26 @@ class Trace(pl.Callback):
 
     def on_train_epoch_end(self, trainer, module):
         self.after_epochs.append({name: p.detach().clone() for name, p in module.method.named_parameters()})
+
+
+class Settings(dict):
+    """A file's settings; remembers which of them a check has read."""
+
+    def __init__(self, settings: Mapping[str, Any]):
+        super().__init__(settings)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def unread(self) -> dict[str, Any]:
+        """What had no part in a check: descriptions, or a setting that it does not know."""
+        return {key: value for key, value in self.items() if key not in self.read}
 
 
 Batches = Iterable[dict[str, Tensor]]

@@ -21,7 +21,8 @@ def batches(settings: dict, images: int, texts: int) -> torch.Tensor:
     """Rows of each step in the file's words: so many image features in order, then texts in a stride."""
     sizes = [int(size) for size in re.findall(r"(\d+) (?:image|text)", settings["batch"])]
     counts, orders = [images, texts], [torch.arange(images), torch.arange(texts)]
-    if stride := re.search(r"\((\d+) i\) mod", settings["text_order"]):
+    assert re.fullmatch(r"rows 0-\d+ in batches of \d+, over again", settings["image_order"])
+    if stride := re.search(r"\((\d+) i\) mod", settings.get("text_order") or ""):
         orders[1] = images + int(stride[1]) * orders[1] % texts
     parts = []
     for size, count, order in zip(sizes, counts, orders, strict=False):
@@ -60,6 +61,7 @@ def check(content, variant, folder):
     )  # fmt: skip
     interval = int(re.search(r"iterations 0,(\d+)", settings["validation"])[1])
     method.grid = Recording([settings["lr"]], [settings["weight_decay"]], [8], iterations, warmup, interval)
+    assert settings["warmup_min_lr"] == 1e-5
     names = our_names(method, variant["learned"])
 
     f = clip().encode_image(images(), method.feature_kind)

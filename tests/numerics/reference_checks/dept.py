@@ -7,11 +7,11 @@ from coop.methods.base import Batch
 from coop.methods.dept import DePT
 from reference_checks.common import (  # fmt: skip
     CLASSNAMES,
-    SGD,
     clip,
     close,
     close_gradient,
     close_tensor,
+    dassl,
     feature_batches,
     images,
     small,
@@ -35,8 +35,14 @@ def check(content, variant, folder):
     }
     words = settings["ctx_init"]
     method = DePT(clip(), CLASSNAMES, n_ctx=None if words else settings["n_ctx"], ctx_init=words or None, **options)
+    if not settings["film"]:  # scales of one and shifts of zero stay
+        method.text_film.requires_grad_(False)
+        method.image_film.requires_grad_(False)
+    learned = {name for name in tensors(method, lambda p: p) if settings["film"] or not name.startswith("film")}
+    assert variant["learned"].keys() == learned
     with torch.no_grad():
-        for name, tensor in tensors(method, lambda p: p.data).items():
+        for name in learned:
+            tensor = tensors(method, lambda p: p.data)[name]
             entry = variant["learned"][name]
             if entry["start"] == "words":
                 continue
@@ -58,14 +64,15 @@ def check(content, variant, folder):
     loss, _ = method.loss(Batch(batches[0]["label"], batches[0]["image_features"]))
     loss.backward()
     close(loss, at_start["loss"], 1e-5, what="loss")
-    for name, gradient in tensors(method, lambda p: p.grad).items():
+    for name in learned:
+        gradient = tensors(method, lambda p: p.grad if p.grad is not None else p)[name]
         close_gradient(gradient, at_start["gradient"][name], what=name)
     method.zero_grad()
 
     rates = training["lr_of_ctx_and_of_new_layers"]
-    trace = train(method, batches, len(rates), SGD | {"lr": settings["lr"]}, folder)
+    trace = train(method, batches, len(rates), dassl(settings), folder)
     close(trace.losses, training["losses"], 1e-4, what="losses")
     close(trace.rates[::3], [rate[0] for rate in rates], 1e-9, what="learning rates")
-    for name, tensor in tensors(method, lambda p: p.data).items():
-        close_tensor(tensor, training["final"][name], 1e-5, 1e-4, name)
+    for name in learned:
+        close_tensor(tensors(method, lambda p: p.data)[name], training["final"][name], 1e-5, 1e-4, name)
     close(method.eval().logits(features)[:4], training["final_logits_fused_first4"], 1e-4, what="final logits")

@@ -13,6 +13,7 @@ def check(content, variant, folder):
     settings, at_start, training = variant["settings"], variant["start"], variant["training"]
     count = settings["n_train"]
     f, y = clip().encode_image(images(count)), labels(count)
+    assert settings["shots"] * 12 == count
     val_f, val_y = clip().encode_image(small.drawn("val", (24, 3, 48, 48), 1.0)), labels()
     method = LPpp(clip(), CLASSNAMES, templates=settings["templates"], iterations=settings["epochs"])
     start = variant["learned"]["classifier.bias"]

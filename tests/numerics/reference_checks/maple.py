@@ -8,7 +8,8 @@ from reference_checks.towers import check_tower_method
 def check(content, variant, folder):
     settings = variant["settings"]
     words = settings["ctx_init"] if settings["ctx_from_words"] else None
-    method = MaPLe(clip(), CLASSNAMES, n_ctx=settings["n_ctx"], ctx_init=words, depth=settings["depth"])
+    backbone = clip(vision_width=settings.get("vision_width", 128))
+    method = MaPLe(backbone, CLASSNAMES, n_ctx=settings["n_ctx"], ctx_init=words, depth=settings["depth"])
     names = {"prompt_learner.ctx": method.ctx}
     for k, parameter in enumerate(method.deep.text):
         names[f"prompt_learner.compound_prompts_text.{k}"] = parameter

@@ -11,6 +11,7 @@ from reference_checks.common import (
     close,
     close_gradient,
     close_tensor,
+    dassl,
     images,
     labels,
     start,
@@ -52,11 +53,7 @@ def check_tower_method(
     method.zero_grad()
 
     epochs = len(training["lr"])
-    optimizer = {
-        "name": "sgd", "lr": settings["lr"], "momentum": 0.9, "weight_decay": 5e-4, "warmup_epochs": 1,
-        "warmup_lr": 1e-5,
-    }  # fmt: skip
-    trace = train(method, lambda _: batches(method), epochs, optimizer, folder)
+    trace = train(method, lambda _: batches(method), epochs, dassl(settings), folder)
     close(trace.losses, training["losses"], 1e-4, what="losses")
     close(trace.rates[::3], training["lr"], 1e-9, what="learning rates")
     names = {id(parameter): name for name, parameter in method.named_parameters()}
