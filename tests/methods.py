@@ -9,6 +9,7 @@ QUICK = {
     "maple": ["method.depth=2"],
     "promptsrc_maple": ["method.depth_text=2", "method.depth_vision=2"],
     "promptsrc": ["method.depth_text=2", "method.depth_vision=2"],
+    "zero_shot_ensemble": ["method.templates=7"],
     "vpt": ["method.depth_vision=2"],
 }
 

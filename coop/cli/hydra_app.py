@@ -20,6 +20,8 @@ from coop.system.memory import keep_freed_memory
 
 # Hydra prints exceptions itself, as shortened tracebacks; here they come to `explain`.
 hydra._internal.utils.run_and_report = lambda call: call()
+# It composes the whole config to ask it for hydra.mode, before it composes it for the run: here -m alone decides.
+hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: None
 
 
 def one_of_each(batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:

@@ -109,7 +109,8 @@ class FewShotData(pl.LightningDataModule):
         self, items: Sequence[Item], views: Iterable[int | None], features: Tensor | None = None
     ) -> "ViewedImages":
         clip, preprocess, paths = self.extractor.clip, self.splits.preprocess, [item.path for item in items]
-        return ViewedImages([FixedViews(paths, preprocess, clip, view) for view in views], self.seed, features)
+        images = [FixedViews(paths, preprocess, clip, view) for view in views]
+        return ViewedImages(images, [item.label for item in items], self.seed, features)
 
     def _train_views(self) -> Tensor:
         """Features (V, N, E) of the fixed views of the training images."""
@@ -240,20 +241,20 @@ class ViewedImages(Dataset):
 
     Args:
         views: V of them.
+        labels: of the images.
         seed: of the choice.
         features: the frozen CLIP's (V, N, E) of them, if batches bring them.
     """
 
-    def __init__(self, views: Sequence[FixedViews], seed: int, features: Tensor | None = None):
-        self.views, self.seed, self.features = views, seed, features
+    def __init__(self, views: Sequence[FixedViews], labels: Sequence[int], seed: int, features: Tensor | None = None):
+        self.views, self.labels, self.seed, self.features = views, labels, seed, features
 
     def __len__(self) -> int:
         return len(self.views[0])
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor | int]:
         view, index = chosen_view(self.seed, key, len(self.views)), key[1]
-        images = self.views[view]
-        brought = {"image": images[index], "label": images.items[index].label}
+        brought = {"image": self.views[view][index], "label": self.labels[index]}
         return brought if self.features is None else brought | {"image_features": self.features[view, index]}
 
 

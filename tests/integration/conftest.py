@@ -66,7 +66,7 @@ def small(small_folder, photographs) -> list[str]:
     """Overrides of a run of the small CLIP on the folder of photographs."""
     return [
         "backbone=open_clip", f"backbone.model=local-dir:{small_folder}", "features=cached", "num_workers=0",
-        "dataset=folder", f"dataset.path={photographs}", "shots=4", "epochs=3", "batch_size=4", "logger=none",
+        "dataset=folder", f"dataset.path={photographs}", "shots=4", "epochs=3", "batch_size=10", "logger=none",
     ]  # fmt: skip
 
 

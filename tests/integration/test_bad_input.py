@@ -86,9 +86,9 @@ def test_a_long_name_with_underscores_is_counted_as_it_is_used(run, small, photo
 
 def test_as_a_user_starts_it(run, tmp_path):
     """Through the interpreter: exit code and stderr of the real command, with and without HYDRA_FULL_ERROR."""
-    done = run.interpreter("-m", "coop.train", "method.n_ctx=0", f"hydra.run.dir={tmp_path}")
+    done = run.interpreter("-m", "coop.train", "shots=0", f"hydra.run.dir={tmp_path}")
     assert done.code == 1
-    assert done.error.startswith("method.n_ctx=0: the number of context vectors must be at least 1")
+    assert done.error.startswith("shots=0: ") and "-1 for all" in done.error
     assert done.out == ""
 
 

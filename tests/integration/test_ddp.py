@@ -50,12 +50,10 @@ def equal(one: Path, two: Path, epochs: int = 3) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["augmentation=online"],
-        ["augmentation=views:2", "features=cached"],
-        ["method.class_specific=true"],
+        ["augmentation=online", "method.class_specific=true"],
+        ["method=tcp", "augmentation=views:2", "features=cached"],
         ["method=prograd", "method.ctx_init=null"],
         ["method=cocoop", "method.ctx_init=null"],
-        ["method=tcp"],
         ["method=plot", "method.n_prompts=2", "batch_size=20"],
     ],
     ids=lambda value: value[0],

@@ -43,7 +43,7 @@ def test_two_processes_on_devices_equal_one_on_the_cpu(run, small, tmp_path, ove
     equal(tmp_path / "one", tmp_path / "two", epochs=2)
 
 
-@pytest.mark.parametrize("precision", ["32", "bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
 def test_an_evaluation_has_the_precision_of_its_run(run, small, tmp_path, precision):
     options = [*small, *SMALL, f"trainer.precision={precision}", f"hydra.run.dir={tmp_path / 'run'}"]
     assert run("train", *options).code == 0
@@ -71,11 +71,11 @@ def test_what_was_learned_on_a_gpu_is_resumed_on_a_cpu(run, small, tmp_path, mon
 
 def test_what_is_learned_is_on_disk_before_it_is_tested(run, small, tmp_path):
     """Testing fails (a full disk, a lost GPU, a kill): the prompt is there, and the next start has only to test."""
-    options = [*small, "epochs=120", f"hydra.run.dir={tmp_path}"]
+    options = [*small, f"hydra.run.dir={tmp_path}"]
     done = run("train", *options, COOP_TEST_FAIL="coop.train.evaluate")
     assert done.code != 0
     learned = (tmp_path / "prompt.safetensors").read_bytes()
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 119
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 2
     assert not (tmp_path / "results.json").exists()
     done = run("train", *options)
     assert done.code == 0, done.err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from methods import quick
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("plain")
@@ -17,16 +18,13 @@ EPOCHS = "epochs=40"
 KINDS = {
     "features": [],
     "what a method keeps": ["method=clap", "method.adaptive=true", "augmentation=views:3"],
-    "online": ["augmentation=online"],
-    "online with workers": ["augmentation=online", "num_workers=2"],
-    "image encoder with workers": ["method=image_encoder", "augmentation=online", "num_workers=2"],
-    "gradient surgery": ["method=prograd"],
-    "a text tower per image": ["method=cocoop"],
-    "views with workers": ["method=image_encoder", "augmentation=views:2", "num_workers=2"],
-    "two stages": ["method=two_stage", "augmentation=online"],
+    "gradient surgery, online": ["method=prograd", "augmentation=online"],
+    "a text tower per image, online with workers": ["method=cocoop", "augmentation=online", "num_workers=2"],
+    "image encoder, online with workers": ["method=image_encoder", "augmentation=online", "num_workers=2"],
+    "two stages, online": ["method=two_stage", "augmentation=online"],
     "two stages by steps": ["method=two_stage", "epochs=null", "steps=11"],
     "steps of a context": ["epochs=null", "steps=11"],
-    "prompts in both towers": ["method=promptsrc", "method.depth_text=2", "method.depth_vision=2"],
+    "prompts in both towers, views with workers": [*quick("promptsrc"), "augmentation=views:2", "num_workers=2"],
 }
 
 

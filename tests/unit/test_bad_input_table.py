@@ -266,13 +266,16 @@ def wrong_of(kind: typing.Any) -> list[tuple[str, str]]:
 RENAMED = {("prograd", "method.template"): "method.ctx_init"}
 
 
-# A key is tried once for each reader or method that has it; those that all readers share once in all.
-NODES = {}
+# A key is tried with all wrong values once, and with one for each reader or method that has it; those that all readers
+# share once in all.
+NODES, tried = {}, set()
 for choice, word, fix in node_cases("dataset", DATASET_KEYS) + node_cases("method", METHOD_KEYS):
     group, key = choice.partition("=")[0], word.partition("=")[0].partition(".")[2]
     shared = key in DATASET_KEYS if group == "dataset" else key in METHOD_KEYS
     target = "all" if shared else written(*choice.split("="))["_target_"]
-    NODES.setdefault((group, target, word), (choice, word, fix))
+    if (target, key) not in tried or (word, fix) not in tried:
+        NODES.setdefault((group, target, word), (choice, word, fix))
+    tried |= {(target, key), (word, fix)}
 NODES = list(NODES.values())
 
 

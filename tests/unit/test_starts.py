@@ -10,10 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra._internal.hydra import Hydra
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 import coop
 from coop.cli.command import main_of
+from coop.cli.hydra_app import launch
 from coop.data.readers.listing import EXTENSIONS
 
 PHOTOGRAPHS = Path(coop.__file__).parent / "assets" / "mini" / "images"
@@ -73,6 +75,14 @@ def test_bash_completes_keys_and_choices(tmp_path):
         "features=.",
         ".",
     ]
+
+
+def test_the_config_of_a_run_is_composed_once(monkeypatch, tmp_path):
+    times, compose = [], Hydra.compose_config
+    monkeypatch.setattr(Hydra, "compose_config", lambda *args, **given: times.append(1) or compose(*args, **given))
+    monkeypatch.setattr(sys, "argv", ["train.py", f"hydra.run.dir={tmp_path}"])
+    launch(lambda cfg: None, "train")
+    assert len(times) == 1
 
 
 def test_importing_a_command_leaves_lightnings_logger_as_the_config_has_set_it(monkeypatch):

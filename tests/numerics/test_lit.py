@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from coop import FrozenCLIP, PromptLearner, learning_rate
 from coop.methods.zero_shot import ZeroShot
 from coop.training.module import LitClassifier
+from coop.training.trainer import checkpoint_interval
 
 OPTIMIZER = {
     "name": "sgd",
@@ -83,6 +84,11 @@ def test_a_checkpoint_holds_the_method_and_the_optimizer_alone(small_clip, tmp_p
     assert torch.equal(checkpoint["state_dict"]["method.ctx"], learner.ctx)
     (state,) = checkpoint["optimizer_states"][0]["state"].values()
     assert state["momentum_buffer"].shape == learner.ctx.shape
+
+
+def test_the_last_epoch_is_always_on_disk():
+    assert all(epochs % checkpoint_interval(epochs) == 0 for epochs in range(1, 1001))
+    assert [checkpoint_interval(epochs) for epochs in (1, 99, 120, 200, 1000)] == [1, 1, 2, 4, 20]
 
 
 @pytest.mark.parametrize("broken_at", [1, 3])

@@ -11,6 +11,7 @@ from methods import quick
 from omegaconf import OmegaConf, open_dict
 
 from coop import CoopError, FrozenCLIP
+from coop.clip.templates import clip_templates
 from coop.config import METHOD_KEYS, build_method, check, locate
 from coop.data.datamodule import FewShotData
 from coop.data.features import FeatureExtractor
@@ -61,9 +62,10 @@ def poisoned(splits: Splits, part: str) -> Splits:
 
 
 @pytest.fixture
-def outcome(tmp_path_factory):
+def outcome(tmp_path_factory, monkeypatch):
     """Train a method for two epochs and predict the test images: labels, confidences and what was chosen."""
     cache = tmp_path_factory.getbasetemp() / "cache_of_labels"
+    monkeypatch.setattr("coop.methods.promptsrc.clip_templates", lambda _: clip_templates(7))
 
     def run(name: str, splits: Splits, validation: str = "choose"):
         cfg = composed(name, f"validation={validation}")
