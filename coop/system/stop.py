@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 
@@ -130,8 +130,10 @@ def _unraisable(hook: Callable, unraisable: "sys.UnraisableHookArgs") -> None:
     """Where Python lets no exception through (destructors, what is called after a fork), raise it a moment later."""
     global _received
     if isinstance(unraisable.exc_value, Stopped):
-        signum, _received = _received, None
-        threading.Timer(0.01, os.kill, (os.getpid(), signum)).start()
+        while _received is not None:  # on a busy machine it comes again before the timer has started, and here
+            signum, _received = _received, None
+            with suppress(Stopped):
+                threading.Timer(0.01, os.kill, (os.getpid(), signum)).start()
     elif _received is None:
         hook(unraisable)
 
