@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
@@ -20,8 +21,11 @@ from coop.system.memory import keep_freed_memory
 
 # Hydra prints exceptions itself, as shortened tracebacks; here they come to `explain`.
 hydra._internal.utils.run_and_report = lambda call: call()
-# It composes the whole config to ask it for hydra.mode, before it composes it for the run: here -m alone decides.
-hydra._internal.hydra.Hydra.get_mode = lambda *_, **__: None
+# It composes the whole config to ask it for hydra.mode, and then again for the run: needless where no word sets it.
+composed_mode = Hydra.get_mode
+Hydra.get_mode = lambda self, config_name, overrides: (
+    composed_mode(self, config_name, overrides) if any("hydra.mode=" in word for word in overrides) else None
+)
 
 
 def one_of_each(batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:
