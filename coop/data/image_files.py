@@ -59,7 +59,7 @@ def _beneath(folder: str, above: tuple = ()) -> Iterator[Found]:
     try:
         here = os.stat(folder)
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_ignored(entry.name))
+            found = sorted((entry.name, _is_folder(entry)) for entry in entries if not is_ignored(entry.name))
     except OSError as error:
         yield folder, f"{printable(folder)}: {error.strerror}"
         return
@@ -69,3 +69,10 @@ def _beneath(folder: str, above: tuple = ()) -> Iterator[Found]:
     yield from ((start + name, None) for name, is_folder in found if not is_folder and is_image_name(name))
     for name in (name for name, is_folder in found if is_folder):
         yield from _beneath(start + name, (*above, (here.st_dev, here.st_ino)))
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False

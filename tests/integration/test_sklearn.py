@@ -41,7 +41,7 @@ def cached(work, monkeypatch):
 @pytest.fixture(scope="module")
 def estimator(small_folder) -> FewShotClassifier:
     """The small CLIP, quickly."""
-    options = {"backbone.model": f"local-dir:{small_folder}", "epochs": 3, "batch_size": 4, "num_workers": 0}
+    options = {"backbone.model": f"local-dir:{small_folder}", "epochs": 3, "batch_size": 10, "num_workers": 0}
     return FewShotClassifier("open_clip", options=options)
 
 

@@ -103,14 +103,14 @@ def test_ctrl_c_is_ignored_where_the_shell_says_so(run, small, tmp_path):
 @pytest.mark.parametrize(
     "command, advised",
     [
-        ("train", "to resume:\n  python -m coop.train shots=1 hydra.run.dir=runs"),
-        ("predict", "start the same command again"),
+        ("train shots=1", "to resume:\n  python -m coop.train shots=1 hydra.run.dir=runs"),
+        ("predict run={} {}", "start the same command again"),
     ],
 )
-def test_during_imports(tmp_path, command, advised):
+def test_during_imports(tmp_path, finished, photographs, command, advised):
     """A user who has mistyped something does not wait."""
     process = subprocess.Popen(
-        [sys.executable, "-X", "importtime", "-m", f"coop.{command}", "shots=1"],
+        [sys.executable, "-X", "importtime", "-m", *f"coop.{command}".format(finished, photographs).split()],
         cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_terminal,
     )  # fmt: skip
     for line in process.stderr:

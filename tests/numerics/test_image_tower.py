@@ -370,7 +370,7 @@ NAMES = ["cat", "dog"]
         ),
         (
             lambda c: MaPLe(c, NAMES, ctx_init="a photo of a", class_token_position="front", depth=3),
-            'method.class_token_position=front with the prompt "a photo of a"',
+            "method.class_token_position=front: MaPLe has only class_token_position=end",
         ),
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], rank=0), "method.rank=0: must be at least 1"),
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], layers=[4]), "method.layers: 4 is not among the tower's"),
