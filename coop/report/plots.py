@@ -279,18 +279,14 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
     for line in methods:
         half = pd.Series(line.half, dtype=float).fillna(0.0).tolist()
         axes.errorbar(line.places, line.mean, half, elinewidth=0.6, **_look(line) | {"ls": "none", "ms": 5})
-    seconds = sorted(line.places[0] for line in methods)
     best, front = -math.inf, []
     for line in sorted(methods, key=lambda line: (line.places[0], -line.mean[0])):
         if line.mean[0] > best:
             best = line.mean[0]
             front.append(line)
     axes.plot([line.places[0] for line in front], [line.mean[0] for line in front], color="#999999", lw=0.8, zorder=1)
-    middle = math.sqrt(seconds[0] * seconds[-1])
-    for line in front if len(methods) > MANY else ():
-        side = 1 if line.places[0] < middle else -1
-        to = {"xytext": (6 * side, 5), "ha": "left" if side > 0 else "right", "textcoords": "offset points"}
-        axes.annotate(_wrap(line.label), (line.places[0], line.mean[0]), **to)
+    if len(methods) > MANY:
+        _name_front(axes, front)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
@@ -299,6 +295,15 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
     axes.set_ylim(top=min(axes.get_ylim()[1], TOP))
     axes.set(xlabel="seconds to fit (mean over data sets and seeds)", ylabel=f"{what} (%)")
     return figure
+
+
+def _name_front(axes: Axes, front: Sequence[Line]) -> None:
+    """Names beside points that each lie higher and further right than the last: all else is below and right of them."""
+    low, high = axes.get_ylim()
+    for line, higher in zip(front, [*front[1:], None], strict=True):
+        near = higher is not None and higher.mean[0] - line.mean[0] < (high - low) / 20
+        to = {"xytext": (6, -5), "ha": "left", "va": "top"} if near else {"xytext": (-6, 5), "ha": "right"}
+        axes.annotate(_wrap(line.label), (line.places[0], line.mean[0]), textcoords="offset points", **to)
 
 
 def _look(line: Line) -> dict[str, Any]:
