@@ -58,7 +58,9 @@ ELSEWHERE = ("--config-dir", "$", "local-dir:runs")
 @pytest.mark.parametrize(
     "words", [words for line, words in TRAINING if not any(e in line for e in ELSEWHERE)], ids=" ".join
 )
-def test_a_documented_training_command_has_a_config(words):
+def test_a_documented_training_command_has_a_config(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "random.pt").touch()  # which the line above a command makes
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         cfg = compose("train", [*first_of_each(words)], return_hydra_config=True)
