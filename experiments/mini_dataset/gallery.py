@@ -29,7 +29,7 @@ def show(panel, path: str) -> None:
 
 
 def show_probabilities(panel, classes: list[dict], truth: str) -> None:
-    """A bar for each of the most probable classes, coloured where it is right."""
+    """A bar for each of the most probable classes, colored where it is right."""
     names, values = [c["classname"] for c in classes], [c["probability"] for c in classes]
     panel.barh(range(TOP), values, color=[RIGHT if name == truth else WRONG for name in names], height=0.8)
     for row, (name, value) in enumerate(zip(names, values, strict=True)):
