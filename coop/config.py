@@ -221,7 +221,7 @@ def parse_augmentation(augmentation: str) -> int | None:
 
 
 def check_schema(cfg: DictConfig, schema: type) -> None:
-    """Hold a config against its schema: Hydra lets +key=value add any key, and knows no bounds.
+    """Check a config against its schema: Hydra lets +key=value add any key, and knows no bounds.
 
     Raises:
         OmegaConfBaseException: an unknown key, or a value of the wrong type.
@@ -330,7 +330,7 @@ def arguments(node: DictConfig, own_keys: Collection[str]) -> dict[str, Any]:
 
 
 def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: Mapping[str, Any], given: set[str]) -> None:
-    """Hold a node's keys and types against the signature of what it names."""
+    """Check a node's keys and types against the signature of what it names."""
     parameters = {name: p for name, p in _parameters(key, node, target).items() if name not in given}
     values = arguments(node, own_keys)
     for name in values.keys() - parameters.keys():

@@ -29,7 +29,7 @@ Hydra.get_mode = lambda self, config_name, overrides: (
 
 
 def one_of_each(batch: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-    """Of the runs of a study, as many as have every `key=value` once."""
+    """As many runs of a study as have every `key=value` once."""
     seen: set[str] = set()
     return [words for words in batch if not seen.issuperset(words) and not seen.update(words)]
 

@@ -47,7 +47,7 @@ def load_model(
 
 
 def check_source(model: str, pretrained: str | None) -> tuple[str | None, str]:
-    """Hold the name of a backbone against what there is, before anything is downloaded or built.
+    """Check the name of a backbone, before anything is downloaded or built.
 
     Returns:
         open_clip's schema ("hf-hub", "local-dir", None for its registry), and the name with ~ written out.

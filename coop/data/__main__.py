@@ -33,7 +33,7 @@ key=value: as in coop.train, for instance shots=4 seed=2 dataset.classes=base; f
 
 @dataclass
 class Options:
-    """Of all commands; other keys are those of coop.train's config."""
+    """The options of all commands; other keys are those of coop.train's config."""
 
     dataset: str | None = None
     out: Path | None = None

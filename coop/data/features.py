@@ -148,7 +148,7 @@ class FeatureExtractor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the features of one image."""
+        """The shape of the features of one image."""
         if self.kind in ("normalized", "raw"):
             return (self.clip.embed_dim,)
         blank = torch.zeros(1, 3, *image_size(self.clip), device=self.device)

@@ -170,7 +170,7 @@ class Grid:
     def _best_steps(
         self, steps: Iterator[tuple[Tensor, list[Tensor]]], scores: Scores, val: Validation
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Of each model how many validation images it has right at best (S), when (S), and its tensors then."""
+        """How many validation images each model has right at best (S), when that was (S), and its tensors then."""
         (x, y), most = val, None
         for t, (_, models) in enumerate(steps):
             if not len(y) or t % self.interval:

@@ -66,7 +66,7 @@ class Board:
 
     @property
     def name(self) -> str:
-        """Of its files."""
+        """The name of its files."""
         return f"leaderboard_{self.family}_{shots_text(self.shots).replace(' ', '_')}"
 
 
@@ -172,7 +172,7 @@ def _figures(study: Study, board: Board) -> pd.DataFrame:
 
 
 def _costs(study: Study, board: Board) -> pd.DataFrame:
-    """Of each trained curve: means over its runs; numbers that go with the data set as "least to most"."""
+    """The means of each trained curve over its runs; numbers that go with the data set as "least to most"."""
     trained = board.curves.of(zero_shot=False)
     points = trained.points.drop_duplicates(["curve", "setting"])[["curve", "setting"]]
     members = points.join(study.settings, on="setting")

@@ -137,7 +137,7 @@ def _gains(study: Study) -> Iterator[Plot]:
 
 
 def _costs(boards: Sequence[Board], styles: dict[str, int]) -> Iterator[Plot]:
-    """Of each kind of leaderboard, at its largest number of shots: accuracy against the seconds of fitting."""
+    """Accuracy against the seconds of fitting, for each kind of leaderboard at its largest number of shots."""
     for board in {board.family: board for board in boards}.values():
         frame = board.frame[board.frame["rank"].notna()]
         timed = frame[frame["fit_seconds"] > 0]
@@ -316,7 +316,7 @@ def _look(line: Line) -> dict[str, Any]:
 
 
 def _diamond(confidence: str, color: str) -> dict[str, Any]:
-    """Of a published figure: filled where it was verified."""
+    """The look of a published figure: filled where it was verified."""
     fill = color if confidence == "verified" else "white"
     return {"ls": "none", "marker": "d", "ms": 4.5, "mfc": fill, "mec": color, "mew": 0.8, "zorder": 3}
 

@@ -52,7 +52,7 @@ class Table:
 
     @property
     def rules(self) -> list[bool]:
-        """Of each row, whether a rule stands above it: another block begins."""
+        """Whether a rule stands above each row, because another block begins."""
         first = self.frame.iloc[:, 0]
         return [False, *(self.blocks & (first != first.shift())).tolist()[1:]][: len(first)]
 

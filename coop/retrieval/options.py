@@ -22,7 +22,7 @@ class EncoderOptions:
 
 @dataclass
 class SearchOptions(EncoderOptions):
-    """Of python -m coop.search."""
+    """The options of python -m coop.search."""
 
     like: str | None = None
     classname: str | None = None
@@ -33,7 +33,7 @@ class SearchOptions(EncoderOptions):
 
 @dataclass
 class RetrieveOptions(EncoderOptions):
-    """Of python -m coop.retrieve."""
+    """The options of python -m coop.retrieve."""
 
     captions: str = "???"
     images: str | None = None

@@ -18,7 +18,7 @@ class FromFile(BaseModel):
 
 
 def validated(model: type[FromFile], content: Any, path: Path, what: str, fix: str = "") -> dict[str, Any]:
-    """Hold what a file contains against a model.
+    """Check what a file contains against a model.
 
     Args:
         model: what is expected.

@@ -70,7 +70,7 @@ NOT_EMPTY = Rule(lambda value: bool(value.strip() if isinstance(value, str) else
 
 
 def check_value(key: str, value: Any, annotation: Any) -> None:
-    """Hold a value against a type, strictly: 1 is no bool, true no int, and nan no float.
+    """Check a value against a type, strictly: 1 is no bool, true no int, and nan no float.
 
     Raises:
         CoopError: `key=value: ` and what is allowed.
@@ -95,7 +95,7 @@ def read_text(key: str, text: str, annotation: Any) -> Any:
 
 
 def check_rules(cfg: Mapping[str, Any], schema: type, prefix: str = "") -> None:
-    """Hold the values of a config against the rules that the fields of its schema are annotated with.
+    """Check the values of a config against the rules that the fields of its schema are annotated with.
 
     Raises:
         CoopError: names the key and what is allowed.
