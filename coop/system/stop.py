@@ -151,6 +151,15 @@ def _say(signum: signal.Signals) -> None:
     _advice = None
 
 
+def _before_a_fork() -> None:
+    """Signals wait: Python forgets those that reach the child before `_in_a_fork`, and who sent one waits forever."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _after_a_fork() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 def _in_a_fork() -> None:
     """A data-loader worker ends with its process, and has nothing to say."""
     global _active
@@ -158,7 +167,8 @@ def _in_a_fork() -> None:
     for signum, handler in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(signum) in (_raise, _leave):
             signal.signal(signum, handler)
+    _after_a_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_a_fork)
+    os.register_at_fork(before=_before_a_fork, after_in_parent=_after_a_fork, after_in_child=_in_a_fork)

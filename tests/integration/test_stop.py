@@ -156,6 +156,16 @@ def test_a_process_that_was_forked_has_nothing_to_say():
         assert os.waitpid(child, 0)[1] == 0
 
 
+def test_a_process_ends_that_is_told_to_while_it_is_forked():
+    """As data-loader workers are when their process is stopped as it starts them."""
+    with stop.stoppable("said by the parent alone"):
+        if (child := os.fork()) == 0:
+            time.sleep(10)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitpid(child, 0)[1] == signal.SIGTERM
+
+
 def test_handlers_are_put_back(capfd):
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped, stop.stoppable("how to resume"):
