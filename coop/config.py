@@ -13,7 +13,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from coop.clip import PRECISIONS
-from coop.clip.templates import check_template, clip_templates
+from coop.clip.templates import Template, clip_templates
 from coop.errors import CoopError, no_such_key
 from coop.optim import DEFAULTS
 from coop.schedule import epochs_by_shots
@@ -143,7 +143,7 @@ class EvaluateConfig:
 # Keys of a dataset config that the framework reads itself; all others are arguments of what `_target_` names.
 DATASET_KEYS = {
     "name": Text,
-    "template": str,
+    "template": Template,
     "classes": Annotated[str, one_of(*CLASSES)],
     "epochs": Epochs | None,
     "manifest": str | None,
@@ -279,7 +279,6 @@ def check_dataset(node: DictConfig) -> None:
             "coop.data.Splits"
         )
     check_arguments("dataset", node, reader, DATASET_KEYS, given={"data_root"})
-    check_template("dataset.template", node.template)
 
 
 def check_backbone(node: DictConfig) -> None:

@@ -75,10 +75,3 @@ class DeepPrompts(nn.Module):
 def new_prompts(count: int, depth: int, width: int) -> nn.ParameterList:
     """Parameters (n, width), one for each depth, drawn from N(0, 0.02^2), as all methods start them."""
     return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for _ in range(depth))
-
-
-def check_depths(**least: tuple[int, int]) -> None:
-    """Raises CoopError for numbers that no backbone could have: (value, smallest) by the option's name."""
-    for key, (value, smallest) in least.items():
-        if value < smallest:
-            raise CoopError(f"method.{key}={value}: must be at least {smallest}")

@@ -218,18 +218,3 @@ def layers_named(where: str | Sequence[int], layers: int) -> list[int]:
 
 
 LAYER_NAMES = ("all", "bottom", "mid", "up", "half-bottom", "half-up", "top3")
-
-
-def check_low_rank(layers: str | Sequence[int], projections: Collection[str], rank: int, dropout: float) -> None:
-    """Raises CoopError for ranks, layers or projections that no tower has; the keys are a method's."""
-    if rank < 1:
-        raise CoopError(f"method.rank={rank}: must be at least 1")
-    if isinstance(layers, str) and layers not in LAYER_NAMES:
-        raise CoopError(f"method.layers={layers}: allowed are {', '.join(LAYER_NAMES)}, or a list of numbers")
-    if not isinstance(layers, str) and not layers:
-        raise CoopError("method.layers=[]: must not be empty; give layers, or method.layers=all")
-    if not projections or set(projections) - set(PROJECTIONS):
-        empty = "" if projections else "must not be empty; "
-        raise CoopError(f"method.params={list(projections)}: {empty}give some of {', '.join(PROJECTIONS)}")
-    if not 0 <= dropout < 1:
-        raise CoopError(f"method.dropout={dropout}: must be from 0 to below 1")

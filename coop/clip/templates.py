@@ -1,6 +1,19 @@
 """CLIP's own lists of prompt templates."""
 
+from typing import Annotated
+
 from coop.errors import CoopError
+from coop.system.validation import NOT_EMPTY, Rule
+
+
+def _has_one_place(template: str) -> bool:
+    return template.count("{}") == 1 and not set("{}") & set(template.replace("{}", ""))
+
+
+#: A prompt with one place for the class name, as the type of an option.
+Template = Annotated[str, Rule(_has_one_place, "needs one {} where the class name goes, and no other braces")]
+#: One or several of them.
+Templates = Annotated[list[Template], NOT_EMPTY]
 
 
 def clip_templates(number: int) -> list[str]:
@@ -17,17 +30,3 @@ def clip_templates(number: int) -> list[str]:
     if number not in by_number:
         raise CoopError(f"templates={number}: CLIP's lists have 80 or 7 templates; a list of your own can be given too")
     return [fill("{}") for fill in by_number[number]]
-
-
-def check_templates(key: str, templates: list) -> None:
-    """Raises CoopError, naming `key`, for an empty list or a template that `check_template` refuses."""
-    if not templates:
-        raise CoopError(f"{key}=[]: must not be empty; give templates such as 'a photo of a {{}}.'")
-    for template in templates:
-        check_template(key, template)
-
-
-def check_template(key: str, template: str) -> None:
-    """Raises CoopError, naming `key`, unless there is one place for the class name and no other brace."""
-    if not isinstance(template, str) or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-        raise CoopError(f"{key}={template}: needs one {{}} where the class name goes, and no other braces")

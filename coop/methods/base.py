@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from coop.clip.backbone import FeatureKind, FrozenCLIP
 from coop.clip.snapshot import Parts, Snapshot
 from coop.clip.text.plain import text_parts
 from coop.errors import CoopError
+from coop.system.validation import NOT_NEGATIVE, POSITIVE, Rule, between, check_value
 
 log = logging.getLogger("coop")
 
@@ -23,6 +24,14 @@ log = logging.getLogger("coop")
 #: V fixed views, of the method's `feature_kind`, and the labels (N). "val" has one view, and N = 0 where there are no
 #: validation images, or where nothing may be chosen on them (`validation=none`).
 Labeled = Callable[[str], tuple[Tensor, Tensor]]
+
+# Types of options.
+Count = Annotated[int, between(1)]
+Positive = Annotated[float, POSITIVE]
+#: Of a term of the loss.
+Weight = Annotated[float, NOT_NEGATIVE]
+#: From 0 to below 1.
+Share = Annotated[float, Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")]
 
 
 @dataclass(frozen=True)
@@ -54,9 +63,10 @@ class Method(nn.Module):
     """A classifier over K classes that rests on a frozen CLIP.
 
     A subclass takes `clip` and `classnames` first and its own options as keyword arguments with types: the config's
-    keys are exactly these arguments and are checked against them. Its parameters are what is trained; its state_dict
-    is what is saved and loaded. The usual method computes class weights in `forward`; one that does not work by class
-    weights overrides `logits`. What can't be trained step by step happens in `prepare` and `select`.
+    keys are exactly these arguments. What is given is checked against the types, and the rules that `Annotated` adds
+    to them, before `__init__` runs. Its parameters are what is trained; its state_dict is what is saved and loaded.
+    The usual method computes class weights in `forward`; one that does not work by class weights overrides `logits`.
+    What can't be trained step by step happens in `prepare` and `select`.
 
     Attributes:
         chosen: what `prepare` and `select` chose, by name; goes into results.json.
@@ -94,6 +104,8 @@ class Method(nn.Module):
         super().__init_subclass__(**kwargs)
         if "trains_image_encoder" in cls.__dict__:  # the name before version 0.2
             cls.needs_images = cls.trains_image_encoder
+        if "__init__" in cls.__dict__:
+            cls.__init__ = _checked(cls.__init__)
         if "loss" in cls.__dict__ and len(inspect.signature(cls.loss).parameters) == 3:
             cls.loss = _on_batches(cls.loss)
 
@@ -108,7 +120,7 @@ class Method(nn.Module):
 
     @classmethod
     def check(cls, **options) -> None:
-        """Refuse impossible options before anything is loaded. Raises CoopError."""
+        """Refuse what the types of single options cannot say, before anything is loaded. Raises CoopError."""
 
     @classmethod
     def check_words(cls, tokenizer: SimpleTokenizer, **options) -> None:
@@ -266,11 +278,22 @@ class Method(nn.Module):
         return F.cross_entropy(logits, batch.labels), logits
 
 
-def check_above(bound: float, why: str = "", /, **options: float | None) -> None:
-    """Raises CoopError for options, by name, that are not above a bound; None is none."""
-    for key, value in options.items():
-        if value is not None and not value > bound:
-            raise CoopError(f"method.{key}={value}: must be {f'above {bound:g}{why}' if bound else 'positive'}")
+def _checked(init: Callable) -> Callable:
+    """An `__init__` whose options are checked first, with those that it passes on to its parent's."""
+
+    @wraps(init)
+    def checked(self, clip, classnames, *args, **options):
+        cls = type(self)
+        if cls.__init__ is checked:  # and not a parent's, which is given what its subclass made of the options
+            given = dict(zip(list(inspect.signature(init).parameters)[3:], args, strict=False)) | options
+            inits = [parent.__init__ for parent in reversed(cls.__mro__) if issubclass(parent, Method)]
+            types = {key: kind for each in inits for key, kind in get_type_hints(each, include_extras=True).items()}
+            for key in given.keys() & types.keys():
+                check_value(f"method.{key}", given[key], types[key])
+            cls.check(**given)
+        init(self, clip, classnames, *args, **options)
+
+    return checked
 
 
 def _on_batches(loss: Callable) -> Callable:

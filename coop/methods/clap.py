@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_templates
+from coop.clip.templates import Templates
 from coop.errors import CoopError
 from coop.methods.base import Batch, Labeled, Method
 
@@ -20,7 +20,6 @@ class CLAP(Method):
     with the authors. lambda_k is the mean zero-shot probability of class k on its training images (equation 8).
 
     Args:
-        clip, classnames: of every method.
         templates: prompts with `{}` where the class name goes.
         init: w starts as t, or at random.
         constraint: d is the squared distance, 1 - cosine, or nothing (ZS-LP).
@@ -32,11 +31,10 @@ class CLAP(Method):
     works_without_validation = True  # nothing is chosen
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str],
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates,
         init: Literal["zero_shot", "random"] = "zero_shot", constraint: Literal["l2", "cosine", "none"] = "l2",
         multipliers: Literal["zero_shot", "balanced", "corrected", "constant"] = "zero_shot", adaptive: bool = False,
     ):  # fmt: skip
-        self.check(templates, constraint, adaptive)
         super().__init__(clip, classnames)
         self.init, self.constraint, self.kind, self.adaptive = init, constraint, multipliers, adaptive
         self.base = HandCrafted(clip, list(classnames), templates, raw=True)
@@ -45,9 +43,7 @@ class CLAP(Method):
         self.register_buffer("penalty", torch.zeros(len(classnames)))
 
     @classmethod
-    def check(cls, templates: list[str], constraint: str = "l2", adaptive: bool = False, **_) -> None:
-        """Raises CoopError for templates without a place for the class name, or multipliers of no constraint."""
-        check_templates("method.templates", templates)
+    def check(cls, constraint: str = "l2", adaptive: bool = False, **_) -> None:
         if adaptive and constraint == "none":
             raise CoopError("method.adaptive=true: method.constraint=none has no multipliers; give l2 or cosine")
 

@@ -1,6 +1,7 @@
 """CLIP-Adapter: a small residual network on the image features (Gao et al., IJCV 2024)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +9,15 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.errors import CoopError
-from coop.methods.base import Labeled, Method, check_above
+from coop.methods.base import Count, Labeled, Method
 from coop.optim.grid import first_best
+from coop.system.validation import Rule
 
 # 0.2 first: the ratio of the authors' code, which holds where validation images do not decide.
 RATIOS = (0.2, 0.4, 0.6, 0.8, 1.0)
+Ratio = Annotated[float, Rule(lambda ratio: 0 < ratio <= 1, "must be above 0 and at most 1, or null to search it")]
 
 
 class ClipAdapter(Method):
@@ -33,9 +36,8 @@ class ClipAdapter(Method):
     works_without_validation = True  # the ratio is the authors'
     sized_by_training = ("down", "up", "ratios")
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, ratio: float | None = None,
-                 reduction: int = 4):  # fmt: skip
-        self.check(template, ratio, reduction)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template, ratio: Ratio | None = None,
+                 reduction: Count = 4):  # fmt: skip
         super().__init__(clip, classnames)
         if reduction > (width := clip.embed_dim):
             raise CoopError(f"method.reduction={reduction}: at most {width}, the width of this backbone's features")
@@ -44,14 +46,6 @@ class ClipAdapter(Method):
         down, up = nn.Linear(width, width // reduction, bias=False), nn.Linear(width // reduction, width, bias=False)
         # R adapters, one per ratio: (R, E / reduction, E) and (R, E, E / reduction).
         self.down, self.up = (nn.Parameter(x.weight.detach().repeat(len(self.ratios), 1, 1)) for x in (down, up))
-
-    @classmethod
-    def check(cls, template: str, ratio: float | None = None, reduction: int = 4) -> None:
-        """Raises CoopError for a ratio or a reduction that can't be."""
-        check_template("method.template", template)
-        if ratio is not None and not 0 < ratio <= 1:
-            raise CoopError(f"method.ratio={ratio}: must be above 0 and at most 1, or null to search it")
-        check_above(0, reduction=reduction)
 
     def forward(self) -> Tensor:
         return self.prompts()

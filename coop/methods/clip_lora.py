@@ -3,19 +3,24 @@
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.deltas import LowRankTower, check_low_rank, encode_text, without_padding
+from coop.clip.deltas import LAYER_NAMES, PROJECTIONS, LowRankTower, encode_text, without_padding
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.image_tower import ImageTower
-from coop.clip.templates import check_templates
+from coop.clip.templates import Templates
 from coop.errors import CoopError
-from coop.methods.base import Method, check_above
+from coop.methods.base import Count, Method, Positive, Share
 from coop.methods.coop import word_context
+from coop.system.validation import NOT_EMPTY, Rule, one_of
+
+ONE_OF_THESE = Rule(LAYER_NAMES.__contains__, f"allowed are {', '.join(LAYER_NAMES)}, or a list of numbers")
+Layers = Annotated[str, ONE_OF_THESE] | Annotated[list[int], NOT_EMPTY]
+Projections = Annotated[list[Annotated[str, one_of(*PROJECTIONS)]], NOT_EMPTY]
 
 
 class CLIPLoRA(Method):
@@ -33,11 +38,10 @@ class CLIPLoRA(Method):
         checkpoint: recompute activations in the backward pass, to save memory.
     """
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str],
-                 encoder: Literal["both", "text", "vision"] = "both", layers: str | list[int] = "all",
-                 params: list[str] = ("q", "k", "v"), rank: int = 2, alpha: float = 1.0, dropout: float = 0.25,
-                 scale: float = 100.0, learn_context: bool = False, checkpoint: bool = False):  # fmt: skip
-        self.check(templates, layers, params, rank, dropout, scale, learn_context, alpha)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates,
+                 encoder: Literal["both", "text", "vision"] = "both", layers: Layers = "all",
+                 params: Projections = ("q", "k", "v"), rank: Count = 2, alpha: Positive = 1.0, dropout: Share = 0.25,
+                 scale: Positive = 100.0, learn_context: bool = False, checkpoint: bool = False):  # fmt: skip
         super().__init__(clip, classnames)
         self.checkpoint, self.needs_images = checkpoint, encoder != "text"
         self.register_buffer("log_scale", torch.tensor(math.log(scale)), persistent=False)
@@ -51,13 +55,7 @@ class CLIPLoRA(Method):
         self.ctx = nn.Parameter(word_context(clip, templates[0].partition("{}")[0])) if learn_context else None
 
     @classmethod
-    def check(cls, templates: list[str], layers: str | list[int] = "all", params: list[str] = ("q", "k", "v"),
-              rank: int = 2, dropout: float = 0.25, scale: float = 100.0, learn_context: bool = False,
-              alpha: float = 1.0, **_) -> None:  # fmt: skip
-        """Raises CoopError for ranks, layers or projections that no tower has."""
-        check_templates("method.templates", templates)
-        check_low_rank(layers, params, rank, dropout)
-        check_above(0, scale=scale, alpha=alpha)
+    def check(cls, templates: list[str], learn_context: bool = False, **_) -> None:
         if learn_context and not templates[0].partition("{}")[0].strip():
             raise CoopError(f"method.learn_context=true: no word stands before {{}} in method.templates={templates}")
 

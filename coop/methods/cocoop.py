@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.noise import noise_for
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.errors import CoopError
-from coop.methods.coop import PromptLearner
+from coop.methods.coop import ContextLength, PromptLearner, Words
 
 #: Prompts that are encoded at a time when nothing is trained.
 PROMPTS_AT_ONCE = 4096
@@ -25,8 +25,6 @@ class CoCoOp(PromptLearner):
         meta_net: Linear, ReLU, Linear: E -> E // 16 -> D.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         n_ctx: M; 4 if neither it nor `ctx_init` is given.
         ctx_init: words to start from, as CoOp's.
         condition: what the network sees, to find out what the image matters (arXiv 2506.23856). "image": its feature.
@@ -40,10 +38,9 @@ class CoCoOp(PromptLearner):
 
     fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], n_ctx: int | None = None,
-                 ctx_init: str | None = None, *, condition: Literal["image", "noise", "class"] = "image",
-                 template: str = "a photo of a {}.", **options):  # fmt: skip
-        self.check(n_ctx, ctx_init, condition=condition, template=template, **options)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], n_ctx: ContextLength | None = None,
+                 ctx_init: Words | None = None, *, condition: Literal["image", "noise", "class"] = "image",
+                 template: Template = "a photo of a {}.", **options):  # fmt: skip
         super().__init__(clip, classnames, n_ctx or (None if ctx_init else 4), ctx_init, **options)
         hidden, linear = clip.embed_dim // 16, partial(nn.Linear, dtype=self.ctx.dtype)
         self.meta_net = nn.Sequential(linear(clip.embed_dim, hidden), nn.ReLU(), linear(hidden, clip.text_width))
@@ -53,12 +50,6 @@ class CoCoOp(PromptLearner):
         self.images_at_once = max(1, PROMPTS_AT_ONCE // len(classnames)) if self.text_depends_on_image else 4096
         # Other images, hence other contexts, on each process; and a context for each class.
         self.encoding |= {"shard": not self.text_depends_on_image, "class_specific": condition == "class"}
-
-    @classmethod
-    def check(cls, n_ctx=None, ctx_init=None, *, condition="image", template="{}", **options) -> None:
-        """Raises CoopError for options that no backbone could serve."""
-        check_template("method.template", template)
-        super().check(n_ctx, ctx_init, **options)
 
     def forward(self) -> Tensor:
         if self.text_depends_on_image:

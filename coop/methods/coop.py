@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from open_clip import SimpleTokenizer
@@ -10,15 +10,22 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.deep_prompts import DeepPrompts
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.clip.text.plain import prompt_embeddings
 from coop.errors import CoopError
-from coop.methods.base import Method
+from coop.methods.base import Count, Method
+from coop.system.validation import Rule
 
 DEFAULT_N_CTX = 16
-MOST_N_CTX = 1024  # no text encoder is that long; what fits into this one is known once it is loaded
 INIT_STD = 0.02
-POSITIONS = ("end", "middle", "front")
+ContextLength = Annotated[
+    int,  # no text encoder has 1024 tokens; what fits into this one is known once it is loaded
+    Rule(lambda n: 1 <= n <= 1024, "must be at least 1 and fit into the text encoder, 77 tokens with CLIP's"),
+]
+Words = Annotated[
+    str,
+    Rule(lambda words: bool(words.replace("_", " ").strip()), "give words to start from, or null for a random start"),
+]
 
 
 class PromptLearner(Method):
@@ -54,16 +61,14 @@ class PromptLearner(Method):
         self,
         clip: FrozenCLIP,
         classnames: Sequence[str],
-        n_ctx: int | None = None,
-        ctx_init: str | None = None,
+        n_ctx: ContextLength | None = None,
+        ctx_init: Words | None = None,
         class_specific: bool = False,
         class_token_position: Literal["end", "middle", "front"] = "end",
         checkpoint: bool = False,
-        class_chunk: int | None = None,
-        prompt_template: str | None = None,
+        class_chunk: Count | None = None,
+        prompt_template: Template | None = None,
     ):
-        # Not the subclass's own check, which may want options of its own.
-        PromptLearner.check.__func__(type(self), n_ctx, ctx_init, class_token_position, class_chunk, prompt_template)
         super().__init__(clip, classnames)
         self.class_specific, self.class_token_position = class_specific, class_token_position
         self.transfers_to_other_classes = not class_specific
@@ -91,10 +96,8 @@ class PromptLearner(Method):
     @classmethod
     def check(
         cls,
-        n_ctx: int | None = None,
         ctx_init: str | None = None,
         class_token_position: str = "end",
-        class_chunk: int | None = None,
         prompt_template: str | None = None,
         **others,
     ) -> None:
@@ -104,19 +107,6 @@ class PromptLearner(Method):
             if given.get(key, only) != only:
                 said = {None: "null", False: "false"}.get(only, only)
                 raise CoopError(f"method.{key}={given[key]}: {cls.__name__} has only {key}={said}")
-        if n_ctx is not None and not 1 <= n_ctx <= MOST_N_CTX:
-            raise CoopError(
-                f"method.n_ctx={n_ctx}: the number of context vectors must be at least 1 and fit into the text "
-                "encoder, 77 tokens with CLIP's"
-            )
-        if ctx_init is not None and not ctx_init.replace("_", " ").strip():
-            raise CoopError('method.ctx_init="": give words to start from, or null for a random start')
-        if class_token_position not in POSITIONS:
-            raise CoopError(f"method.class_token_position={class_token_position}: allowed are {', '.join(POSITIONS)}")
-        if class_chunk is not None and class_chunk < 1:
-            raise CoopError(f"method.class_chunk={class_chunk}: the number of classes per chunk must be at least 1")
-        if prompt_template is not None:
-            check_template("method.prompt_template", prompt_template)
         placed = prompt_template or (ctx_init if cls.words_stay else None)
         if placed and class_token_position != "end":
             raise CoopError(

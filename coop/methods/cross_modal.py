@@ -1,7 +1,7 @@
 """Cross-modal adaptation: texts are further shots of a linear classifier (Lin et al., CVPR 2023)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.last_layer import LastLayer
-from coop.clip.templates import check_templates
-from coop.methods.base import Labeled, Method
+from coop.clip.templates import Templates
+from coop.methods.base import Count, Labeled, Method, Positive, Weight
 from coop.optim.grid import Grid, by_each, of_kinds
+from coop.system.validation import NOT_EMPTY, between
+
+BatchSize = Annotated[int, between(2)]
 
 
 class CrossModal(Method):
@@ -28,12 +31,12 @@ class CrossModal(Method):
     transfers_to_other_classes = False
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], lr: list[float],
-        weight_decay: list[float], batch_size: list[int], iterations: int = 12800, wiseft: bool = False,
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates,
+        lr: Annotated[list[Positive], NOT_EMPTY], weight_decay: Annotated[list[Weight], NOT_EMPTY],
+        batch_size: Annotated[list[BatchSize], NOT_EMPTY], iterations: Count = 12800, wiseft: bool = False,
         head: Literal["linear", "adapter", "partial"] = "linear", texts: bool = True,
         init: Literal["zero_shot", "random"] = "zero_shot", scale: float = 100.0,
     ):  # fmt: skip
-        self.check(templates, lr, weight_decay, batch_size, iterations)
         super().__init__(clip, classnames)
         self.grid, self.scale = Grid(lr, weight_decay, batch_size, iterations), scale
         self.head, self.init, self.wiseft, self.texts = head, init, wiseft, texts
@@ -44,12 +47,6 @@ class CrossModal(Method):
         if head == "partial":
             self.feature_kind, self.images_at_once, self.last = "last_layer", 128, LastLayer(clip)
         self.fitted = tuple(self.state_dict())
-
-    @classmethod
-    def check(cls, templates, lr, weight_decay, batch_size, iterations=1, **_) -> None:
-        """Raises CoopError for templates without a place for the class name, or an impossible grid."""
-        check_templates("method.templates", templates)
-        Grid(lr, weight_decay, batch_size, iterations).check()
 
     @classmethod
     def check_without_validation(cls, lr, weight_decay, batch_size, **_) -> None:

@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
-from coop.errors import CoopError
-from coop.methods.base import Batch, check_above
+from coop.methods.base import Batch, Positive, Share
 from coop.methods.coop import PromptLearner
 
 
@@ -20,8 +19,6 @@ class DePT(PromptLearner):
     both heads' logits are averaged; on others the similarities count alone (section 3.2).
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         head_weight: w, of the linear head in the loss and in the logits.
         head_lr: the learning rate of all but the context, as a multiple of the context's.
         options: CoOp's own.
@@ -30,9 +27,10 @@ class DePT(PromptLearner):
     feature_kind = "raw"
     sized_by_training = ("weight", "bias")
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, head_weight: float = 0.7, head_lr: float = 6.5,
-                 **options):  # fmt: skip
-        self.check(head_weight, head_lr, **options)
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, head_weight: Share = 0.7, head_lr: Positive = 6.5,
+        **options,
+    ):  # fmt: skip
         super().__init__(clip, classnames, **options)
         self.head_weight, self.head_lr = head_weight, head_lr
         start = nn.Linear(clip.embed_dim, len(classnames))
@@ -40,14 +38,6 @@ class DePT(PromptLearner):
         # Scale and shift (2, E) of each side.
         one = torch.stack([torch.ones(clip.embed_dim), torch.zeros(clip.embed_dim)])
         self.text_film, self.image_film = nn.Parameter(one.clone()), nn.Parameter(one.clone())
-
-    @classmethod
-    def check(cls, head_weight: float = 0.7, head_lr: float = 6.5, **options) -> None:
-        """Raises CoopError for options that no backbone could serve."""
-        if not 0 <= head_weight < 1:
-            raise CoopError(f"method.head_weight={head_weight}: must be from 0 to below 1")
-        check_above(0, head_lr=head_lr)
-        super().check(**options)
 
     def parameter_groups(self, optimizer: dict[str, Any]) -> list[dict[str, Any]]:
         new = [self.text_film, self.image_film, self.weight, self.bias]

@@ -7,7 +7,7 @@ from torch import Tensor
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.image_copy import TrainableImageTower
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.methods.base import Method
 
 
@@ -19,22 +19,15 @@ class ImageEncoder(Method):
 
     Args:
         clip: the frozen CLIP, which the trained copy starts from.
-        classnames: K class names.
         template: a prompt with `{}` where the class name goes.
     """
 
     needs_images = True
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
-        self.check(template)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template):
         super().__init__(clip, classnames)
         self.prompts = HandCrafted(clip, self.classnames, [template])
         self.tower = TrainableImageTower(clip)
-
-    @classmethod
-    def check(cls, template: str) -> None:
-        """Raises CoopError for a template without one place for the class name."""
-        check_template("method.template", template)
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.tower(images)

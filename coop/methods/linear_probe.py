@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
-from coop.methods.base import Labeled, Method, check_above
+from coop.methods.base import Labeled, Method, Positive
 from coop.optim.logistic import MAX_ITER, choose_C, fit, hold_out
 
 log = logging.getLogger("coop")
@@ -34,17 +34,13 @@ class LinearProbe(Method):
     works_without_validation = True  # C is chosen on training images that are held out
     fitted = ("weight", "bias")
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, C: float | None = None, normalized: bool = True):
-        self.check(C)
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, C: Positive | None = None, normalized: bool = True
+    ):
         super().__init__(clip, classnames)
         self.C, self.feature_kind = C, "normalized" if normalized else "raw"
         self.register_buffer("weight", torch.zeros(len(classnames), clip.embed_dim))
         self.register_buffer("bias", torch.zeros(len(classnames)))
-
-    @classmethod
-    def check(cls, C: float | None = None, **_) -> None:
-        """Raises CoopError for a C that is not positive."""
-        check_above(0, C=C)
 
     def prepare(self, labeled: Labeled) -> None:
         features, labels = labeled("train")

@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_templates
-from coop.errors import CoopError
-from coop.methods.base import Labeled, Method
+from coop.clip.templates import Templates
+from coop.methods.base import Count, Labeled, Method
 
 
 class LPpp(Method):
@@ -27,23 +26,15 @@ class LPpp(Method):
     fitted = ("weight", "bias", "alpha")
 
     def __init__(
-        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], iterations: int = 300,
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates, iterations: Count = 300,
         summed: bool = True,
     ):  # fmt: skip
-        self.check(templates, iterations)
         super().__init__(clip, classnames)
         self.iterations, self.summed = iterations, summed
         self.prompts = HandCrafted(clip, self.classnames, templates)
         layer = nn.Linear(clip.embed_dim, len(classnames)).requires_grad_(False)  # whose bias the authors start from
         for name, start in zip(self.fitted, (layer.weight, layer.bias, torch.zeros(len(classnames))), strict=True):
             self.register_buffer(name, start.data)
-
-    @classmethod
-    def check(cls, templates: list[str], iterations: int = 300, **_) -> None:
-        """Raises CoopError for templates without a place for the class name, or no iterations."""
-        check_templates("method.templates", templates)
-        if iterations < 1:
-            raise CoopError(f"method.iterations={iterations}: must be at least 1")
 
     def forward(self) -> Tensor:
         return self.prompts()

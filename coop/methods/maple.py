@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.deep_prompts import DeepPrompts, check_depths
-from coop.methods.coop import PromptLearner
+from coop.clip.deep_prompts import DeepPrompts
+from coop.methods.base import Count
+from coop.methods.coop import ContextLength, PromptLearner, Words
 
 
 class MaPLe(PromptLearner):
@@ -18,7 +19,6 @@ class MaPLe(PromptLearner):
 
     Args:
         clip: the frozen CLIP, with a ViT.
-        classnames: K class names.
         n_ctx: n, in both towers.
         ctx_init: words that the prompt begins with: the first n_ctx of their tokens are learned, the others stay.
         depth: J, how many layers of both towers have prompts; 1 is the input alone.
@@ -28,14 +28,9 @@ class MaPLe(PromptLearner):
     needs_images = words_stay = True
     fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: int = 2, ctx_init: str | None = None,
-                 depth: int = 9, **options):  # fmt: skip
-        self.check(depth, n_ctx=n_ctx, ctx_init=ctx_init, **options)
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: ContextLength = 2,
+        ctx_init: Words | None = None, depth: Count = 9, **options,
+    ):  # fmt: skip
         super().__init__(clip, classnames, n_ctx, ctx_init, **options)
         self.deep = DeepPrompts(clip, n_ctx, depth, n_ctx, depth, coupled=True)
-
-    @classmethod
-    def check(cls, depth: int = 9, **options) -> None:
-        """Raises CoopError for options that no backbone could serve."""
-        check_depths(depth=(depth, 1))
-        super().check(**options)

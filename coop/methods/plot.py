@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.local import check_local_features
 from coop.clip.transport import sinkhorn
-from coop.methods.base import check_above
-from coop.methods.coop import INIT_STD, PromptLearner
+from coop.methods.base import Count, Positive
+from coop.methods.coop import INIT_STD, ContextLength, PromptLearner
 
 
 class PLOT(PromptLearner):
@@ -22,7 +22,6 @@ class PLOT(PromptLearner):
 
     Args:
         clip: the frozen CLIP; its image tower must have local features.
-        classnames: K class names.
         n_prompts: N.
         n_ctx: M; 16 if not given.
         global_term: add the pooled image feature's similarity to the mean of the N (raw) text features, as the authors
@@ -37,23 +36,16 @@ class PLOT(PromptLearner):
     images_at_once = 128
     fixed: ClassVar = {"ctx_init": None, "class_specific": False, "class_token_position": "end"}
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_prompts: int = 4, n_ctx: int | None = None,
-                 global_term: bool = False, eps: float = 0.1, max_iter: int = 100, threshold: float = 0.01,
-                 **options):  # fmt: skip
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, n_prompts: Count = 4,
+        n_ctx: ContextLength | None = None, global_term: bool = False, eps: Positive = 0.1, max_iter: Count = 100,
+        threshold: Positive = 0.01, **options,
+    ):  # fmt: skip
         transport = {"eps": eps, "max_iter": max_iter, "threshold": threshold}
-        self.check(n_prompts, n_ctx, **transport, **options)
         check_local_features(clip)
         super().__init__(clip, classnames, n_ctx, **options)
         self.ctx = nn.Parameter(INIT_STD * torch.randn(n_prompts, *self.ctx.shape, dtype=self.ctx.dtype))
         self.global_term, self.transport = global_term, transport
-
-    @classmethod
-    def check(
-        cls, n_prompts=4, n_ctx=None, global_term=False, eps=0.1, max_iter=100, threshold=0.01, **options
-    ) -> None:
-        """Raises CoopError for options that no backbone could serve."""
-        check_above(0, n_prompts=n_prompts, eps=eps, max_iter=max_iter, threshold=threshold)
-        super().check(n_ctx, **options)
 
     def forward(self) -> Tensor:
         """Text features (N, K, E) of each prompt, not normalized."""

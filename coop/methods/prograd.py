@@ -8,11 +8,11 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.clip.text.sharded import mean_over_processes
 from coop.errors import CoopError
-from coop.methods.base import Batch
-from coop.methods.coop import PromptLearner, word_context
+from coop.methods.base import Batch, Positive
+from coop.methods.coop import ContextLength, PromptLearner, word_context
 
 
 class ProGrad(PromptLearner):
@@ -20,8 +20,6 @@ class ProGrad(PromptLearner):
     predictions, `strength` times its component along h is taken off (equation 4). h itself trains nothing.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         template: the hand-crafted prompt, with `{}` where the class name goes.
         strength: lambda; with 1, what is left of g is orthogonal to h.
         temperature: of both predictions in the distance.
@@ -33,9 +31,10 @@ class ProGrad(PromptLearner):
 
     words_stay = True
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, strength: float = 1.0,
-                 temperature: float = 1.0, n_ctx: int = 16, ctx_init: str | None = None, **options):  # fmt: skip
-        self.check(template, strength, temperature, n_ctx, ctx_init, **options)
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template, strength: Positive = 1.0,
+        temperature: Positive = 1.0, n_ctx: ContextLength = 16, ctx_init: str | None = None, **options,
+    ):  # fmt: skip
         words = _words(ctx_init)
         if words and options.get("class_token_position", "end") == "end":
             words_stay = " ".join(["X"] * (n_ctx - len(words)) + words) + " {}."  # those beyond the first M tokens
@@ -48,11 +47,7 @@ class ProGrad(PromptLearner):
         self.teacher = HandCrafted(clip, self.classnames, [template])
 
     @classmethod
-    def check(cls, template="{}", strength=1.0, temperature=1.0, n_ctx=16, ctx_init=None, **options) -> None:
-        """Raises CoopError for options that no backbone could serve."""
-        check_template("method.template", template)
-        if min(strength, temperature) <= 0:
-            raise CoopError(f"method.strength={strength}, method.temperature={temperature}: both must be positive")
+    def check(cls, n_ctx=16, ctx_init=None, **options) -> None:
         if ctx_init is not None and not 0 < len(_words(ctx_init)) <= n_ctx:
             raise CoopError(f'method.ctx_init="{ctx_init}": expected 1 to {n_ctx} words (method.n_ctx={n_ctx})')
         super().check(n_ctx, **options)

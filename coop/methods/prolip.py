@@ -8,9 +8,8 @@ from torch import Tensor
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.deltas import TrainedCopies, visual_projection
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_templates
-from coop.errors import CoopError
-from coop.methods.base import Batch, Method
+from coop.clip.templates import Templates
+from coop.methods.base import Batch, Method, Weight
 
 
 class ProLIP(Method):
@@ -19,27 +18,17 @@ class ProLIP(Method):
     The loss adds penalty * ||W - W_0||^2 (Frobenius), W_0 the pretrained one. Class weights are hand-crafted.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         templates: prompts with `{}` where the class name goes.
         penalty: see above.
     """
 
     needs_images = True
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], penalty: float = 0.0625):
-        self.check(templates, penalty)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates, penalty: Weight = 0.0625):
         super().__init__(clip, classnames)
         self.penalty = penalty
         self.prompts = HandCrafted(clip, self.classnames, templates)
         self.projection = TrainedCopies(clip, [visual_projection(clip)])
-
-    @classmethod
-    def check(cls, templates: list[str], penalty: float = 0.0625) -> None:
-        """Raises CoopError for templates without a place for the class name, or a negative penalty."""
-        check_templates("method.templates", templates)
-        if penalty < 0:
-            raise CoopError(f"method.penalty={penalty}: must be at least 0; with shots=-1, give a number")
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.projection.encode_image(images)

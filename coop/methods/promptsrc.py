@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP, normalize
-from coop.clip.deep_prompts import DeepPrompts, check_depths
+from coop.clip.deep_prompts import DeepPrompts
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import clip_templates
 from coop.errors import CoopError
-from coop.methods.base import Batch, check_above
-from coop.methods.coop import PromptLearner
+from coop.methods.base import Batch, Count, Positive, Weight
+from coop.methods.coop import ContextLength, PromptLearner, Words
 
 
 class PromptSRC(PromptLearner):
@@ -23,7 +23,6 @@ class PromptSRC(PromptLearner):
 
     Args:
         clip: the frozen CLIP, with a ViT.
-        classnames: K class names.
         n_ctx, ctx_init, depth_text, n_ctx_vision, depth_vision: as in IVLP.
         coupled: image prompts are linear images of the text prompts (MaPLe's), of their number and depth.
         gpa_mean, gpa_std: of the weights of the epochs, the first of which is 1.
@@ -34,11 +33,12 @@ class PromptSRC(PromptLearner):
     needs_images = needs_teacher = words_stay = True
     fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: int = 4, ctx_init: str | None = None,
-                 depth_text: int = 9, n_ctx_vision: int = 4, depth_vision: int = 9, coupled: bool = False,
-                 gpa_mean: float = 15.0, gpa_std: float = 1.0, text_weight: float = 25.0, image_weight: float = 10.0,
-                 kl_weight: float = 1.0, **options):  # fmt: skip
-        self.check(depth_text, n_ctx_vision, depth_vision, coupled, gpa_std, n_ctx, ctx_init=ctx_init, **options)
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, n_ctx: ContextLength = 4,
+        ctx_init: Words | None = None, depth_text: Count = 9, n_ctx_vision: Count = 4, depth_vision: Count = 9,
+        coupled: bool = False, gpa_mean: float = 15.0, gpa_std: Positive = 1.0, text_weight: Weight = 25.0,
+        image_weight: Weight = 10.0, kl_weight: Weight = 1.0, **options,
+    ):  # fmt: skip
         super().__init__(clip, classnames, n_ctx, ctx_init, **options)
         self.deep = DeepPrompts(clip, n_ctx, depth_text, n_ctx_vision, depth_vision, coupled)
         self.gpa, self.weights = (gpa_mean, gpa_std), (text_weight, image_weight, kl_weight)
@@ -47,14 +47,9 @@ class PromptSRC(PromptLearner):
         self.average.requires_grad_(False)
 
     @classmethod
-    def check(
-        cls, depth_text=9, n_ctx_vision=4, depth_vision=9, coupled=False, gpa_std=1.0, n_ctx=4, **options
-    ) -> None:
-        """Raises CoopError for options that no backbone could serve."""
-        check_depths(depth_text=(depth_text, 1), n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 1))
+    def check(cls, depth_text=9, n_ctx_vision=4, depth_vision=9, coupled=False, n_ctx=4, **options) -> None:
         if coupled and (n_ctx, depth_text) != (n_ctx_vision, depth_vision):
             raise CoopError("method.coupled=true: n_ctx_vision, depth_vision must be those of the text prompts")
-        check_above(0, gpa_std=gpa_std)
         super().check(n_ctx=n_ctx, **options)
 
     def _learned(self) -> list[Tensor]:

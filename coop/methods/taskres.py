@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_templates
-from coop.methods.base import Method, check_above
+from coop.clip.templates import Templates
+from coop.methods.base import Method, Positive
 
 
 class TaskRes(Method):
@@ -21,26 +21,17 @@ class TaskRes(Method):
         residual: x, (K, E), zeros at the start.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         templates: prompts with `{}` where the class name goes.
         alpha: the weight of the residual.
     """
 
     transfers_to_other_classes = False
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], alpha: float = 0.5):
-        self.check(templates, alpha)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates, alpha: Positive = 0.5):
         super().__init__(clip, classnames)
         self.alpha = alpha
         self.base = HandCrafted(clip, list(classnames), templates, raw=True)
         self.residual = nn.Parameter(torch.zeros(len(classnames), clip.embed_dim))
-
-    @classmethod
-    def check(cls, templates: list[str], alpha: float = 0.5) -> None:
-        """Raises CoopError for templates without a place for the class name, or an alpha of zero or less."""
-        check_templates("method.templates", templates)
-        check_above(0, alpha=alpha)
 
     def forward(self) -> Tensor:
         return normalize(self.base().to(self.residual.dtype) + self.alpha * self.residual)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.errors import CoopError
-from coop.methods.base import Batch
-from coop.methods.coop import PromptLearner
+from coop.methods.base import Batch, Count, Weight
+from coop.methods.coop import ContextLength, PromptLearner, Words
 
 
 class TCP(PromptLearner):
@@ -26,8 +26,6 @@ class TCP(PromptLearner):
         meta_net: Linear, QuickGELU, Linear: E -> E // 4 -> M * D, from the hand-crafted prompt's feature.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         template: the hand-crafted prompt, with `{}` where the class name goes.
         weight: of the distance from it.
         layer: the layer before which states are replaced, from 1; two thirds of the tower's depth if not given, which
@@ -39,10 +37,9 @@ class TCP(PromptLearner):
 
     fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, weight: float = 8.0,
-                 layer: int | None = None, n_ctx: int | None = None, ctx_init: str | None = None,
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template, weight: Weight = 8.0,
+                 layer: Count | None = None, n_ctx: ContextLength | None = None, ctx_init: Words | None = None,
                  **options):  # fmt: skip
-        self.check(template, weight, layer, n_ctx, ctx_init, **options)
         super().__init__(clip, classnames, n_ctx or (None if ctx_init else 4), ctx_init, **options)
         layers = clip.text_layers
         self.layer, self.weight = layer or max(1, 2 * layers // 3), weight
@@ -52,16 +49,6 @@ class TCP(PromptLearner):
         self.teacher = HandCrafted(clip, self.classnames, [template])
         hidden, linear = clip.embed_dim // 4, partial(nn.Linear, dtype=self.ctx.dtype)
         self.meta_net = nn.Sequential(linear(clip.embed_dim, hidden), QuickGELU(), linear(hidden, self.ctx.numel()))
-
-    @classmethod
-    def check(cls, template="{}", weight=8.0, layer=None, n_ctx=None, ctx_init=None, **options) -> None:
-        """Raises CoopError for options that no backbone could serve."""
-        check_template("method.template", template)
-        if weight < 0:
-            raise CoopError(f"method.weight={weight}: must not be negative")
-        if layer is not None and layer < 1:
-            raise CoopError(f"method.layer={layer}: the layer before which states are replaced, 1 at least")
-        super().check(n_ctx, ctx_init, **options)
 
     def class_prompts(self) -> Tensor:
         """What the states of each class's context give way to, (K, M, D)."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.methods.base import Method
 
 
@@ -17,25 +17,19 @@ class TextBias(Method):
     One of the fine-tuning alternatives that the CoOp paper compares with.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         template: a prompt with `{}` where the class name goes.
         class_specific: a vector of its own for every class, (K, E), instead of one (E) for all.
     """
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, class_specific: bool = False):
-        self.check(template)
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template, class_specific: bool = False
+    ):
         super().__init__(clip, classnames)
         self.class_specific = class_specific
         self.transfers_to_other_classes = not class_specific
         self.prompts = HandCrafted(clip, self.classnames, [template])
         copies = (len(classnames),) if class_specific else ()
         self.bias = nn.Parameter(torch.zeros(*copies, clip.embed_dim))
-
-    @classmethod
-    def check(cls, template: str, **_) -> None:
-        """Raises CoopError for a template without one place for the class name."""
-        check_template("method.template", template)
 
     def forward(self) -> Tensor:
         return normalize(self.prompts().to(self.bias.dtype) + self.bias)

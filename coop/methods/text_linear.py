@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.methods.base import Method
 
 
@@ -18,21 +18,13 @@ class TextLinear(Method):
     The "transformation layer" among the fine-tuning alternatives that the CoOp paper compares with.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         template: a prompt with `{}` where the class name goes.
     """
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
-        self.check(template)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template):
         super().__init__(clip, classnames)
         self.prompts = HandCrafted(clip, self.classnames, [template])
         self.weight = nn.Parameter(torch.eye(clip.embed_dim))
-
-    @classmethod
-    def check(cls, template: str) -> None:
-        """Raises CoopError for a template without one place for the class name."""
-        check_template("method.template", template)
 
     def forward(self) -> Tensor:
         return normalize(F.linear(self.prompts().to(self.weight.dtype), self.weight))

@@ -1,15 +1,21 @@
 """Tip-Adapter: a cache of the training images beside the zero-shot classifier (Zhang et al., ECCV 2022)."""
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, normalize
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_templates
-from coop.methods.base import Labeled, Method, check_above
+from coop.clip.templates import Templates
+from coop.methods.base import Labeled, Method, Positive
 from coop.optim.grid import SEARCH_FROM, search_pair
+from coop.system.validation import Rule
+
+SearchEnd = Annotated[
+    float, Rule(lambda end: end > SEARCH_FROM, f"must be above {SEARCH_FROM}, where the search starts")
+]
 
 
 class TipAdapter(Method):
@@ -31,10 +37,9 @@ class TipAdapter(Method):
     sized_by_training = ("keys", "labels")
     feature_kind = "raw"
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: list[str], train_keys: bool = False,
-                 alpha: float = 1.17, beta: float = 1.0, search: bool = True, alpha_max: float = 3.0,
-                 beta_max: float = 7.0, scale: float | None = None):  # fmt: skip
-        self.check(templates, alpha, beta, alpha_max, beta_max, scale)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates, train_keys: bool = False,
+                 alpha: Positive = 1.17, beta: Positive = 1.0, search: bool = True, alpha_max: SearchEnd = 3.0,
+                 beta_max: SearchEnd = 7.0, scale: Positive | None = None):  # fmt: skip
         super().__init__(clip, classnames)
         self.prompts, self.scale = HandCrafted(clip, self.classnames, templates), scale
         self.search, self.ways = search, {"beta": (beta_max, 200), "alpha": (alpha_max, 20)}
@@ -42,13 +47,6 @@ class TipAdapter(Method):
         self.register_buffer("labels", torch.empty(0, dtype=torch.long))
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("beta", torch.tensor(float(beta)))
-
-    @classmethod
-    def check(cls, templates, alpha=1.17, beta=1.0, alpha_max=3.0, beta_max=7.0, scale=None, **_) -> None:
-        """Raises CoopError for numbers that are not positive or leave nothing to search."""
-        check_templates("method.templates", templates)
-        check_above(0, alpha=alpha, beta=beta, scale=scale)
-        check_above(SEARCH_FROM, ", where the search starts", alpha_max=alpha_max, beta_max=beta_max)
 
     def prepare(self, labeled: Labeled) -> None:
         features, labels = labeled("train")

@@ -1,6 +1,7 @@
 """2SFS: first the LayerNorms of both towers, then a linear classifier (Farina et al., CVPR 2025)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +9,11 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.deltas import TrainedCopies, encode_text, layer_norms, without_padding
-from coop.clip.templates import check_template
-from coop.errors import CoopError
+from coop.clip.templates import Template
 from coop.methods.base import Batch, Method
+from coop.system.validation import Rule
+
+InBetween = Annotated[float, Rule(lambda share: 0 < share < 1, "must be above 0 and below 1")]
 
 
 class TwoStage(Method):
@@ -24,7 +27,6 @@ class TwoStage(Method):
 
     Args:
         clip: the frozen CLIP, with LayerNorms in its image tower.
-        classnames: K class names.
         template: a prompt with `{}` where the class name goes.
         first_stage: its share of all steps.
     """
@@ -32,21 +34,15 @@ class TwoStage(Method):
     needs_images = hand_crafted = True
     sized_by_training = ("weight",)
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str, first_stage: float = 0.6):
-        self.check(template, first_stage)
+    def __init__(
+        self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template, first_stage: InBetween = 0.6
+    ):
         super().__init__(clip, classnames)
         self.first_stage, self.second = first_stage, True  # what is not being trained has both stages behind it
         self.norms = TrainedCopies(clip, layer_norms(clip))
         self.weight = nn.Parameter(torch.zeros(len(classnames), clip.embed_dim))
         ids = clip.tokenize([template.replace("{}", name) for name in self.classnames])
         self.register_buffer("ids", without_padding(ids), persistent=False)
-
-    @classmethod
-    def check(cls, template: str, first_stage: float = 0.6) -> None:
-        """Raises CoopError for a template without a place for the class name, or a share that leaves a stage out."""
-        check_template("method.template", template)
-        if not 0 < first_stage < 1:
-            raise CoopError(f"method.first_stage={first_stage}: must be above 0 and below 1")
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.norms.encode_image(images)

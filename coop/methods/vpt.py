@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.deep_prompts import check_depths, new_prompts
+from coop.clip.deep_prompts import new_prompts
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.image_tower import ImageTower
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.errors import CoopError
-from coop.methods.base import Method
+from coop.methods.base import Count, Method
 
 
 class VPT(Method):
@@ -21,7 +21,6 @@ class VPT(Method):
 
     Args:
         clip: the frozen CLIP, with a ViT.
-        classnames: K class names.
         template: a prompt with `{}` where the class name goes.
         n_ctx_vision: n.
         depth_vision: J; 1 is the input alone ("shallow"), the number of layers is all of them.
@@ -35,12 +34,11 @@ class VPT(Method):
         clip: FrozenCLIP,
         classnames: Sequence[str],
         *,
-        template: str,
-        n_ctx_vision: int = 8,
-        depth_vision: int = 12,
+        template: Template,
+        n_ctx_vision: Count = 8,
+        depth_vision: Count = 12,
         checkpoint: bool = False,
     ):
-        self.check(template=template, n_ctx_vision=n_ctx_vision, depth_vision=depth_vision)
         super().__init__(clip, classnames)
         self.tower, self.checkpoint = ImageTower(clip), checkpoint
         if depth_vision > self.tower.layers:
@@ -49,12 +47,6 @@ class VPT(Method):
             )
         self.prompts = HandCrafted(clip, self.classnames, [template])
         self.image_prompts = new_prompts(n_ctx_vision, depth_vision, self.tower.width)
-
-    @classmethod
-    def check(cls, *, template: str, n_ctx_vision: int = 8, depth_vision: int = 12, **_) -> None:
-        """Raises CoopError for numbers of prompts or layers below 1."""
-        check_template("method.template", template)
-        check_depths(n_ctx_vision=(n_ctx_vision, 1), depth_vision=(depth_vision, 1))
 
     def encode_image(self, images: Tensor) -> Tensor:
         return self.tower(images, list(self.image_prompts), checkpoint=self.checkpoint)

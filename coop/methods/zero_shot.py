@@ -6,7 +6,7 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_template
+from coop.clip.templates import Template
 from coop.methods.base import Method
 
 
@@ -14,23 +14,15 @@ class ZeroShot(Method):
     """Class weights are the text features of `template` filled with each class name (CoOp, section 3.1).
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         template: a prompt with `{}` where the class name goes; "{}" is the class name alone.
     """
 
     learns = False
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: str):
-        self.check(template=template)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template):
         super().__init__(clip, classnames)
         self.template = template
         self.prompts = HandCrafted(clip, self.classnames, [template])
-
-    @classmethod
-    def check(cls, template: str) -> None:
-        """Raises CoopError for a template without one place for the class name."""
-        check_template("method.template", template)
 
     def forward(self) -> Tensor:
         return self.prompts()

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.templates import check_templates, clip_templates
+from coop.clip.templates import Templates, clip_templates
 from coop.methods.base import Method
 
 
@@ -16,24 +16,21 @@ class ZeroShotEnsemble(Method):
     Source: Radford et al. 2021, section 3.1.4.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         templates: 80 (all of CLIP's ImageNet templates), 7 (those that its authors selected), or a list of prompts
             with one `{}` each.
     """
 
     learns = False
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: int | list[str] = 80):
-        self.check(templates)
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: int | Templates = 80):
         super().__init__(clip, classnames)
         chosen = clip_templates(templates) if isinstance(templates, int) else templates
         self.prompts = HandCrafted(clip, self.classnames, chosen)
 
     @classmethod
     def check(cls, templates: int | list[str] = 80) -> None:
-        """Raises CoopError for an unknown list, an empty one, or a template without one place for the class name."""
-        check_templates("method.templates", clip_templates(templates) if isinstance(templates, int) else templates)
+        if isinstance(templates, int):
+            clip_templates(templates)
 
     def forward(self) -> Tensor:
         return self.prompts()

@@ -71,16 +71,6 @@ class Grid:
     warmup: int = 50
     interval: int = 100
 
-    def check(self) -> None:
-        """Raises CoopError for a value that no training could have, naming the method's option."""
-        kinds = {"lr": ((int, float), 1e-12, "above 0"), "weight_decay": ((int, float), 0, "not negative")}
-        for key, (kind, least, wanted) in (kinds | {"batch_size": (int, 2, "whole, 2 or more")}).items():
-            values = getattr(self, key)
-            if not values or not all(isinstance(value, kind) and value >= least for value in values):
-                raise CoopError(f"method.{key}={values}: must be a list of numbers, each {wanted}")
-        if self.iterations < 1:
-            raise CoopError(f"method.iterations={self.iterations}: must be at least 1")
-
     def check_single(self, why: str) -> None:
         """Raises CoopError, which begins with the reason, where there are several settings to choose from."""
         for key in ("lr", "weight_decay", "batch_size"):

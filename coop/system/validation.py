@@ -78,7 +78,8 @@ def check_value(key: str, value: Any, annotation: Any) -> None:
     try:
         _adapter(annotation, strict=True).validate_python(value)
     except ValidationError as error:
-        raise CoopError(f"{key}={_shown(value)}: {_words(error, annotation, value)}") from None
+        broken = next((one["input"] for one in error.errors() if one["type"] == RULE), value)  # of a list, one entry
+        raise CoopError(f"{key}={_shown(broken)}: {_words(error, annotation, value)}") from None
 
 
 def read_text(key: str, text: str, annotation: Any) -> Any:

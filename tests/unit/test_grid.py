@@ -108,22 +108,6 @@ def test_sizes_that_are_too_large_for_the_samples_are_left_out(counts, sizes):
     assert list(rows) == sizes
 
 
-@pytest.mark.parametrize(
-    ("grid", "said"),
-    [
-        (Grid([], [0.0], [8], 5), r"method.lr=\[\]: must be a list of numbers, each above 0"),
-        (Grid([0], [0.0], [8], 5), r"method.lr=\[0\]"),
-        (Grid([0.1], [-1], [8], 5), r"method.weight_decay=\[-1\]: must be a list of numbers, each not negative"),
-        (Grid([0.1], [0.0], [8.5], 5), r"method.batch_size=\[8.5\]: must be a list of numbers, each whole"),
-        (Grid([0.1], ["much"], [8], 5), r"method.weight_decay=\['much'\]"),
-        (Grid([0.1], [0.0], [8], 0), "method.iterations=0: must be at least 1"),
-    ],
-)
-def test_impossible_grids_are_refused(grid, said):
-    with pytest.raises(CoopError, match=said):
-        grid.check()
-
-
 @pytest.mark.parametrize("x", [torch.arange(8.0).view(2, 4), torch.arange(24.0).view(3, 2, 4)])
 def test_features_by_each_models_weights(x):
     """The gradient lies in memory as the weights do: any other way makes AdamW's first pass over it ten times slower."""
