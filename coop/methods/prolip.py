@@ -1,6 +1,7 @@
 """ProLIP: the last matrix of the image tower, held near its start (Fahes et al., arXiv 2410.05270)."""
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +10,11 @@ from coop.clip.backbone import FrozenCLIP
 from coop.clip.deltas import TrainedCopies, visual_projection
 from coop.clip.handcrafted import HandCrafted
 from coop.clip.templates import Templates
-from coop.methods.base import Batch, Method, Weight
+from coop.methods.base import Batch, Method
+from coop.system.validation import Rule
+
+# The config's own is 1 / shots, and all images (-1) have none.
+Penalty = Annotated[float, Rule(lambda penalty: penalty >= 0, "must be at least 0; with shots=-1, give a number")]
 
 
 class ProLIP(Method):
@@ -24,7 +29,7 @@ class ProLIP(Method):
 
     needs_images = True
 
-    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates, penalty: Weight = 0.0625):
+    def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates, penalty: Penalty = 0.0625):
         super().__init__(clip, classnames)
         self.penalty = penalty
         self.prompts = HandCrafted(clip, self.classnames, templates)

@@ -362,8 +362,8 @@ NAMES = ["cat", "dog"]
             lambda c: IVLP(c, NAMES, depth_text=1, depth_vision=5),
             "method.depth_vision=5: the image tower of small has 4",
         ),
-        (lambda c: IVLP(c, NAMES, n_ctx=0, depth_text=3), "method.n_ctx=0: the number of context vectors must be at"),
-        (lambda c: MaPLe(c, NAMES, n_ctx=0, depth=3), "method.n_ctx=0: the number of context vectors must be at least"),
+        (lambda c: IVLP(c, NAMES, n_ctx=0, depth_text=3), "method.n_ctx=0: must be at least 1 and fit"),
+        (lambda c: MaPLe(c, NAMES, n_ctx=0, depth=3), "method.n_ctx=0: must be at least 1 and fit"),
         (
             lambda c: MaPLe(c, NAMES, n_ctx=9, ctx_init="a photo of a", depth=3),
             "put more X before {}, or lower method.",
@@ -377,7 +377,7 @@ NAMES = ["cat", "dog"]
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], layers=[-1]), "method.layers: -1 is not among the tower's"),
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], layers="top"), "method.layers=top: allowed are all, bottom"),
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], layers=[]), "method.layers=[]"),
-        (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], params=["x"]), "method.params=['x']: give some of q, k"),
+        (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], params=["x"]), "method.params=x: allowed are q, k, v, o"),
         (lambda c: CLIPLoRA(c, NAMES, templates=["a {}."], dropout=1.0), "method.dropout=1.0: must be from 0"),
     ],
 )
