@@ -8,6 +8,7 @@ import os
 import warnings
 import zipfile
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
@@ -85,7 +86,13 @@ def clip_tokenizer(model: str) -> SimpleTokenizer | None:
     file = Path(name).expanduser() / "open_clip_config.json"
     config = get_model_config(name) if schema is None else json.loads(file.read_text(encoding="utf-8"))
     has_another = config.get("model_cfg", config).get("text_cfg", {}).get("hf_tokenizer_name")
-    return None if has_another else SimpleTokenizer()
+    return None if has_another else _clip_tokenizer()
+
+
+@cache
+def _clip_tokenizer() -> SimpleTokenizer:
+    """Takes a while to read its merges; every run of a study asks for it."""
+    return SimpleTokenizer()
 
 
 def _check_local_dir(folder: Path) -> None:
