@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Annotated, Any, get_type_hints
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from open_clip import SimpleTokenizer
@@ -289,11 +290,16 @@ def _checked(init: Callable) -> Callable:
             inits = [parent.__init__ for parent in reversed(cls.__mro__) if issubclass(parent, Method)]
             types = {key: kind for each in inits for key, kind in get_type_hints(each, include_extras=True).items()}
             for key in given.keys() & types.keys():
-                check_value(f"method.{key}", given[key], types[key])
+                check_value(f"method.{key}", _as_in_a_config(given[key]), types[key])
             cls.check(**given)
         init(self, clip, classnames, *args, **options)
 
     return checked
+
+
+def _as_in_a_config(value: Any) -> Any:
+    """From Python, options are also tuples and numbers of NumPy."""
+    return list(value) if isinstance(value, tuple) else value.item() if isinstance(value, np.generic) else value
 
 
 def _on_batches(loss: Callable) -> Callable:

@@ -1,5 +1,6 @@
 """Impossible options of the baselines are refused in one message; methods keep what the interface promises."""
 
+import numpy as np
 import pytest
 import torch
 from configs import composed, names
@@ -9,9 +10,11 @@ from coop import CoopError
 from coop.config import build_method, check, resolve_epochs
 from coop.methods.base import Batch, Labeled, Method
 from coop.methods.clip_adapter import ClipAdapter
+from coop.methods.dept import DePT
 from coop.methods.image_encoder import ImageEncoder
 from coop.methods.tip_adapter import TipAdapter
 from coop.methods.zero_shot import ZeroShot
+from coop.methods.zero_shot_ensemble import ZeroShotEnsemble
 from coop.optim.optimizers import build_optimizer
 from coop.runs.folder import load_into, load_prompt, save_prompt
 from coop.training.module import LitClassifier
@@ -90,6 +93,19 @@ def test_refused(overrides, said):
 def test_a_hidden_layer_needs_a_unit(small_clip):
     with pytest.raises(CoopError, match=r"method\.reduction=65: at most 64"):
         ClipAdapter(small_clip, NAMES, template="a {}", reduction=65)
+
+
+def test_options_from_python_are_checked_as_those_of_a_config(small_clip):
+    """But for tuples and NumPy's numbers, which a config does not have; its own and its parent's."""
+    learner = DePT(small_clip, NAMES, n_ctx=np.int64(3), head_weight=np.float32(0.5))
+    assert (learner.ctx.shape[0], learner.head_weight) == (3, 0.5)
+    ZeroShotEnsemble(small_clip, NAMES, templates=("a {}.", "the {}."))
+    for options, said in [
+        ({"n_ctx": "3"}, "method.n_ctx=3: must be int or null, not str"),
+        ({"head_weight": 1}, "method.head_weight=1: must be from 0 to below 1"),
+    ]:
+        with pytest.raises(CoopError, match=said):
+            DePT(small_clip, NAMES, **options)
 
 
 def test_tip_adapter_f_brings_its_own_optimizer_and_the_command_line_wins():
