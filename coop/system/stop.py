@@ -51,6 +51,8 @@ def stoppable(advice: str = AGAIN) -> Iterator[None]:
         if _received is None:
             raise
         _say(_received)
+        if hasattr(signal, "SIGCHLD"):  # torch's handler raises when data-loader workers are ended at exit
+            _set({signal.SIGCHLD: signal.SIG_DFL})
         sys.exit(128 + _received)
     finally:
         _set(before)

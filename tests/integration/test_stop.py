@@ -187,6 +187,23 @@ def test_what_breaks_because_of_a_stop_is_no_error(capfd):
     assert capfd.readouterr().err.strip() == "stopped by SIGTERM; how to resume"
 
 
+def test_workers_that_end_after_the_stop_are_no_error():
+    """As torch complains of data-loader workers that multiprocessing ends at exit."""
+
+    def complain(*_):
+        raise RuntimeError("DataLoader worker is killed by signal")
+
+    before = signal.signal(signal.SIGCHLD, complain)
+    try:
+        with pytest.raises(SystemExit), stop.stoppable():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        child = os.fork() or os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_stop_is_not_lost_in_a_destructor(capfd):
     """Python prints what is raised there, and goes on."""
 
