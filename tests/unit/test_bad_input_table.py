@@ -47,6 +47,7 @@ from coop.report import __main__ as report
 from coop.system import files
 
 ODD = os.fsdecode(b"caf\xe9")  # Latin-1
+UNIONS = (typing.Union, types.UnionType)  # of an Annotated type, and of a plain one
 
 
 def said_by(call, *args) -> str:
@@ -80,7 +81,7 @@ def leaves(schema: type, prefix: str = "") -> dict[str, typing.Any]:
     """Types by key of a config's schema."""
     found = {}
     for name, kind in typing.get_type_hints(schema).items():
-        options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+        options = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,)
         group = next((option for option in options if hasattr(option, "__dataclass_fields__")), None)
         found |= leaves(group, f"{prefix}{name}.") if group else {f"{prefix}{name}": kind}
     return found
@@ -97,7 +98,7 @@ WRONG = {
 
 def wrong_values(kind: typing.Any) -> list[str]:
     """Values that are not of a type: those that are wrong for all of its alternatives."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    options = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,)
     plain = [typing.get_origin(option) or option for option in options if option is not type(None)]
     return [value for value in WRONG.get(plain[0], []) if all(value in WRONG.get(option, [value]) for option in plain)]
 
@@ -245,7 +246,7 @@ def wrong_of(kind: typing.Any) -> list[tuple[str, str]]:
     """Wrong values of a key of a reader or method, and what their message says."""
     if typing.get_origin(kind) is typing.Literal:
         return [("sideways", "allowed are"), ("5", "allowed are")]
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    options = typing.get_args(kind) if typing.get_origin(kind) in UNIONS else (kind,)
     bare = [typing.get_args(o)[0] if typing.get_origin(o) is typing.Annotated else o for o in options]
     plain = [typing.get_origin(option) or option for option in bare if option is not type(None)]
     if plain == [dict, str]:
