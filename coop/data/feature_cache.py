@@ -61,7 +61,7 @@ def show_once(root: Path) -> None:
 
 def default_cache_dir() -> Path:
     """Where features are kept unless the config says otherwise: $COOP_CACHE, else ~/.cache/coop."""
-    return Path(os.environ.get("COOP_CACHE", "~/.cache/coop")).expanduser()
+    return Path(os.environ.get("COOP_CACHE") or "~/.cache/coop").expanduser()
 
 
 class FeatureCache:

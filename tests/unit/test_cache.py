@@ -273,6 +273,8 @@ def test_two_processes_write_at_once(tmp_path, paths):
 def test_where_the_cache_lies(monkeypatch, tmp_path):
     monkeypatch.setenv("COOP_CACHE", str(tmp_path / "x"))
     assert default_cache_dir() == tmp_path / "x"
-    monkeypatch.delenv("COOP_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("COOP_CACHE")
     assert default_cache_dir() == tmp_path / ".cache" / "coop"
+    monkeypatch.setenv("COOP_CACHE", "")
+    assert default_cache_dir() == tmp_path / ".cache" / "coop", "not the folder that the command is started in"
