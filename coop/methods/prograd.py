@@ -50,7 +50,7 @@ class ProGrad(PromptLearner):
     def check(cls, n_ctx=16, ctx_init=None, **options) -> None:
         if ctx_init is not None and not 0 < len(_words(ctx_init)) <= n_ctx:
             raise CoopError(f'method.ctx_init="{ctx_init}": expected 1 to {n_ctx} words (method.n_ctx={n_ctx})')
-        super().check(n_ctx, **options)
+        super().check(n_ctx=n_ctx, **options)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, t = self.logits(batch.image_features), self.temperature

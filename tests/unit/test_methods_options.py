@@ -90,6 +90,12 @@ def test_refused(overrides, said):
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_prograds_first_words_go_with_each_position(position):
+    """Behind a middle or front class name they only start the context; as a prompt of their own they cannot stand."""
+    check(composed("method=prograd", f"method.class_token_position={position}"))
+
+
 def test_a_hidden_layer_needs_a_unit(small_clip):
     with pytest.raises(CoopError, match=r"method\.reduction=65: at most 64"):
         ClipAdapter(small_clip, NAMES, template="a {}", reduction=65)
