@@ -35,8 +35,7 @@ class FrozenCLIP(nn.Module):
         model: an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`.
         tokenizer: open_clip's tokenizer for it.
         name: what results call this backbone.
-        pretrained: tag or file of its weights, for the record.
-        precision: open_clip's name of the weights' precision, for the record.
+        pretrained, precision: open_clip's names of the weights and of their precision, for the record.
 
     Attributes:
         preprocess_cfg: the model's own image preprocessing: size, mean, std, interpolation, resize mode.
@@ -87,8 +86,7 @@ class FrozenCLIP(nn.Module):
     @property
     def logit_scale(self) -> Tensor:
         """CLIP's learned log temperature, a scalar; its exp() multiplies the cosine similarities."""
-        scale = self.model.logit_scale.reshape(())
-        return scale.to(torch.promote_types(scale.dtype, torch.float32))
+        return at_least_float32(self.model.logit_scale.reshape(()))
 
     @property
     def device(self) -> torch.device:
@@ -175,11 +173,7 @@ class FrozenCLIP(nn.Module):
 
     @property
     def text_layers(self) -> int:
-        """How many layers the text encoder has, in front of which deep prompts can be put.
-
-        Raises:
-            CoopError: the text encoder is not built of open_clip's residual blocks.
-        """
+        """How many layers of open_clip's the text encoder has, for deep prompts; CoopError if it is built otherwise."""
         return len(text_blocks(self.model))
 
     @property
@@ -215,11 +209,7 @@ class FrozenCLIP(nn.Module):
         return [row[:length].tolist() for row, length in zip(ids, lengths.tolist(), strict=True)]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Token ids (N, L), padded to the context length.
-
-        Raises:
-            CoopError: a text that does not fit (open_clip would silently cut it).
-        """
+        """Token ids (N, L), padded to the context length; CoopError for a text that open_clip would silently cut."""
         rows = self.token_ids(texts)
         for text, row in zip(texts, rows, strict=True):
             if len(row) > self.context_length:
@@ -228,12 +218,12 @@ class FrozenCLIP(nn.Module):
                 )
         return self.pad(rows)
 
-    def pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Rows of token ids to one tensor (N, L), padded to the context length as the tokenizer pads."""
-        ids = torch.full((len(rows), self.context_length), self.pad_id, dtype=torch.long)
-        for target, row in zip(ids, rows, strict=True):
+    def pad(self, rows: Sequence[Sequence[int]], value: int | None = None) -> Tensor:
+        """Rows of numbers to one tensor (N, L), padded to the context length; as the tokenizer pads if not told how."""
+        padded = torch.full((len(rows), self.context_length), self.pad_id if value is None else value)
+        for target, row in zip(padded, rows, strict=True):
             target[: len(row)] = torch.tensor(row)
-        return ids
+        return padded
 
     @property
     def pad_id(self) -> int:

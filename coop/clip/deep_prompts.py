@@ -62,7 +62,7 @@ class DeepPrompts(nn.Module):
             return list(self.image)
         return [project(prompts) for project, prompts in zip(self.maps, [ctx, *self.text], strict=True)]
 
-    def encode_image(self, images: Tensor, ctx: Tensor, checkpoint: bool = False, normalize: bool = True) -> Tensor:
+    def encode_image(self, images: Tensor, ctx: Tensor, checkpoint: bool = False) -> Tensor:
         """Images (B, 3, H, W) to image_features (B, E), with gradient in the prompts; there must be image prompts."""
         (tower,) = self._tower
-        return tower(images, self.of_image(ctx), checkpoint=checkpoint, normalize=normalize)
+        return tower(images, self.of_image(ctx), checkpoint=checkpoint)

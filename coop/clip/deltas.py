@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from coop.clip.backbone import FrozenCLIP, at_least_float32, normalize
 from coop.clip.blocks import Deltas, read_block, run
 from coop.clip.text.plain import project, text_blocks
+from coop.clip.vits import VITS, kind_of
 from coop.errors import CoopError
 
 PROJECTIONS = ("q", "k", "v", "o")
@@ -42,10 +42,6 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scale * F.linear(F.linear(self.dropout(x), self.A.to(x.dtype)), self.B.to(x.dtype))
-
-    def merged(self) -> Tensor:
-        """What is added to the weight (D, D)."""
-        return self.scale * self.B @ self.A
 
 
 class LowRankTower(nn.Module):
@@ -83,7 +79,7 @@ class LowRankTower(nn.Module):
             block = read_block(blocks[int(layer)])
             weights = dict(zip("qkv", block.in_weight.chunk(3), strict=True)) | {"o": block.out.weight}
             for name, change in changes.items():
-                weights[name].add_(change.merged())
+                weights[name].add_(change.scale * change.B @ change.A)
 
 
 class TrainedCopies(nn.Module):
@@ -150,11 +146,8 @@ def layer_norms(clip: FrozenCLIP) -> list[str]:
     """
     modules = [(name, module) for name, module in clip.model.named_modules() if isinstance(module, nn.LayerNorm)]
     if not any(name.startswith("visual.") for name, _ in modules):
-        kind = type(getattr(clip.model.visual, "trunk", clip.model.visual)).__name__
-        raise CoopError(
-            f"backbone {clip.name}: its image tower ({kind}) has no LayerNorm to train; ViTs have: backbone=vit_b16, "
-            "vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
-        )
+        kind = kind_of(clip.model.visual)
+        raise CoopError(f"backbone {clip.name}: its image tower ({kind}) has no LayerNorm to train; ViTs have: {VITS}")
     modules = [(name, module) for name, module in modules if not name.startswith("text_decoder.")]
     return [f"{name}.{key}" for name, module in modules for key, _ in module.named_parameters()]
 
@@ -166,17 +159,14 @@ def visual_projection(clip: FrozenCLIP) -> str:
     Raises:
         CoopError: an image tower that ends otherwise.
     """
-    visual = clip.model.visual
-    name = "visual.attnpool.c_proj.weight" if isinstance(visual, ModifiedResNet) else "visual.proj"
     parameters = dict(clip.model.named_parameters())
-    found = next((name for name in (name, "visual.head.proj.weight") if name in parameters), None)
-    if found is None:
-        kind = type(getattr(visual, "trunk", visual)).__name__
-        raise CoopError(
-            f"backbone {clip.name}: its image tower ({kind}) does not end in a projection that could be trained; "
-            "those of backbone=tiny, rn50, rn101, vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16 do"
-        )
-    return found
+    for name in ("visual.proj", "visual.attnpool.c_proj.weight", "visual.head.proj.weight"):
+        if name in parameters:
+            return name
+    raise CoopError(
+        f"backbone {clip.name}: its image tower ({kind_of(clip.model.visual)}) does not end in a projection that could "
+        "be trained; those of backbone=tiny, rn50, rn101, vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16 do"
+    )
 
 
 def encode_text(
@@ -184,13 +174,12 @@ def encode_text(
     ids: Tensor,
     deltas: Sequence[Deltas] | None = None,
     checkpoint: bool = False,
-    normalize: bool = True,
     ctx: Tensor | None = None,
 ) -> Tensor:
-    """Text features (N, E) of token ids (N, L) by a text encoder with changed weights, differentiable in these.
+    """Token ids (N, L) to text_features (N, E), L2-normalized, by an encoder with changed weights.
 
     Every token's states change with the weights, so that there is nothing to keep; give ids `without_padding`. A
-    context (M, D) takes the place of the tokens behind [SOS].
+    context (M, D) takes the place of the tokens behind [SOS]. Differentiable in weights and context.
 
     Raises:
         CoopError: a text encoder of another kind than open_clip's causal transformer.
@@ -209,8 +198,7 @@ def encode_text(
     for block, changes in zip(blocks, deltas or [{}] * len(blocks), strict=True):
         x = run(block, x, checkpoint, mask=mask, deltas=changes)
     pooled = tower.ln_final(x[torch.arange(len(ids), device=ids.device), end])
-    features = at_least_float32(project(tower, pooled))
-    return F.normalize(features, dim=-1) if normalize else features
+    return normalize(project(tower, pooled))
 
 
 def without_padding(ids: Tensor) -> Tensor:

@@ -20,14 +20,11 @@ from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP, at_least_float32
 from coop.clip.blocks import Deltas, read_block
-from coop.clip.vits import vit_parts
+from coop.clip.vits import VITS, kind_of, vit_parts
 from coop.errors import CoopError
 
 if TYPE_CHECKING:
     from coop.clip.deltas import LowRankTower
-
-#: Backbones that come with a config, for messages.
-VITS = "backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
 
 
 class ImageTower:
@@ -115,12 +112,11 @@ def new_prompts(count: int, depth: int, width: int) -> nn.ParameterList:
 
 
 def _kind(visual: nn.Module) -> str:
-    """What a user knows an image tower by: its class, and what of it is unlike a plain ViT."""
-    kind = type(getattr(visual, "trunk", visual)).__name__
+    """What a user knows an image tower by, and what of it is unlike a plain ViT."""
     if not isinstance(visual, VisionTransformer):
-        return kind
+        return kind_of(visual)
     other = next((block for block in visual.transformer.resblocks if read_block(block) is None), visual.attn_pool)
-    return f"{kind} with {type(other).__name__}"
+    return f"{kind_of(visual)} with {type(other).__name__}"
 
 
 def _join(x: Tensor, prompts: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from coop.clip.local import resnet_map
-from coop.clip.vits import vit_parts
+from coop.clip.vits import kind_of, vit_parts
 from coop.errors import CoopError
 
 if TYPE_CHECKING:
@@ -54,9 +54,8 @@ class LastLayer(nn.Module):
             vit = vit_parts(visual)
             if vit is None or not vit.readable:
                 raise CoopError(
-                    f"backbone {clip.name}: the last layer of its image tower "
-                    f"({type(getattr(visual, 'trunk', visual)).__name__}) cannot be trained apart; those of OpenAI's "
-                    "ResNets and of ViTs can: backbone=rn50, rn101, vit_b16, vit_b32, vit_l14"
+                    f"backbone {clip.name}: the last layer of its image tower ({kind_of(visual)}) cannot be trained "
+                    "apart; those of OpenAI's ResNets and of ViTs can: backbone=rn50, rn101, vit_b16, vit_b32, vit_l14"
                 )
             self.vit = (type(vit)(copy.deepcopy(visual)),)
             self.vit[0].drop_all_but_last()

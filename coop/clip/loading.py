@@ -25,7 +25,6 @@ from coop.errors import CoopError, first_line
 
 CONFIG = "open_clip_config.json"
 PROBE_SECONDS = 5
-EXAMPLES = {"hf-hub:": "hf-hub:ORG/NAME", "local-dir:": "local-dir:FOLDER"}
 
 
 def load_model(
@@ -57,13 +56,11 @@ def check_source(model: str, pretrained: str | None) -> tuple[str | None, str]:
     Raises:
         CoopError: no such model, tag or folder, or weights that were trained with another activation.
     """
-    for prefix, example in EXAMPLES.items():
-        if model.strip() == prefix:
-            raise CoopError(f"backbone.model={model}: nothing stands after {prefix}; write {example}")
     try:
-        schema, identifier = parse_model_name(model)
-    except ValueError as error:
-        raise CoopError(f"backbone.model={model}: {error}; write {' or '.join(EXAMPLES.values())}") from None
+        schema, identifier = parse_model_name(model.strip())
+    except ValueError:
+        fix = "write hf-hub:ORG/NAME or local-dir:FOLDER"
+        raise CoopError(f"backbone.model={model}: nothing stands after the colon; {fix}") from None
     if schema and pretrained:
         raise CoopError(f"backbone.pretrained={pretrained}: {model} brings its own weights; leave pretrained out")
     if schema == "local-dir":

@@ -77,9 +77,10 @@ def _timm_tokens(visual: TimmModel, images: Tensor) -> Tensor:
     """Each place goes through the tower's pool and head as if it were alone."""
     trunk = visual.trunk
     features = trunk.forward_features(images)
-    if features.ndim == 4:
-        channels_last = "NHWC" in str(getattr(trunk, "output_fmt", "NCHW"))
-        alone = features.flatten(0, 2)[:, None, None] if channels_last else _one_by_one(features)
+    if features.ndim == 4 and "NHWC" in str(getattr(trunk, "output_fmt", "NCHW")):
+        alone = features.flatten(0, 2)[:, None, None]
+    elif features.ndim == 4:
+        alone = features.flatten(2).transpose(1, 2).flatten(0, 1)[:, :, None, None]
     else:
         prefix = features[:, : trunk.num_prefix_tokens]
         places = features[:, prefix.shape[1] :]
@@ -88,8 +89,3 @@ def _timm_tokens(visual: TimmModel, images: Tensor) -> Tensor:
             alone = torch.cat([prefix.repeat_interleave(places.shape[1], dim=0), alone], dim=1)
     pooled, local = (visual.head(trunk.forward_head(x)) for x in (features, alone))
     return torch.cat([pooled[:, None], local.unflatten(0, (len(images), -1))], dim=1)
-
-
-def _one_by_one(features: Tensor) -> Tensor:
-    """(B, C, H, W) to (B * H * W, C, 1, 1)."""
-    return features.flatten(2).transpose(1, 2).flatten(0, 1)[:, :, None, None]

@@ -1,6 +1,6 @@
 """Whether modules are still what they were: what is kept of their results is wrong once they are not."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from math import gcd
 
 import torch
@@ -49,7 +49,8 @@ class Snapshot:
         with torch.inference_mode(False), torch.no_grad():
             roots, tensors = parts()
             self._modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
-            self._tensors = [*(tensor for module in self._modules for tensor in _own(module)), *tensors]
+            own = (t for m in self._modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None)
+            self._tensors = [*own, *tensors]
             self._roots, self._marks = [*map(id, (*roots, *tensors))], _marks(self._modules)
             self._versions = [*map(_version, self._tensors)]
             # As long as this holds the memory, nothing else gets its address.
@@ -58,9 +59,9 @@ class Snapshot:
             self._pieces: list[Tensor] = []
             for tensor, wanted in self._memory:
                 if tensor.device.type == "cpu" and tensor.numel():
-                    view = _sample(tensor) if wanted is None else tensor
-                    self._views.setdefault(tensor.dtype, []).append((view, wanted))
-                    self._pieces += _pieces(tensor) if wanted is None else ()
+                    large = wanted is None and tensor.numel() > SMALL and tensor.is_contiguous()
+                    self._views.setdefault(tensor.dtype, []).append((_sample(tensor) if large else tensor, wanted))
+                    self._pieces += _pieces(tensor) if large else ()
             self._sampled, self._sums, self._turn = self._samples(), _sums(self._pieces), 0
 
     @torch.compiler.disable
@@ -97,12 +98,6 @@ def hooked(modules: Iterable[nn.Module]) -> str | None:
     return None
 
 
-def _own(module: nn.Module) -> list[Tensor]:
-    """A module's own parameters and buffers."""
-    values = (*module._parameters.values(), *module._buffers.values())
-    return [tensor for tensor in values if tensor is not None]
-
-
 def _marks(modules: list[nn.Module]) -> list:
     return [*map(tuple, GLOBAL_HOOKS), *map(_mark, modules)]
 
@@ -131,25 +126,21 @@ def _flat(view: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Every element of a small tensor; of a matrix (O, I) at least one of every row and every column.
+    """Of a matrix (O, I) at least one element of every row and every column.
 
     Of each s elements in a row after the other: with s < I no row is left out; with s <= O and no factor in common
     with I, the I places that a column can have in this sequence all come up.
     """
-    if tensor.numel() <= SMALL or not tensor.is_contiguous():
-        return tensor
     rows, columns = len(tensor), tensor.numel() // len(tensor)
     step = next((s for s in range(min(rows, columns) - 1, 1, -1) if gcd(s, columns) == 1), 1)
     return tensor.view(-1)[::step]
 
 
-def _pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """What `_sample` leaves out of a tensor, as integers."""
-    if tensor.numel() <= SMALL or not tensor.is_contiguous():
-        return iter(())
+def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """A whole tensor, as integers."""
     size, offset = tensor.element_size(), tensor.storage_offset()
     even = tensor.numel() * size % 8 == 0 and offset * size % 8 == 0
-    return iter(tensor.view(-1).view(torch.int64 if even else torch.uint8).split(PIECE))
+    return tensor.view(-1).view(torch.int64 if even else torch.uint8).split(PIECE)
 
 
 def _sums(pieces: list[Tensor]) -> list[int]:

@@ -1,7 +1,5 @@
 """The parts of a ViT image tower, whoever wrote it: embedding, layers, pool."""
 
-from functools import cached_property
-
 import torch
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -10,6 +8,14 @@ from timm.models.vision_transformer import VisionTransformer as TimmVisionTransf
 from torch import Tensor, nn
 
 from coop.clip.blocks import Deltas, read_block, run
+
+#: Backbones that come with a config, for messages.
+VITS = "backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, siglip2_vit_b16"
+
+
+def kind_of(visual: nn.Module) -> str:
+    """What a user knows an image tower by, for messages."""
+    return type(getattr(visual, "trunk", visual)).__name__
 
 
 def vit_parts(visual: nn.Module) -> "OpenClipViT | TimmViT | None":
@@ -29,10 +35,7 @@ class OpenClipViT:
 
     def __init__(self, visual: VisionTransformer):
         self.visual, self.blocks = visual, visual.transformer.resblocks
-
-    @property
-    def width(self) -> int:
-        return self.visual.positional_embedding.shape[1]
+        self.width = visual.positional_embedding.shape[1]
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 1 + G, V), in front of the norm that prompts go through too."""
@@ -66,16 +69,10 @@ class TimmViT:
 
     def __init__(self, visual: TimmModel):
         self.visual, self.trunk, self.blocks = visual, visual.trunk, visual.trunk.blocks
+        self.width = self.trunk.embed_dim
+        self.readable = all(read_block(block) is not None for block in self.blocks)
         self.rope: Tensor | None = None
         self.count: int | None = None
-
-    @property
-    def width(self) -> int:
-        return self.trunk.embed_dim
-
-    @cached_property
-    def readable(self) -> bool:
-        return all(read_block(block) is not None for block in self.blocks)
 
     def embed(self, images: Tensor) -> Tensor:
         x = self.trunk.patch_embed(images.to(next(self.trunk.patch_embed.parameters()).dtype))

@@ -37,27 +37,16 @@ Share = Annotated[float, Rule(lambda value: 0 <= value < 1, "must be from 0 to b
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step sees.
+    """What a training step sees."""
 
-    Attributes:
-        labels: (B).
-        image_features: (B, E), or (B, 1 + L, E) of the kind "tokens"; from `encode_image` if the method needs images.
-        images: (B, 3, H, W), preprocessed, if the method needs images.
-        teacher_features: (B, E), L2-normalized, the frozen CLIP's of the same views, if the method needs a teacher.
-        epoch: from 0.
-        epochs: T.
-        step: how many steps of the optimizer came before, in all epochs.
-        steps: how many there are in all.
-    """
-
-    labels: Tensor
-    image_features: Tensor
-    images: Tensor | None = None
-    teacher_features: Tensor | None = None
-    epoch: int = 0
-    epochs: int = 1
-    step: int = 0
-    steps: int = 1
+    labels: Tensor  # (B)
+    image_features: Tensor  # (B, E), or of the method's `feature_kind`; from `encode_image` if it needs images
+    images: Tensor | None = None  # (B, 3, H, W), preprocessed, if the method needs images
+    teacher_features: Tensor | None = None  # (B, E), L2-normalized, the frozen CLIP's, if it needs a teacher
+    epoch: int = 0  # from 0
+    epochs: int = 1  # T
+    step: int = 0  # how many steps of the optimizer came before, in all epochs
+    steps: int = 1  # how many there are in all
 
 
 class Method(nn.Module):
@@ -69,8 +58,8 @@ class Method(nn.Module):
     The usual method computes class weights in `forward`; one that does not work by class weights overrides `logits`.
     What can't be trained step by step happens in `prepare` and `select`.
 
-    Attributes:
-        chosen: what `prepare` and `select` chose, by name; goes into results.json.
+    What no method explains is the same for all: `template` and `templates` are hand-crafted prompts with `{}` where the
+    class name goes, `checkpoint` recomputes activations in the backward pass, to save memory, `options` are CoOp's own.
 
     Args:
         clip: the frozen CLIP. Not registered as a submodule: it is nobody's to train, move or save but its owner's.
@@ -103,8 +92,6 @@ class Method(nn.Module):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "trains_image_encoder" in cls.__dict__:  # the name before version 0.2
-            cls.needs_images = cls.trains_image_encoder
         if "__init__" in cls.__dict__:
             cls.__init__ = _checked(cls.__init__)
         if "loss" in cls.__dict__ and len(inspect.signature(cls.loss).parameters) == 3:
@@ -114,6 +101,7 @@ class Method(nn.Module):
         super().__init__()
         self._clip = (clip,)
         self.classnames = [name.replace("_", " ") for name in classnames]
+        #: What `prepare` and `select` chose, by name; goes into results.json.
         self.chosen: dict[str, float] = {}
         #: Whether the classes are those that it was trained with; what is a class's own means nothing for others.
         self.same_classes = True
@@ -158,11 +146,7 @@ class Method(nn.Module):
 
     @classmethod
     def check_without_validation(cls, **options) -> None:
-        """Refuse `validation=none` before anything is loaded, where these options choose on validation images.
-
-        Raises:
-            CoopError: names the option to fix.
-        """
+        """Refuse `validation=none` before anything is loaded, where these options need a choice. Raises CoopError."""
         overrides = cls.select is not Method.select or cls.prepare is not Method.prepare
         if overrides and not cls.works_without_validation:
             raise CoopError(
@@ -171,11 +155,7 @@ class Method(nn.Module):
             )
 
     def parameter_groups(self, optimizer: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Parameter groups for torch's optimizers: by default one, of all that is trained.
-
-        Args:
-            optimizer: the config's node.
-        """
+        """Parameter groups for torch's optimizers, given the config's node: by default one, of all that is trained."""
         return [{"params": [parameter for parameter in self.parameters() if parameter.requires_grad]}]
 
     def backward(self, loss: Tensor) -> None:
@@ -197,10 +177,7 @@ class Method(nn.Module):
     def to_choose_on(self, labeled: Labeled, otherwise: str, *values: Any) -> tuple[Tensor, Tensor] | None:
         """Features (N, E) and labels (N) of the validation images, on the device; None and a warning if there are none.
 
-        Args:
-            labeled: as `select` is given it.
-            otherwise: what holds where there are none, for the warning, with a place such as %g for each value.
-            values: read back from the device for the warning alone.
+        The warning says what holds otherwise, with a place such as %g for each value, read from the device only then.
         """
         (features,), labels = (x.to(self.clip.device) for x in labeled("val"))
         if len(labels):
@@ -251,10 +228,7 @@ class Method(nn.Module):
     def logits_of(self, image_features: Tensor, text_features: Tensor, scale: float | None = None) -> Tensor:
         """Logits (B, K) of image_features (B, E) and text_features (K, E) or (B, K, E), both L2-normalized.
 
-        Args:
-            image_features: of B images.
-            text_features: of K classes.
-            scale: of their products; None for the CLIP's own.
+        The scale of their products is the CLIP's own if not given.
         """
         # Half precision has too few digits to rank classes by.
         with torch.autocast(image_features.device.type, enabled=False):

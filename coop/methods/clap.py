@@ -20,7 +20,6 @@ class CLAP(Method):
     with the authors. lambda_k is the mean zero-shot probability of class k on its training images (equation 8).
 
     Args:
-        templates: prompts with `{}` where the class name goes.
         init: w starts as t, or at random.
         constraint: d is the squared distance, 1 - cosine, or nothing (ZS-LP).
         multipliers: lambda as above, 1 (balanced), divided by its mean (corrected), or its mean (constant).

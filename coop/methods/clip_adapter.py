@@ -28,7 +28,6 @@ class ClipAdapter(Method):
     features that are not normalized; A is homogeneous, so the direction, which is all that counts, is the same.
 
     Args:
-        template: a prompt with `{}` where the class name goes.
         ratio: the residual ratio; None to search it.
         reduction: E over the width of the hidden layer.
     """

@@ -35,7 +35,6 @@ class CLIPLoRA(Method):
         dropout: of the input of the low-rank branch.
         scale: of the logits, a constant.
         learn_context: the words before the class name are learned, too, from their embeddings on, as CoOp's context.
-        checkpoint: recompute activations in the backward pass, to save memory.
     """
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, templates: Templates,

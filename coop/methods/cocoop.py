@@ -20,13 +20,8 @@ PROMPTS_AT_ONCE = 4096
 class CoCoOp(PromptLearner):
     """Prompts `[SOS] v1 + p .. vM + p CLASS . [EOS]` with p = meta_net(image feature): a set of prompts per image.
 
-    Attributes:
-        ctx: (M, D).
-        meta_net: Linear, ReLU, Linear: E -> E // 16 -> D.
-
     Args:
         n_ctx: M; 4 if neither it nor `ctx_init` is given.
-        ctx_init: words to start from, as CoOp's.
         condition: what the network sees, to find out what the image matters (arXiv 2506.23856). "image": its feature.
             "noise": in place of it a random vector of the same norm, drawn from the feature's own bits: always the same
             one for the same view of an image, whatever the batch, epoch or device count, and unrelated for any other.

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import torch
 from open_clip import SimpleTokenizer
 from torch import Tensor, nn
 
-from coop.clip.backbone import FrozenCLIP
+from coop.clip.backbone import FrozenCLIP, at_least_float32
 from coop.clip.deep_prompts import DeepPrompts
 from coop.clip.templates import Template
 from coop.clip.text.plain import prompt_embeddings
@@ -35,8 +35,6 @@ class PromptLearner(Method):
         ctx: the context, (M, D); (K, M, D) if class-specific. Always at least float32.
 
     Args:
-        clip: the frozen CLIP.
-        classnames: K class names.
         n_ctx: M; 16 if neither it nor `ctx_init` is given.
         ctx_init: words whose token embeddings the context starts from; their number of tokens is M. Otherwise the
             context is drawn from N(0, 0.02^2).
@@ -83,42 +81,34 @@ class PromptLearner(Method):
                 raise CoopError(_conflict(n_ctx, ctx_init, len(words)))
             start = words.expand(*copies, *words.shape).clone()
         else:
-            start = torch.empty(*copies, n_ctx or DEFAULT_N_CTX, clip.text_width, dtype=_context_dtype(clip))
+            start = at_least_float32(torch.empty(*copies, n_ctx or DEFAULT_N_CTX, clip.text_width, dtype=clip.dtype))
             nn.init.normal_(start, std=INIT_STD)
         self.ctx = nn.Parameter(start)
-        prompts = _layout(clip, self.classnames, n_ctx or self.n_ctx, class_token_position, prompt_template)
-        _check_lengths(clip, self.classnames, prompts, self.n_ctx, ctx_init)
-        self.register_buffer("ids", clip.pad([prompt.ids for prompt in prompts]), persistent=False)
-        self.register_buffer("slots", _pad_slots(prompts, clip.context_length), persistent=False)
+        ids, slots = _layout(clip, self.classnames, n_ctx or self.n_ctx, class_token_position, prompt_template)
+        _check_lengths(clip, self.classnames, ids, self.n_ctx, ctx_init)
+        self.register_buffer("ids", clip.pad(ids), persistent=False)
+        self.register_buffer("slots", clip.pad(slots, -1), persistent=False)
         # Of `PromptEncoder`; read at the first use, until when a subclass may change them.
         self.encoding = {"class_specific": class_specific, "checkpoint": checkpoint, "class_chunk": class_chunk}
 
     @classmethod
-    def check(
-        cls,
-        ctx_init: str | None = None,
-        class_token_position: str = "end",
-        prompt_template: str | None = None,
-        **others,
-    ) -> None:
-        """Raises CoopError for options that no backbone could serve."""
-        given = {"ctx_init": ctx_init, "class_token_position": class_token_position, **others}
+    def check(cls, **options) -> None:
         for key, only in cls.fixed.items():
-            if given.get(key, only) != only:
+            if options.get(key, only) != only:
                 said = {None: "null", False: "false"}.get(only, only)
-                raise CoopError(f"method.{key}={given[key]}: {cls.__name__} has only {key}={said}")
-        placed = prompt_template or (ctx_init if cls.words_stay else None)
-        if placed and class_token_position != "end":
+                raise CoopError(f"method.{key}={options[key]}: {cls.__name__} has only {key}={said}")
+        placed = options.get("prompt_template") or (options.get("ctx_init") if cls.words_stay else None)
+        position = options.get("class_token_position", "end")
+        if placed and position != "end":
             raise CoopError(
-                f'method.class_token_position={class_token_position} with the prompt "{placed}": it says where the '
-                'class name stands; leave the position at "end"'
+                f'method.class_token_position={position} with the prompt "{placed}": it says where the class name '
+                'stands; leave the position at "end"'
             )
 
     @classmethod
     def check_words(
         cls, tokenizer: SimpleTokenizer, n_ctx: int | None = None, ctx_init: str | None = None, **others
     ) -> None:
-        """Raises CoopError where n_ctx is not the number of tokens of ctx_init."""
         if ctx_init and n_ctx is not None and not cls.words_stay:
             tokens = len(tokenizer.encode(ctx_init.replace("_", " ")))
             if n_ctx != tokens:
@@ -153,15 +143,10 @@ class PromptLearner(Method):
         return prompt_embeddings(self.clip.model, self.ids, self.slots, self.ctx), self.ids
 
 
-class _Prompt(NamedTuple):
-    """One prompt: token ids, and for each token the context vector that replaces it (-1: none)."""
-
-    ids: list[int]
-    slots: list[int]
-
-
-def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str, template: str | None) -> list[_Prompt]:
-    """Where tokens and context vectors of each class stand.
+def _layout(
+    clip: FrozenCLIP, names: list[str], n_ctx: int, position: str, template: str | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Each prompt's token ids, and the context vectors that replace them (-1: none; so are those after the last).
 
     For "middle" and "front" the class name's tokens change places with context vectors. How many: as many as the name
     has when tokenized alone, as in the original; inside the prompt it can differ, since the tokenizer merges ")."
@@ -172,16 +157,14 @@ def _layout(clip: FrozenCLIP, names: list[str], n_ctx: int, position: str, templ
         _check_room(clip, template, n_ctx, special)
     else:
         template = " ".join(["X"] * n_ctx) + " {}."
-    prompts = []
-    for alone, tokens in zip(
-        clip.token_ids(names), clip.token_ids([template.replace("{}", name) for name in names]), strict=True
-    ):
+    ids, slots = [], []
+    whole = clip.token_ids([template.replace("{}", name) for name in names])
+    for alone, tokens in zip(clip.token_ids(names), whole, strict=True):
         cut = 0 if position == "end" else len(alone) - special
         fillers, rest = tokens[first : first + n_ctx], tokens[first + n_ctx :]
-        ids = tokens[:first] + fillers[:before] + rest[:cut] + fillers[before:] + rest[cut:]
-        slots = [-1] * first + list(range(before)) + [-1] * cut + list(range(before, n_ctx))
-        prompts.append(_Prompt(ids, slots + [-1] * (len(ids) - len(slots))))
-    return prompts
+        ids.append(tokens[:first] + fillers[:before] + rest[:cut] + fillers[before:] + rest[cut:])
+        slots.append([-1] * first + list(range(before)) + [-1] * cut + list(range(before, n_ctx)))
+    return ids, slots
 
 
 def _check_room(clip: FrozenCLIP, template: str, n_ctx: int, special: int) -> None:
@@ -200,10 +183,8 @@ def _special_tokens(clip: FrozenCLIP) -> tuple[int, int]:
     return first, len(one) - 1
 
 
-def _check_lengths(
-    clip: FrozenCLIP, names: list[str], prompts: list[_Prompt], n_ctx: int, ctx_init: str | None
-) -> None:
-    length, name = max((len(prompt.ids), name) for prompt, name in zip(prompts, names, strict=True))
+def _check_lengths(clip: FrozenCLIP, names: list[str], ids: list[list[int]], n_ctx: int, ctx_init: str | None) -> None:
+    length, name = max((len(row), name) for row, name in zip(ids, names, strict=True))
     if length > clip.context_length:
         fits = n_ctx - length + clip.context_length
         fewer = f"give method.ctx_init at most {fits} tokens" if ctx_init else f"lower method.n_ctx to at most {fits}"
@@ -214,10 +195,6 @@ def _check_lengths(
         )
 
 
-def _pad_slots(prompts: list[_Prompt], length: int) -> Tensor:
-    return torch.tensor([prompt.slots + [-1] * (length - len(prompt.slots)) for prompt in prompts])
-
-
 def word_context(clip: FrozenCLIP, words: str) -> Tensor:
     """Token embeddings (M, D) of words, one row for each of their M tokens, at least float32."""
     (ids,) = clip.token_ids([words.replace("_", " ")])
@@ -225,7 +202,7 @@ def word_context(clip: FrozenCLIP, words: str) -> Tensor:
     ids = ids[first : first + len(ids) - special]
     with torch.no_grad():
         weight = clip.token_embedding.weight
-        return weight[torch.tensor(ids, device=weight.device)].to("cpu", _context_dtype(clip))
+        return at_least_float32(weight[torch.tensor(ids, device=weight.device)]).cpu()
 
 
 def _conflict(n_ctx: int, words: str, tokens: int) -> str:
@@ -233,8 +210,3 @@ def _conflict(n_ctx: int, words: str, tokens: int) -> str:
         f'method.n_ctx={n_ctx} with method.ctx_init="{words}": the words have {tokens} tokens, which sets n_ctx; '
         "leave n_ctx out"
     )
-
-
-def _context_dtype(clip: FrozenCLIP) -> torch.dtype:
-    """Half-precision towers too are trained with a context in float32."""
-    return torch.promote_types(clip.token_embedding.weight.dtype, torch.float32)

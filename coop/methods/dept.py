@@ -21,7 +21,6 @@ class DePT(PromptLearner):
     Args:
         head_weight: w, of the linear head in the loss and in the logits.
         head_lr: the learning rate of all but the context, as a multiple of the context's.
-        options: CoOp's own.
     """
 
     feature_kind = "raw"

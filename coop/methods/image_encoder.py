@@ -16,10 +16,6 @@ class ImageEncoder(Method):
 
     One of the fine-tuning alternatives that the CoOp paper compares with. The protocol is CoOp's, its learning rate
     included, which is high for the whole tower of a large CLIP: the paper finds it far below zero-shot on ImageNet.
-
-    Args:
-        clip: the frozen CLIP, which the trained copy starts from.
-        template: a prompt with `{}` where the class name goes.
     """
 
     needs_images = True

@@ -13,18 +13,12 @@ from coop.system.validation import between
 class IVLP(PromptLearner):
     """CoOp's prompt with further prompts in front of the text encoder's next layers, and as many in the image tower.
 
-    Attributes:
-        ctx: the text prompts at the input, (n, D).
-        deep: all others.
-
     Args:
-        clip: the frozen CLIP, with a ViT unless `depth_vision` is 0.
         n_ctx: n of the text prompts.
         ctx_init: words that the prompt begins with: the first n_ctx of their tokens are learned, the others stay.
         depth_text: how many layers have text prompts; 1 is the input alone.
         n_ctx_vision: n of the image prompts.
         depth_vision: how many layers of the image tower have prompts; 0 for the language alone.
-        options: CoOp's own.
     """
 
     words_stay = True

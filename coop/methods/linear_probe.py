@@ -25,9 +25,6 @@ class LinearProbe(Method):
         C: a value to take instead of the search.
         normalized: L2-normalize the features; CoOp's released code fits them as the tower gives them, where a penalty
             of the same strength means something else.
-
-    Raises:
-        CoopError: in `prepare`, with nothing to choose C on, or fewer than two classes.
     """
 
     transfers_to_other_classes = False

@@ -16,7 +16,6 @@ class LPpp(Method):
     The iteration that is best on the validation images stays, the latest of equal ones; without any, the last.
 
     Args:
-        templates: prompts with `{}` where the class name goes.
         iterations: of the descent.
         summed: alpha follows the sum of its gradients so far (the authors' code), or the current one (the paper).
     """

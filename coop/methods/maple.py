@@ -13,16 +13,10 @@ class MaPLe(PromptLearner):
     """CoOp's prompt with further prompts in front of the text encoder's next layers; one linear map for each of these
     layers makes image prompts of them, so that both towers are trained together (section 3.3).
 
-    Attributes:
-        ctx: the text prompts at the input, (n, D).
-        deep: the others, and the linear maps.
-
     Args:
-        clip: the frozen CLIP, with a ViT.
         n_ctx: n, in both towers.
         ctx_init: words that the prompt begins with: the first n_ctx of their tokens are learned, the others stay.
         depth: J, how many layers of both towers have prompts; 1 is the input alone.
-        options: CoOp's own.
     """
 
     needs_images = words_stay = True

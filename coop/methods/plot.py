@@ -15,13 +15,10 @@ from coop.methods.coop import INIT_STD, ContextLength, PromptLearner
 
 class PLOT(PromptLearner):
     """N prompts per class. An image's logit of a class is the total similarity of its L local features and the
-    class's N text features under the optimal transport plan between them, which itself takes no gradient.
-
-    Attributes:
-        ctx: (N, M, D), from N(0, 0.02^2): N equal prompts would stay equal.
+    class's N text features under the optimal transport plan between them, which itself takes no gradient. The
+    context (N, M, D) is for all classes, in front of the name, and random: N equal prompts would stay equal.
 
     Args:
-        clip: the frozen CLIP; its image tower must have local features.
         n_prompts: N.
         n_ctx: M; 16 if not given.
         global_term: add the pooled image feature's similarity to the mean of the N (raw) text features, as the authors
@@ -29,7 +26,6 @@ class PLOT(PromptLearner):
         eps: of the entropy in the transport problem.
         max_iter: the most Sinkhorn iterations.
         threshold: they end when the mean change over the batch falls below it.
-        options: CoOp's others; the context is random, for all classes, and in front of the name.
     """
 
     feature_kind = "tokens"

@@ -20,13 +20,11 @@ class ProGrad(PromptLearner):
     predictions, `strength` times its component along h is taken off (equation 4). h itself trains nothing.
 
     Args:
-        template: the hand-crafted prompt, with `{}` where the class name goes.
         strength: lambda; with 1, what is left of g is orthogonal to h.
         temperature: of both predictions in the distance.
         n_ctx: M.
         ctx_init: words, or a template that begins with them. As many vectors as there are words (one word, "pet,", has
             two tokens) start from the first tokens, those before from zero; all are random if not given.
-        options: CoOp's others.
     """
 
     words_stay = True

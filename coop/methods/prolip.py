@@ -23,7 +23,6 @@ class ProLIP(Method):
     The loss adds penalty * ||W - W_0||^2 (Frobenius), W_0 the pretrained one. Class weights are hand-crafted.
 
     Args:
-        templates: prompts with `{}` where the class name goes.
         penalty: see above.
     """
 

@@ -22,12 +22,10 @@ class PromptSRC(PromptLearner):
     and of the same views (equations 3 to 6); tested is a Gaussian average of the prompts over the epochs (equation 7).
 
     Args:
-        clip: the frozen CLIP, with a ViT.
         n_ctx, ctx_init, depth_text, n_ctx_vision, depth_vision: as in IVLP.
         coupled: image prompts are linear images of the text prompts (MaPLe's), of their number and depth.
         gpa_mean, gpa_std: of the weights of the epochs, the first of which is 1.
         text_weight, image_weight, kl_weight: of the three terms.
-        options: CoOp's own.
     """
 
     needs_images = needs_teacher = words_stay = True

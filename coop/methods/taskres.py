@@ -17,11 +17,7 @@ class TaskRes(Method):
     t (K, E) are text features averaged over the templates before any normalization, so that their norm (7 to 11 for
     CLIP) sets how far a residual of a given size turns them. As with the authors, names keep their underscores.
 
-    Attributes:
-        residual: x, (K, E), zeros at the start.
-
     Args:
-        templates: prompts with `{}` where the class name goes.
         alpha: the weight of the residual.
     """
 

@@ -21,18 +21,11 @@ class TCP(PromptLearner):
 
     The loss adds weight * (1 - mean over all classes of cos(text_features, hand-crafted ones)).
 
-    Attributes:
-        ctx: (M, D).
-        meta_net: Linear, QuickGELU, Linear: E -> E // 4 -> M * D, from the hand-crafted prompt's feature.
-
     Args:
-        template: the hand-crafted prompt, with `{}` where the class name goes.
         weight: of the distance from it.
         layer: the layer before which states are replaced, from 1; two thirds of the tower's depth if not given, which
             is the authors' layer 8 in a tower of 12.
         n_ctx: M; 4 if neither it nor `ctx_init` is given.
-        ctx_init: words to start from, as CoOp's.
-        options: CoOp's others.
     """
 
     fixed: ClassVar = {"class_specific": False, "class_token_position": "end"}

@@ -17,7 +17,6 @@ class TextBias(Method):
     One of the fine-tuning alternatives that the CoOp paper compares with.
 
     Args:
-        template: a prompt with `{}` where the class name goes.
         class_specific: a vector of its own for every class, (K, E), instead of one (E) for all.
     """
 

@@ -16,9 +16,6 @@ class TextLinear(Method):
     """text_features (K, E) of a hand-crafted prompt, times a trained matrix (E, E) that starts as the identity.
 
     The "transformation layer" among the fine-tuning alternatives that the CoOp paper compares with.
-
-    Args:
-        template: a prompt with `{}` where the class name goes.
     """
 
     def __init__(self, clip: FrozenCLIP, classnames: Sequence[str], *, template: Template):

@@ -25,7 +25,6 @@ class TipAdapter(Method):
     searched on the validation images after training, in 20 and 200 equal steps; the first best, by beta, then alpha.
 
     Args:
-        templates: prompts with `{}` where the class name goes.
         train_keys: train the keys (Tip-Adapter-F).
         alpha, beta: the residual ratio and the sharpness while keys are trained, and where nothing is searched.
         search, alpha_max, beta_max: whether they are searched, and where the search ends.

@@ -21,13 +21,7 @@ class TwoStage(Method):
     text features that these give, and learns alone. It classifies the classes of training; for others there is the
     tuned text encoder.
 
-    Attributes:
-        norms: the LayerNorms' parameters.
-        weight: the classifier's, (K, E); used without normalization.
-
     Args:
-        clip: the frozen CLIP, with LayerNorms in its image tower.
-        template: a prompt with `{}` where the class name goes.
         first_stage: its share of all steps.
     """
 
@@ -40,7 +34,7 @@ class TwoStage(Method):
         super().__init__(clip, classnames)
         self.first_stage, self.second = first_stage, True  # what is not being trained has both stages behind it
         self.norms = TrainedCopies(clip, layer_norms(clip))
-        self.weight = nn.Parameter(torch.zeros(len(classnames), clip.embed_dim))
+        self.weight = nn.Parameter(torch.zeros(len(classnames), clip.embed_dim))  # used without normalization
         ids = clip.tokenize([template.replace("{}", name) for name in self.classnames])
         self.register_buffer("ids", without_padding(ids), persistent=False)
 

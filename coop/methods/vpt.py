@@ -14,15 +14,9 @@ from coop.methods.base import Count, Method
 class VPT(Method):
     """Prompts at the input of the image tower and in front of its next layers; class weights are hand-crafted.
 
-    Attributes:
-        image_prompts: J parameters (n, V).
-
     Args:
-        clip: the frozen CLIP, with a ViT.
-        template: a prompt with `{}` where the class name goes.
         n_ctx_vision: n.
         depth_vision: J; 1 is the input alone ("shallow"), the number of layers is all of them.
-        checkpoint: recompute activations in the backward pass, to save memory.
     """
 
     needs_images = True

@@ -11,11 +11,7 @@ from coop.methods.base import Method
 
 
 class ZeroShot(Method):
-    """Class weights are the text features of `template` filled with each class name (CoOp, section 3.1).
-
-    Args:
-        template: a prompt with `{}` where the class name goes; "{}" is the class name alone.
-    """
+    """Class weights are the text features of `template` filled with each class name (CoOp, section 3.1)."""
 
     learns = False
 
@@ -26,7 +22,3 @@ class ZeroShot(Method):
 
     def forward(self) -> Tensor:
         return self.prompts()
-
-
-#: The name of HandCrafted before version 0.2.
-HandWritten = HandCrafted

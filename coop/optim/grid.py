@@ -53,23 +53,14 @@ def by_each(x: Tensor, weights: Tensor) -> Tensor:
 
 @dataclass
 class Grid:
-    """Every combination of these values is a setting; each model is trained as if it were alone.
-
-    Args:
-        lr: learning rates.
-        weight_decay: decoupled ones (AdamW).
-        batch_size: of a step.
-        iterations: T, of each setting.
-        warmup: steps of a rising learning rate (`coop.optim.schedule.linear_warmup`).
-        interval: steps between validations, the first of which comes after the first step.
-    """
+    """Every combination of these values is a setting of AdamW; each model is trained as if it were alone."""
 
     lr: Sequence[float]
     weight_decay: Sequence[float]
     batch_size: Sequence[int]
-    iterations: int
-    warmup: int = 50
-    interval: int = 100
+    iterations: int  # T, of each setting
+    warmup: int = 50  # steps of a rising learning rate (`linear_warmup`)
+    interval: int = 100  # steps between validations, the first of which comes after the first step
 
     def check_single(self, why: str) -> None:
         """Raises CoopError, which begins with the reason, where there are several settings to choose from."""
@@ -78,12 +69,9 @@ class Grid:
                 raise CoopError(f"{why}: nothing to choose among method.{key}={values} on; give one: [{values[0]}]")
 
     def batches(self, *counts: int) -> dict[int, Tensor]:
-        """Rows (T, B) of all batches by their size, an equal part from each kind of samples.
+        """Rows (T, B) of all batches by their size, an equal part from each kind of samples, which follow each other.
 
-        A size whose part is not below the number of samples of every kind is left out, unless all are.
-
-        Args:
-            counts: number of samples of each kind, which follow each other.
+        A size whose part is not below the number of samples of every kind (`counts`) is left out, unless all are.
         """
         generator = torch.Generator().manual_seed(torch.initial_seed())  # the run's seed
         room, parts = min(counts), {size: size // len(counts) for size in self.batch_size}
@@ -105,14 +93,8 @@ class Grid:
     ) -> Iterator[tuple[Tensor, list[Tensor]]]:
         """Train one model for each pair of lr and weight_decay, in this order (the last changes fastest).
 
-        Args:
-            start: tensors of every model, on the labels' device.
-            scores: logits of all models.
-            samples: N of them.
-            rows: (T, B), the samples of each step.
-
-        Yields:
-            Losses (S) before each step, and the models after it.
+        All start from the same tensors, on the labels' device; rows (T, B) are the samples of each step. Yields losses
+        (S) before each step, and the models after it.
         """
         (x, y), (lr, decay) = samples, zip(*product(self.lr, self.weight_decay), strict=True)
         models = [tensor.expand(len(lr), *tensor.shape).clone().requires_grad_() for tensor in start]
@@ -130,20 +112,9 @@ class Grid:
     def fit(
         self, tensors: Sequence[Tensor], scores: Scores, samples: Samples, rows: Mapping[int, Tensor], val: Validation
     ) -> dict[str, float]:
-        """Leave the first best setting at its first best step; without validation images the only one at its last.
+        """Leave in `tensors` the first best setting at its first best step, of rows by batch size; returns what it is.
 
-        Args:
-            tensors: of the model: what all settings start from, and then what is learned.
-            scores: see `descend`.
-            samples: to train on.
-            rows: see `descend`, by batch size.
-            val: to choose on.
-
-        Returns:
-            What was chosen.
-
-        Raises:
-            CoopError: several settings, and no validation images.
+        Without validation images, the only setting at its last step; CoopError if there are several.
         """
         if not len(val[1]):
             self.check_single("no validation images")

@@ -18,11 +18,7 @@ Samples = tuple[Tensor, Tensor]
 
 
 def fit(samples: Samples, C: float) -> LogisticRegression:
-    """Fit by L-BFGS, in float64.
-
-    Raises:
-        CoopError: all labels are the same.
-    """
+    """Fit by L-BFGS, in float64. Raises CoopError where all labels are the same."""
     features, labels = samples
     if len(labels.unique()) < 2:
         raise CoopError("method=linear_probe: training images of at least two classes are needed")
@@ -54,11 +50,7 @@ def choose_C(train: Samples, val: Samples) -> float:
 
 
 def hold_out(labels: Tensor) -> Tensor:
-    """Which of the images (N) are held out: a quarter of each class's, at least one, the last ones.
-
-    Raises:
-        CoopError: a class with a single image.
-    """
+    """Which images (N) are held out: the last quarter of each class's, at least one. Raises CoopError if it has one."""
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         (index,) = torch.where(labels == label)

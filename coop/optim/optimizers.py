@@ -16,6 +16,7 @@ from coop.optim import DEFAULTS
 from coop.optim.schedule import learning_rate
 from coop.system.validation import NOT_NEGATIVE, POSITIVE, between, check_value, one_of
 
+#: SGD with momentum (CoOp, section 4.1), Adam with its L2 penalty in the gradient, AdamW.
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = ("cosine", "constant")
 RULES = {
@@ -29,24 +30,13 @@ OF_SCHEDULE = ("warmup_epochs", "warmup_lr", "schedule", "eta_min", "per")
 
 
 def build_optimizer(groups: Sequence[Mapping[str, Any]], options: Mapping) -> torch.optim.Optimizer:
-    """SGD with momentum (CoOp, section 4.1), Adam with its L2 penalty in the gradient, AdamW, or a `_target_`.
-
-    Args:
-        groups: parameter groups.
-        options: the config's node `optimizer`.
-    """
+    """For parameter groups, what the config's node `optimizer` describes: one of `OPTIMIZERS`, or a `_target_`."""
     target, arguments = _optimizer(options)
     return target(list(groups), **arguments)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping, total: int) -> LRScheduler:
-    """The learning rate of each epoch or step.
-
-    Args:
-        optimizer: built from the same options.
-        options: the config's node `optimizer`.
-        total: T, the number of epochs or steps (`per`) of the run.
-    """
+    """The learning rate of each of T = `total` epochs or steps (`per`), of an optimizer built from the same options."""
     options = DEFAULTS | dict(options)
     if isinstance(options["schedule"], Mapping):
         return hydra.utils.instantiate(options["schedule"], optimizer)
@@ -62,11 +52,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping, total: in
 
 
 def check_optimizer(options: Mapping) -> None:
-    """Refuse what no optimizer takes, before anything is loaded.
-
-    Raises:
-        CoopError: names the key and what is allowed.
-    """
+    """Refuse what no optimizer takes, before anything is loaded. Raises CoopError, which names the key."""
     target, arguments = _optimizer(options)
     known = {*DEFAULTS, "_target_", *inspect.signature(target).parameters} - {"params"}
     for key in options.keys() - known:
@@ -91,10 +77,9 @@ def _optimizer(options: Mapping) -> tuple[type[torch.optim.Optimizer], dict[str,
         takes = inspect.signature(target).parameters
         # Keys that the named optimizers have by default mean nothing to some others.
         return target, {key: value for key, value in given.items() if key in takes or key not in DEFAULTS}
-    name = options.get("name", DEFAULTS["name"])
-    if name not in OPTIMIZERS:
+    target = OPTIMIZERS.get(name := options.get("name", DEFAULTS["name"]))
+    if target is None:
         raise CoopError(f"optimizer.name={name}: allowed are {', '.join(OPTIMIZERS)}, or optimizer._target_=CLASS")
-    target = OPTIMIZERS[name]
     takes = inspect.signature(target).parameters
     return target, {key: value for key, value in (DEFAULTS | given).items() if key in takes}
 
@@ -124,18 +109,12 @@ class StackedAdamW:
     Args:
         tensors: of all models, (S, ...), changed in place.
         weight_decay: (S).
-        betas: decay of the means of gradients and of their squares.
-        eps: added to the root of the latter.
     """
 
-    def __init__(
-        self,
-        tensors: Sequence[Tensor],
-        weight_decay: Tensor,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ):
-        self.tensors, self.weight_decay, self.betas, self.eps, self.steps = tensors, weight_decay, betas, eps, 0
+    betas, eps = (0.9, 0.999), 1e-8
+
+    def __init__(self, tensors: Sequence[Tensor], weight_decay: Tensor):
+        self.tensors, self.weight_decay, self.steps = tensors, weight_decay, 0
         self.states = [tuple(torch.zeros_like(x) for _ in range(3)) for x in tensors]
 
     @torch.no_grad()

@@ -15,9 +15,7 @@ def learning_rate(
     warmup_lr: float = 1e-5,
     eta_min: float = 0.0,
 ) -> float:
-    """Learning rate of one epoch: a constant warm-up, then a cosine over `max_epochs` (CoOp, section 4.1).
-
-    Where a schedule goes by steps, "epoch" means step throughout.
+    """Learning rate of one epoch (or step): a constant warm-up, then a cosine over `max_epochs` (CoOp, section 4.1).
 
     A closed form, so that a resumed run has the same value to the last digit. The cosine starts after the warm-up and
     its period counts all epochs, as in the original: the last epoch does not reach zero.
@@ -43,11 +41,9 @@ def linear_warmup(steps: int, base_lr: float, warmup_steps: int, first_lr: float
 
 
 def epochs_by_shots(shots: int, rule: Mapping[int, int] | None = None) -> int:
-    """The number of epochs for so many shots, by the paper's rule where there is no other.
+    """The number of epochs for so many shots (-1: all images), by the paper's rule where there is no other.
 
-    Args:
-        shots: for each class; -1 for all images.
-        rule: up to so many shots, so many epochs; for more shots the last of them.
+    A rule says: up to so many shots, so many epochs. For more shots its last number holds.
     """
     rule = rule or PAPER_EPOCHS
     return next((rule[most] for most in sorted(rule) if 0 < shots <= most), rule[max(rule)])

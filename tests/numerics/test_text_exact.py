@@ -254,12 +254,6 @@ def test_a_tower_that_cannot_recompute_its_layers_says_what_to_do():
         PromptEncoder(model(qk_norm=True), *prompts(NAMES, 4, "end"), False, checkpoint=True)
 
 
-@pytest.mark.parametrize("chunk", [0, -3])
-def test_a_chunk_of_no_class(tiny, chunk):
-    with pytest.raises(CoopError, match=rf"method\.class_chunk={chunk}.*at least 1"):
-        PromptEncoder(tiny, *prompts(NAMES, 4, "end"), False, class_chunk=chunk)
-
-
 def test_tokens_computed_for_imagenet(tiny):
     encoder = PromptEncoder(tiny, *prompts(IMAGENET_CLASSNAMES, 16, "end"), False)
     assert (encoder.tokens, encoder.tokens_computed) == (77_000, 4021)

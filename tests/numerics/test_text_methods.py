@@ -215,17 +215,6 @@ def test_a_plain_tower_recomputes_its_layers_with_their_prompts():
         assert (got - true).abs().max() < 1e-10
 
 
-def test_blocks_not_batch_first():
-    clip = model(custom=True, no_causal_mask=True)
-    ids, slots = prompts(NAMES, 2, "end")
-    ctx, deep = drawn(2, WIDTH), deep_prompts(DEEP["shared_then_of_each_class"])
-    expected = PromptEncoder(clip, ids, slots)(ctx, deep)
-    for block in clip.text.transformer.resblocks:
-        block.attn.batch_first = False
-    clip.text.transformer.batch_first = False
-    assert (PromptEncoder(clip, ids, slots)(ctx, deep) - expected).abs().max() < 1e-12
-
-
 class UnknownTower(nn.Module):
     """A text encoder with blocks of its own behind `get_input_embeddings`, as Hugging Face's have."""
 

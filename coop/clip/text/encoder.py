@@ -79,7 +79,7 @@ class PromptEncoder(nn.Module):
         tokens_computed: what a step computes here for each context (without deep prompts of a class's own).
 
     Raises:
-        CoopError: a chunk of less than one class, or `checkpoint` for a text encoder that cannot.
+        CoopError: `checkpoint` for a text encoder that cannot.
     """
 
     def __init__(
@@ -93,11 +93,6 @@ class PromptEncoder(nn.Module):
         class_chunk: int | None = None,
     ):
         super().__init__()
-        if class_chunk is not None and class_chunk < 1:
-            raise CoopError(
-                f"method.class_chunk={class_chunk}: the number of classes encoded at a time must be at least 1; "
-                "leave it out (null) to encode all classes at once"
-            )
         self.class_specific, self.class_chunk = class_specific, class_chunk
         self.prompts, self.n_ctx = len(ids), int(slots.max()) + 1
         self._model = (model,)
@@ -116,12 +111,8 @@ class PromptEncoder(nn.Module):
             return
         self._reason, self.tower = reason, tower(*self._model, *self._prompts)
         self.tokens_computed = self.tower.tokens
-        log.info(
-            "Text encoder: %d of %d tokens computed per step%s.",
-            self.tokens_computed,
-            self.tokens,
-            f"; the model's own forward is used, because {reason}" if reason else "",
-        )
+        why = f"; the model's own forward is used, because {reason}" if reason else ""
+        log.info("Text encoder: %d of %d tokens computed per step%s.", self.tokens_computed, self.tokens, why)
 
     def _look_at_model(self) -> None:
         """See to it that `tower` is right for the model as it is now."""
@@ -137,7 +128,7 @@ class PromptEncoder(nn.Module):
         self._snapshot = Snapshot(partial(text_parts, *self._model), table, ids[slots < 0].unique())
 
     def forward(self, ctx: Tensor, deep: DeepPrompts | None = None, normalize: bool = True) -> Tensor:
-        """Encode all prompts with each context.
+        """Text features (*, K, E) in ctx's dtype, differentiable in `ctx` and `deep`.
 
         Args:
             ctx: (*, M, D), or (*, K, M, D) if class-specific. * is nothing for one context, B for a context per
@@ -146,9 +137,6 @@ class PromptEncoder(nn.Module):
                 that replace the states of the first n context positions in front of that layer; n at most M.
                 They are not given a positional embedding. Layer 0 has the context itself.
             normalize: L2-normalize the features.
-
-        Returns:
-            (*, K, E) text features in ctx's dtype, differentiable in `ctx` and `deep`.
 
         Raises:
             CoopError: shapes or layers that do not fit, or deep prompts for a text encoder without residual blocks.

@@ -19,11 +19,15 @@ class FrozenLinear:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, scale: float = 1.0):
-        self.weight, self.bias, self.scale = weight, bias, scale
-        self.laid_out = _lay_out(weight, bias, scale) if _can_lay_out(weight) else None
+        self.weight, self.bias, self.scale, self.laid_out = weight, bias, scale, None
+        if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+            scaled, layout = scale * weight.detach(), torch.ops.mkldnn._reorder_linear_weight
+            self.laid_out = layout(scaled), scale * bias.detach(), layout(scaled.t().contiguous())
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.laid_out and _plain_single_precision(x):
+        # torch.compile, while it looks on, cannot follow.
+        other_precision = x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type)
+        if self.laid_out and not (other_precision or torch.compiler.is_compiling()):
             return _LaidOut.apply(x, *self.laid_out)
         if self.scale == 1.0:
             return F.linear(x, self.weight, self.bias)
@@ -32,6 +36,8 @@ class FrozenLinear:
 
 
 class _LaidOut(torch.autograd.Function):
+    """With the transposed weight for the gradient."""
+
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, transposed: Tensor) -> Tensor:
         ctx.transposed = transposed
@@ -41,19 +47,3 @@ class _LaidOut(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         g = torch.ops.mkldnn._linear_pointwise(gradient.contiguous(), ctx.transposed, None, "none", [], "")
         return g, None, None, None
-
-
-def _plain_single_precision(x: Tensor) -> bool:
-    """Neither under autocast, nor while torch.compile looks on, which cannot follow."""
-    return x.dtype == torch.float32 and not (torch.is_autocast_enabled(x.device.type) or torch.compiler.is_compiling())
-
-
-def _can_lay_out(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-
-
-def _lay_out(weight: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Weight, bias, and the transposed weight for the gradient."""
-    weight, bias = scale * weight.detach(), scale * bias.detach()
-    layout = torch.ops.mkldnn._reorder_linear_weight
-    return layout(weight), bias, layout(weight.t().contiguous())

@@ -62,19 +62,18 @@ class PackedTower:
     def __init__(
         self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, chunk: int, checkpoint: bool
     ):
-        self.model, self.tower = model, getattr(model, "text", model)
-        self.blocks = list(self.tower.transformer.resblocks)
-        self._layers: list[Layer] = []
+        self.tower = getattr(model, "text", model)
         self.class_specific, self.checkpoint = class_specific, checkpoint
         self.prompts = list(zip(ids.split(chunk), slots.split(chunk), strict=True))
         self.sizes = [len(ids) for ids, _ in self.prompts]
         self._plans: dict[bool, list[Plan]] = {}
         self.tokens = sum(len(plan.computed.prompts) for plan in self.plans(class_specific))
-        self._constants: dict[bool, list[Constants]] = {}
+        self.forget()
 
     def forget(self) -> None:
         """Compute the constants anew at the next call: the model is no longer what it was."""
-        self.blocks, self._layers, self._constants = list(self.tower.transformer.resblocks), [], {}
+        self._layers: list[Layer] = []
+        self._constants: dict[bool, list[Constants]] = {}
 
     def plans(self, class_specific: bool) -> list[Plan]:
         """For each chunk its plan, as it is where prompts have learned vectors in common or each its own."""
@@ -141,7 +140,8 @@ class PackedTower:
         device = self.tower.token_embedding.weight.device
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             if not self._layers:
-                self._layers = [*map(Layer, self.blocks[:-1]), LastLayer(self.blocks[-1])]
+                *blocks, last = self.tower.transformer.resblocks
+                self._layers = [*map(Layer, blocks), LastLayer(last)]
             if class_specific not in self._constants:
                 chunks = zip(self.prompts, self.plans(class_specific), self.plans(self.class_specific), strict=True)
                 self._constants[class_specific] = [
@@ -181,7 +181,7 @@ class PackedTower:
         """`Constants.seen`: what runs through the text encoder once."""
         layout = plan.cached
         if not layout.stacks:
-            return [(None, [None] * len(plan.computed.stacks))] * len(self.blocks)
+            return [(None, [None] * len(plan.computed.stacks))] * len(self._layers)
         x = self._embed(ids[layout.prompts, layout.positions], layout.positions)[None]
         masks = [mask[:, None].to(x.device) for mask in layout.masks]
         lengths = [rows.prompt.numel() for rows in layout.stacks]
@@ -197,12 +197,12 @@ class PackedTower:
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Input (T, D) of the first layer for constant tokens, rounded as open_clip does."""
         tokens = self.tower.token_embedding(ids.to(self.tower.token_embedding.weight.device))
-        return tokens.to(self.blocks[0].get_weight_dtype()) + self._positional(positions)
+        return tokens.to(self._layers[0].block.get_weight_dtype()) + self._positional(positions)
 
     def _positional(self, positions: Tensor) -> Tensor:
         """Positional embeddings (T, D)."""
         table = self.tower.positional_embedding
-        return table[positions.to(table.device)].to(self.blocks[0].get_weight_dtype())
+        return table[positions.to(table.device)].to(self._layers[0].block.get_weight_dtype())
 
 
 def _rows(tables: Tensor, index: Tensor) -> Tensor:

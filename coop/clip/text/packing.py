@@ -53,6 +53,7 @@ row matters for speed alone.
 """
 
 from dataclasses import dataclass
+from itertools import chain, groupby
 
 import torch
 from torch import Tensor
@@ -208,19 +209,17 @@ def distinct_tokens(
     return constants, learned_tokens, index, learned
 
 
-def best_fit(sizes: list[int], width: int) -> tuple[list[int], list[int]]:
-    """Best-fit decreasing bin packing: the row of each item and its offset there, no row longer than `width`."""
-    with_room = [[] for _ in range(width + 1)]  # with_room[f]: the rows that have f free places
-    row, offset, rows = [0] * len(sizes), [0] * len(sizes), 0
+def best_fit(sizes: list[int], width: int) -> list[list[int]]:
+    """Best-fit decreasing bin packing: the items of each row, side by side, no row longer than `width`."""
+    rows, with_room = [], [[] for _ in range(width + 1)]  # with_room[f]: the rows that have f free places
     for item in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
         room = next((free for free in range(sizes[item], width) if with_room[free]), width)
-        if room < width:
-            row[item] = with_room[room].pop()
-        else:
-            row[item], rows = rows, rows + 1
-        offset[item] = width - room
-        with_room[room - sizes[item]].append(row[item])
-    return row, offset
+        if room == width:
+            rows.append([])
+        row = rows[-1] if room == width else with_room[room].pop()
+        row.append(item)
+        with_room[room - sizes[item]].append(row)
+    return rows
 
 
 def _lay_out(owner: Tensor, start: Tensor, stop: Tensor, prefix: int, computes_prefix: bool) -> Layout:
@@ -241,67 +240,43 @@ def _lay_out(owner: Tensor, start: Tensor, stop: Tensor, prefix: int, computes_p
 
 def _stack(owner: Tensor, start: Tensor, stop: Tensor) -> tuple[list[Rows], Tensor]:
     """Pack what each prompt owns of positions start..stop (K,) into rows, stack rows of equal width; `Layout.base`."""
-    position, itself = torch.arange(owner.shape[1]), torch.arange(len(owner))
-    within = (position >= start[:, None]) & (position < stop[:, None])
-    sizes = (within & (owner == itself[:, None])).sum(1)
-    first = stop - sizes
-    group = owner.gather(1, start[:, None])[:, 0]  # prompts that share suffix tokens share the first one
-    totals = torch.zeros_like(sizes).index_add_(0, group, sizes)
-    row, offset = (torch.tensor(t) for t in best_fit(totals.tolist(), max(ROW_WIDTH, int(totals.max()))))
-    widths = torch.zeros_like(sizes).index_add_(0, row, totals)
-    by_width = widths.argsort(stable=True)
-    row_begin = torch.empty_like(widths)
-    row_begin[by_width] = widths[by_width].cumsum(0) - widths[by_width]
-    by_group = group.argsort(stable=True)
-    before = torch.empty_like(sizes)  # in the group
-    before[by_group] = sizes[by_group].cumsum(0) - sizes[by_group] - (totals.cumsum(0) - totals)[group[by_group]]
-    base = (row_begin[row] + offset)[group] + before - first
-
-    prompt, step = _enumerate(sizes)
-    order = (base[prompt] + first[prompt] + step).argsort()
-    prompt, position = prompt[order], (first[prompt] + step)[order]
-    distinct, count = widths[widths > 0].unique(return_counts=True)
-    lengths = (distinct * count).tolist()
-    pieces = zip(prompt.split(lengths), position.split(lengths), distinct.tolist(), strict=True)
-    return [Rows(p.view(-1, width), q.view(-1, width)) for p, q, width in pieces], base
+    owned = [[] for _ in owner]  # prompts that share suffix tokens share the first one: together, by its owner
+    for k, (owners, begin, end) in enumerate(zip(owner.tolist(), start.tolist(), stop.tolist(), strict=True)):
+        owned[owners[begin]] += [(k, p) for p in range(begin, end) if owners[p] == k]
+    sizes = [len(tokens) for tokens in owned]
+    packed = best_fit(sizes, max(ROW_WIDTH, *sizes))
+    rows = sorted(filter(None, ([token for item in row for token in owned[item]] for row in packed)), key=len)
+    base = [0] * len(owner)
+    for place, (k, p) in enumerate(chain(*rows)):
+        base[k] = place - p
+    return [_as_rows(list(stack)) for _, stack in groupby(rows, key=len)], torch.tensor(base)
 
 
 def _keys(rows: Rows, start: Tensor, prefix: int) -> Rows:
     """The cached tokens (positions prefix..start of each prompt) that the prompts of each row see, side by side."""
-    begins = rows.position == start[rows.prompt]
-    row, prompt = begins.nonzero()[:, 0], rows.prompt[begins]
-    sizes = start[prompt] - prefix
-    widths = torch.zeros(len(rows.prompt), dtype=torch.long).index_add_(0, row, sizes)
-    offset = sizes.cumsum(0) - sizes - (widths.cumsum(0) - widths)[row]
+    begin = start.tolist()
+    tokens = (zip(*row, strict=True) for row in zip(rows.prompt.tolist(), rows.position.tolist(), strict=True))
+    return _as_rows([[(k, q) for k, p in row if p == begin[k] for q in range(prefix, p)] for row in tokens])
 
-    owner, step = _enumerate(sizes)
-    keys = Rows(*torch.tensor([NO_KEY, 0])[:, None, None].repeat(1, len(widths), int(widths.max())))
-    keys.prompt[row[owner], offset[owner] + step] = prompt[owner]
-    keys.position[row[owner], offset[owner] + step] = prefix + step
-    return keys
+
+def _as_rows(tokens: list[list[tuple[int, int]]]) -> Rows:
+    """Rows of (prompt, position), the shorter ones filled up."""
+    width = max(map(len, tokens))
+    filled = [row + [(NO_KEY, 0)] * (width - len(row)) for row in tokens]
+    return Rows(*torch.tensor(filled, dtype=torch.long).view(len(tokens), width, 2).unbind(2))
 
 
 def _queries(layout: Layout, pooled: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
     """`Plan.queries`, `Plan.query_masks` and `Plan.pooled`, of the tokens (K,) that the tower pools."""
-    queries, query_masks, place, begin, found = [], [], torch.empty_like(pooled), 0, 0
+    wanted, queries, query_masks, begin = set(pooled.tolist()), [], [], 0
     for mask in layout.masks:
         count, width, _ = mask.shape
-        here = ((pooled - begin) // (count * width) == 0).nonzero()[:, 0]
-        tokens, which = (pooled[here] - begin).unique(return_inverse=True)
-        row = tokens // width
-        per_row = row.bincount(minlength=count)
-        column = torch.arange(len(row)) - (per_row.cumsum(0) - per_row)[row]
-        table = torch.zeros(count, int(per_row.max()), dtype=torch.long)
-        table[row, column] = tokens % width
-        place[here] = (found + row * table.shape[1] + column)[which]
-        rows = torch.arange(count)[:, None]
-        queries.append((begin + rows * width + table).flatten())
-        query_masks.append(mask[rows, table])
-        begin, found = begin + count * width, found + table.numel()
-    return torch.cat(queries), query_masks, place
-
-
-def _enumerate(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """For runs of these sizes one after the other: the run that each element belongs to, and its place in the run."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
-    return owner, torch.arange(len(owner)) - (sizes.cumsum(0) - sizes)[owner]
+        places = torch.arange(begin, begin + count * width).view(count, width)
+        columns = [[column for column, token in enumerate(row) if token in wanted] for row in places.tolist()]
+        most = max(map(len, columns))
+        table = torch.tensor([row + [0] * (most - len(row)) for row in columns], dtype=torch.long).view(count, most)
+        queries.append(places.gather(1, table).flatten())
+        query_masks.append(mask[torch.arange(count)[:, None], table])
+        begin += count * width
+    found = {token: place for place, token in reversed([*enumerate(torch.cat(queries).tolist())])}
+    return torch.cat(queries), query_masks, torch.tensor([found[token] for token in pooled.tolist()])

@@ -43,16 +43,9 @@ def _put_in(x: Tensor, slots: Tensor, vectors: Tensor) -> Tensor:
 def plain_text_features(model: nn.Module, ids: Tensor, embeddings: Tensor) -> Tensor:
     """The tower's own forward on prompt embeddings.
 
-    A hook on the token embedding returns `embeddings` instead of looking `ids` up, so this works for every tower of
-    open_clip; the ids still tell the tower where [EOS] and padding are.
-
-    Args:
-        model: an open_clip model.
-        ids: (K, L) token ids.
-        embeddings: (K, L, D) in place of their token embeddings.
-
-    Returns:
-        (K, E) text features as the tower gives them, not normalized.
+    A hook on the token embedding returns `embeddings` (K, L, D) instead of looking `ids` (K, L) up, so this works for
+    every tower of open_clip; the ids still tell the tower where [EOS] and padding are. The features (K, E) are as the
+    tower gives them, not normalized.
     """
     embedding = token_embedding(model)
     hook = embedding.register_forward_hook(lambda module, inputs, output: embeddings)
@@ -65,38 +58,29 @@ def plain_text_features(model: nn.Module, ids: Tensor, embeddings: Tensor) -> Te
 @contextmanager
 def deep_prompts(model: nn.Module, slots: Tensor, deep: DeepPrompts) -> Iterator[None]:
     """Let the text encoder's own forward replace states by deep prompts, for as long as the context lasts."""
-    if not deep:
-        yield
-        return
-    blocks, batch_first = text_blocks(model), getattr(getattr(model, "text", model).transformer, "batch_first", True)
-    own = {layer: blocks[layer] for layer in deep}
+    own = {layer: text_blocks(model)[layer] for layer in deep}
     try:
         for layer, vectors in deep.items():
-            blocks[layer] = _WithPrompts(own[layer], slots, vectors, batch_first)
+            text_blocks(model)[layer] = _WithPrompts(own[layer], slots, vectors)
         yield
     finally:
         for layer, block in own.items():
-            blocks[layer] = block
+            text_blocks(model)[layer] = block
 
 
 class _WithPrompts(nn.Module):
     """A residual block with deep prompts put in. A hook would be gone when the backward pass recomputes the layer."""
 
-    def __init__(self, block: nn.Module, slots: Tensor, vectors: Tensor, batch_first: bool):
+    def __init__(self, block: nn.Module, slots: Tensor, vectors: Tensor):
         super().__init__()
-        self.block, self.slots, self.vectors, self.batch_first = block, slots, vectors, batch_first
+        self.block, self.slots, self.vectors = block, slots, vectors
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        x = _put_in(x if self.batch_first else x.transpose(0, 1), self.slots, self.vectors)
-        return self.block(x if self.batch_first else x.transpose(0, 1).contiguous(), *args, **kwargs)
+        return self.block(_put_in(x, self.slots, self.vectors), *args, **kwargs)
 
 
 def text_blocks(model: nn.Module) -> nn.ModuleList:
-    """The residual blocks of an open_clip model's text encoder.
-
-    Raises:
-        CoopError: it has none, so that nothing can be put in front of its layers.
-    """
+    """The residual blocks of an open_clip model's text encoder; CoopError if it has none."""
     tower = getattr(model, "text", model)
     blocks = getattr(getattr(tower, "transformer", None), "resblocks", None)
     if not blocks:
