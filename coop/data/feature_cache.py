@@ -14,7 +14,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,15 +41,12 @@ DAMAGED = ".damaged"  # the ending of a shard that was set aside
 SHARD_ROWS, SHARD_SECONDS = 4096, 30
 
 _warned: set[Path] = set()
-_shown: set[Path] = set()
 _refused: set[Path] = set()
 
 
+@cache
 def show_once(root: Path) -> None:
     """Say where image features are kept and how much there is of them: once in a process."""
-    if root in _shown:
-        return
-    _shown.add(root)
     size = 0
     for shard in (root / "features").glob("*/*.safetensors"):
         with suppress(OSError):  # another process has removed it
