@@ -50,6 +50,10 @@ class Splits:
     origin: str = "published"
     preprocess: Callable[[Image], Image] | None = field(default=None, compare=False)
 
+    def items(self) -> list[Item]:
+        """All images."""
+        return [*self.train, *self.val, *self.test]
+
     def labels(self, part: str) -> "Tensor":
         """Labels (N) of the images of "train", "val" or "test"."""
         import torch
