@@ -21,15 +21,7 @@ NAMED = 10  # of the photographs that are left out, on the terminal
 
 
 def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
-    """Write hits.json, the contact sheet and, last, the page.
-
-    Args:
-        folder: where; made if it is not there.
-        found: what `coop.retrieval.ranking.search` returns.
-
-    Returns:
-        The page.
-    """
+    """Write hits.json, the contact sheet and, last, the page of what `coop.retrieval.ranking.search` found."""
     hits = [{**hit, "path": printable(hit["path"])} for hit in found["hits"]]
     tiles, captions = [_thumbnail(hit["path"]) for hit in found["hits"]], [caption(hit) for hit in hits]
     links = [Path(hit["path"]).absolute().as_uri() for hit in found["hits"]]
