@@ -51,14 +51,14 @@ class FeatureExtractor:
     encoded: int = 0
 
     def __call__(
-        self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None = None
+        self, images: Sequence[Item | str], preprocess: Preprocess | None, label: str, view: int | None = None
     ) -> Tensor:
         """image_features (N, E), or as `kind` says, float32, on the CPU.
 
         With several processes each encodes its share; all of them get all features.
 
         Args:
-            items: the images.
+            images: items, or paths alone.
             preprocess: applied to each opened image first.
             label: which images these are, for the progress bar and for whoever looks into the cache.
             view: None for the test transform, else the number of a random view that is the same in every run.
@@ -66,14 +66,9 @@ class FeatureExtractor:
         Raises:
             CoopError: an image that cannot be read (which one, and what to do).
         """
-        return self.of_paths([item.path for item in items], preprocess, label, view)
-
-    def of_paths(
-        self, paths: Sequence[str], preprocess: Preprocess | None, label: str, view: int | None = None
-    ) -> Tensor:
-        """What calling this gives for images at these paths; of a million, no other object is made."""
-        if not paths:
+        if not images:
             return torch.empty(0, 0)
+        paths = [image if isinstance(image, str) else image.path for image in images]
         started = time.perf_counter()
         features = self._features(FixedViews(paths, preprocess, self.clip, view, self.skip_unreadable), label)
         self.seconds += time.perf_counter() - started

@@ -93,7 +93,7 @@ def encode_photographs(extractor: FeatureExtractor, paths: Sequence[str]) -> Pho
         CoopError: none of them can be read.
     """
     extractor = replace(extractor, skip_unreadable=True, encoded=0)
-    features = extractor.of_paths(paths, None, "photographs")
+    features = extractor(paths, None, "photographs")
     readable = features.flatten(1).sum(dim=1).isfinite()
     left_out = {paths[row]: _why(paths[row]) for row in (~readable).nonzero()[:, 0].tolist()}
     if len(left_out) == len(paths):

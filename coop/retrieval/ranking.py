@@ -65,7 +65,7 @@ def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> T
     if like:
         like = os.path.expanduser(like)
         open_image(like)  # says what is wrong before a model is at work
-        features = encoder.photographs.of_paths([like], None, "query")
+        features = encoder.photographs([like], None, "query")
         parts.append(encoder.clip.pooled(features, encoder.photographs.kind))
     return F.normalize(torch.cat(parts).mean(dim=0), dim=0)
 
