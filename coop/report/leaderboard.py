@@ -11,7 +11,6 @@ import pandas as pd
 
 from coop.report import significance
 from coop.report.groups import NOTHING, SAME, Curves, column, shots_text
-from coop.report.published import beside
 from coop.report.records import BASE_TO_NEW, COSTS, METRICS, TRANSFER
 from coop.report.study import Study
 from coop.report.tables import MARKS, Table, average_name, mean_sd_n, panels, percent, places, points
@@ -172,7 +171,7 @@ def _published(study: Study, board: Board) -> pd.DataFrame:
     """The surest published figure of each curve: of H, the harmonic mean of those on base and on new classes."""
     found = []
     for where in board.places.values():
-        figures = beside(study.published, study.comparisons, study.settings, board.curves, [where])
+        figures = study.beside(board.curves, [where])
         figures = figures.sort_values("confidence", key=lambda names: names.map(list(MARKS).index), kind="stable")
         figures = figures.drop_duplicates("curve").set_index("curve")[["accuracy_percent", "confidence", "source"]]
         found.append(figures.rename(columns={"accuracy_percent": "published"}).astype({"published": float}))
