@@ -25,7 +25,7 @@ from coop.report.groups import shots_text, sort_shots
 from coop.report.leaderboard import Board
 from coop.report.significance import half_width
 from coop.report.study import Study
-from coop.report.tables import MINUS, beside_curves, panels, places, shots_column
+from coop.report.tables import MINUS, panels, places, shots_column
 
 WIDTH, WIDE = 3.3, 6.9  # inches: one and two columns of a journal
 MANY = 8  # lines in axes of one column
@@ -88,8 +88,7 @@ class Plot(NamedTuple):
 
 def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
     """All figures of a report."""
-    tables = pd.concat([curves.table for curves in (study.curves, study.base_to_new, study.transfers)])
-    trained_first = tables.sort_values("zero_shot", kind="stable")["label"]
+    trained_first = study.curves.table.sort_values("zero_shot", kind="stable")["label"]
     styles = {label: number for number, label in enumerate(dict.fromkeys(trained_first))}
     with matplotlib.rc_context(STYLE):
         return [*_few_shot(study, styles), *_gains(study), *_costs(boards, styles)]
@@ -98,7 +97,7 @@ def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
 def _few_shot(study: Study, styles: dict[str, int]) -> Iterator[Plot]:
     """One per backbone where there is more than one number of shots: axes for the average, then for each data set."""
     for number, (panel, curves) in enumerate(panels(study), 1):
-        figures = beside_curves(study, curves)
+        figures = study.beside(curves, places(curves))
         figures = figures[figures["confidence"] != "low"].groupby(["curve", "data"])
         columns = ["shots", "accuracy_percent", "confidence"]
         published = {place: own[columns].to_numpy().tolist() for place, own in figures}
@@ -110,7 +109,7 @@ def _few_shot(study: Study, styles: dict[str, int]) -> Iterator[Plot]:
                 beside, label = published.get((curve, name), []), curves.table["label"][curve]
                 lines.append(Line(styles[label], label, list(own.index), *_interval(own), beside))
             found.append((name, lines))
-        if len(sort_shots(curves.of(zero_shot=False).points["shots"])) > 1:
+        if len(curves.shots()) > 1:
             title = f"Accuracy by shots, {panel}"
             yield Plot(f"few_shot_{number}", "few-shot", title, accuracy(title, found))
 
