@@ -4,11 +4,10 @@ Imports nothing heavy: the handlers stand before torch is imported.
 """
 
 import os
-import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -97,19 +96,6 @@ def importing() -> Iterator[None]:
         yield
     finally:
         handle()
-
-
-def to_resume(words: Sequence[str], command: str, key: str, folder: str) -> str:
-    """The advice of a command that resumes in a folder.
-
-    Args:
-        words: of the command line.
-        command: such as "train".
-        key: of the config that names the folder, such as "hydra.run.dir".
-        folder: the folder.
-    """
-    named = () if any(word.startswith(f"{key}=") for word in words) else (f"{key}={folder}",)
-    return f"to resume:\n  {shlex.join(['python', '-m', f'coop.{command}', *words, *named])}"
 
 
 def _set(handlers: dict[signal.Signals, Callable | int | None]) -> None:
