@@ -231,45 +231,6 @@ def check_schema(cfg: DictConfig, schema: type) -> None:
     check_rules(cfg, schema)
 
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-
-
-def expected(key: str, value: str) -> str | None:
-    """What a key of the schema takes and how it is written, for a value that it does not take.
-
-    Args:
-        key: with dots.
-        value: as it was given on the command line.
-
-    Returns:
-        The end of a message; None for a key that no schema has.
-    """
-    for schema in (TrainConfig, EvaluateConfig):
-        *groups, name = key.split(".")
-        for group in groups:
-            schema = typing.get_type_hints(schema).get(group) if is_dataclass(schema) else None
-        if is_dataclass(schema) and name in schema.__dataclass_fields__:
-            return _expected(key, value, typing.get_type_hints(schema)[name], schema.__dataclass_fields__[name].default)
-    return None
-
-
-def _expected(key: str, value: str, annotation: Any, default: Any) -> str:
-    word = "" if value in ("", "null") else value
-    if typing.get_origin(annotation) is list:
-        return f"expected a list: {key}=[{word}]"
-    if typing.get_origin(annotation) is dict:
-        known = f" (keys: {', '.join(DEFAULTS)})" if key == "optimizer" else ""
-        return f"expected keys, such as {key}.name={word or '...'}{known}"
-    kinds = typing.get_args(annotation) or (annotation,)
-    if group := next((kind for kind in kinds if is_dataclass(kind)), None):
-        names = list(group.__dataclass_fields__)
-        example = f"{key}.name={word}" if word and "name" in names else f"{key}.{names[0]}=..."
-        return f"expected keys, such as {example} (keys: {', '.join(names)})"
-    wanted = " or ".join(KINDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
-    known = default not in (MISSING, None) and not isinstance(default, type(field()))
-    return f"expected {wanted}" + (f", such as {key}={default}" if known else "")
-
-
 def check_dataset(node: DictConfig) -> None:
     """The keys of a dataset config against the signature of its reader."""
     reader = locate("dataset", node)

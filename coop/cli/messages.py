@@ -2,14 +2,15 @@
 
 import difflib
 import sys
+from typing import get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
-from coop.config import expected
 from coop.errors import CoopError, no_such_key
 from coop.system.files import FIXES, check_utf8, explain_os_error
+from coop.system.validation import must_be
 
 
 def explain(error: BaseException) -> str | None:
@@ -109,7 +110,23 @@ def _unknown_key_or_type(error: OmegaConfBaseException) -> str:
     allowed = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
     if error.key is not None and allowed and error.key not in allowed:
         return str(no_such_key(error.full_key, allowed))
+    said = str(error).splitlines()[0]
     given = dict(word.lstrip("+").split("=", 1) for word in sys.argv[1:] if "=" in word)
-    if error.full_key in given and (wanted := expected(error.full_key, given[error.full_key])):
-        return f"{error.full_key}={given[error.full_key]}: {wanted}"
-    return f"{error.full_key}: {str(error).splitlines()[0]}"
+    if error.full_key not in given:
+        return f"{error.full_key}: {said}"
+    text = given[error.full_key]
+    return f"{error.full_key}={text}: {_wanted(error, '' if text == 'null' else text) or said}"
+
+
+def _wanted(error: OmegaConfBaseException, text: str) -> str | None:
+    """What a key takes and how it is written, in place of a text that it does not take."""
+    if not isinstance(error, ValidationError | ConfigTypeError):
+        return None
+    key = error.full_key
+    default = error.parent_node if error.key is None else error.parent_node.get(error.key)
+    if isinstance(default, ListConfig):
+        return f"expected a list: {key}=[{text}]"
+    if isinstance(default, DictConfig):
+        return f"expected keys, such as {key}.{next(iter(default))}={text or '...'} (keys: {', '.join(default)})"
+    example = "" if default is None else f", such as {key}={default}"
+    return must_be(get_type_hints(error.object_type)[error.key]) + example
