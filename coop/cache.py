@@ -11,11 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from safetensors import SafetensorError
 
 from coop.cli.command import exit_code
 from coop.cli.options import parse
-from coop.data.feature_cache import DAMAGED, default_cache_dir, open_shard, read_header
+from coop.data.feature_cache import DAMAGED, Shard, default_cache_dir
 from coop.errors import CoopError
 
 USAGE = """python -m coop.cache [list | clear WHAT...] [cache_dir=DIR]
@@ -115,18 +114,19 @@ def show(root: Path, entries: Sequence[Entry], others: Sequence[Path]) -> None:
 def content(entry: Entry) -> str:
     """What is in an entry of features, as far as its files say."""
     images, widths, unreadable, about = 0, set(), 0, set()
-    files = entry.files if entry.kind == "features" else ()
-    for file in (file for file in files if not file.name.startswith(".")):  # those are being written, or never will be
-        header = None
-        if file.suffix != DAMAGED:  # a run has found it so, and set it aside
-            with suppress(SafetensorError, OSError, ValueError), open_shard(file) as shard:
-                header = read_header(shard)
-        if header is None:
+    for file in entry.files if entry.kind == "features" else ():
+        if file.name.startswith("."):  # a writer is at work, or was killed
+            continue
+        try:
+            if file.suffix == DAMAGED:
+                raise ValueError("set aside by a run that found it so")
+            shard = Shard(file)
+        except (OSError, ValueError):
             unreadable += 1
             continue
-        images += header.rows
-        widths.add(header.width)
-        about |= set(header.about.items())
+        images += shard.rows
+        widths.add(shard.width)
+        about |= set(shard.about.items())
     parts = [text for _, text in sorted(about)]
     parts += [f"{images} images x {', '.join(map(str, sorted(widths)))}"] if images else []
     parts += [f"{unreadable} unreadable files"] if unreadable else []

@@ -162,7 +162,9 @@ def test_two_processes_share_a_sweep(run, sweep_of_small, unbroken, tmp_path):
     both = [run.start("train", *sweep_of_small, f"hydra.sweep.dir={tmp_path}") for _ in range(2)]
     for done in map(run.finish, both):
         assert done.code == 0, done.err
-        assert re.search(rf"\d of {SETTINGS} runs finished, 0 failed(, 1 still running in another process)?\n", done.err)
+        assert re.search(
+            rf"\d of {SETTINGS} runs finished, 0 failed(, 1 still running in another process)?\n", done.err
+        )
     assert any(f"{SETTINGS} of {SETTINGS} runs finished, 0 failed\n" in run.finish(process).err for process in both)
     assert times_trained(tmp_path) == [1] * SETTINGS
     assert contents(tmp_path) == contents(unbroken[0])
