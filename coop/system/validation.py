@@ -5,14 +5,14 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from coop.errors import CoopError
 
@@ -33,8 +33,7 @@ JSON_TYPES = {
 Model = TypeVar("Model", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(AfterValidator):
     """What a value has to be beside its type; written as `Annotated[int, Rule(...)]`.
 
     Args:
@@ -42,16 +41,13 @@ class Rule:
         words: what is allowed, as the end of a message: "must be at least 1".
     """
 
-    holds: Callable[[Any], bool]
-    words: str
+    def __init__(self, holds: Callable[[Any], bool], words: str):
+        def check(value: Any) -> Any:
+            if not holds(value):
+                raise PydanticCustomError(RULE, "{words}", {"words": words})
+            return value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def _check(self, value: Any) -> Any:
-        if not self.holds(value):
-            raise PydanticCustomError(RULE, "{words}", {"words": self.words})
-        return value
+        super().__init__(check)
 
 
 def between(low: float, high: float = math.inf) -> Rule:
