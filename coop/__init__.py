@@ -9,6 +9,7 @@ from coop.system import stop
 
 stop.while_importing()
 
+__version__ = "0.1.0"
 # Loaded on first use, so that `import coop` costs nothing and commands answer before torch is there.
 _HOMES = {
     "CoopError": "coop.errors",
@@ -21,38 +22,15 @@ _HOMES = {
     "load_run": "coop.evaluation.finished",
     "run": "coop.cli.in_process",
 }
-__all__ = [
-    "CoopError",
-    "FrozenCLIP",
-    "Item",
-    "PromptLearner",
-    "Run",
-    "__version__",
-    "few_shot",
-    "learning_rate",
-    "load_run",
-    "run",
-]
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str):
-    if name == "__version__":
-        globals()[name] = _version()
-    elif name in _HOMES:
-        globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
-    else:
+    if name not in _HOMES:
         raise AttributeError(f"module 'coop' has no attribute {name!r}")
+    globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
     return globals()[name]
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("coop-clip")
-    except PackageNotFoundError:  # a checkout that was never installed
-        return "unknown"

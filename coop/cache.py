@@ -16,7 +16,6 @@ from coop.cli.command import exit_code
 from coop.cli.options import parse
 from coop.data.feature_cache import DAMAGED, Shard, default_cache_dir
 from coop.errors import CoopError
-from coop.system.stop import stoppable
 
 USAGE = """python -m coop.cache [list | clear WHAT...] [cache_dir=DIR]
 
@@ -34,21 +33,13 @@ SHORTEST = 4  # characters of a name's beginning
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of the cache: a folder of files, or a single file.
+    """One entry of the cache: a folder of files, or a single file."""
 
-    Attributes:
-        kind: one of KINDS.
-        path: of the folder or file; its name is a hash of what makes the content.
-        files: the files themselves.
-        size: of all files, in bytes.
-        changed: when the youngest file was written, in seconds since 1970.
-    """
-
-    kind: str
-    path: Path
+    kind: str  # one of KINDS
+    path: Path  # its name is a hash of what makes the content
     files: tuple[Path, ...]
-    size: int
-    changed: float
+    size: int  # of all files, in bytes
+    changed: float  # when the youngest file was written, in seconds since 1970
 
 
 @dataclass
@@ -78,24 +69,15 @@ def main(words: list[str]) -> int:
 
 
 def find_entries(root: Path) -> tuple[list[Entry], list[Path]]:
-    """The entries of a cache, and what lies there and is not one.
-
-    Raises:
-        CoopError: a folder that cannot be read.
-    """
+    """The entries of a cache, and what lies there and is not one. Raises OSError: a folder that cannot be read."""
     entries, others = [], []
-    try:
-        for folder in sorted(root.iterdir()) if root.is_dir() else ():
-            if folder.name not in KINDS or not folder.is_dir():
-                others.append(folder)
-                continue
-            for path in sorted(folder.iterdir()):
-                if not ENTRY.fullmatch(path.name):
-                    others.append(path)
-                elif entry := _entry(folder.name, path):
-                    entries.append(entry)
-    except OSError as error:
-        raise CoopError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    for folder in sorted(root.iterdir()) if root.is_dir() else ():
+        is_kind = folder.name in KINDS and folder.is_dir()
+        for path in sorted(folder.iterdir()) if is_kind else [folder]:
+            if not is_kind or not ENTRY.fullmatch(path.name):
+                others.append(path)
+            elif entry := _entry(folder.name, path):
+                entries.append(entry)
     return entries, others
 
 
@@ -103,26 +85,20 @@ def _entry(kind: str, path: Path) -> Entry | None:
     """None where a run that goes on has just moved a file away."""
     try:
         files = tuple(sorted(file for file in path.iterdir() if not file.is_dir())) if path.is_dir() else (path,)
-        stats = [file.lstat() for file in files] or [path.stat()]
+        stats = [file.lstat() for file in files]
+        changed = max((stat.st_mtime for stat in stats), default=path.lstat().st_mtime)
     except FileNotFoundError:
         return None
-    size = sum(stat.st_size for stat in stats) if files else 0
-    return Entry(kind, path, files, size, max(stat.st_mtime for stat in stats))
+    return Entry(kind, path, files, sum(stat.st_size for stat in stats), changed)
 
 
 def show(root: Path, entries: Sequence[Entry], others: Sequence[Path]) -> None:
     """A table of the entries, and the sum of their sizes."""
     console = Console(markup=False, emoji=False, highlight=False)
     table = Table()
-    for head, where in (
-        ("kind", "left"),
-        ("entry", "left"),
-        ("content", "left"),
-        ("files", "right"),
-        ("size", "right"),
-    ):
-        table.add_column(head, justify=where, overflow="fold")
-    table.add_column("last grew")
+    for head in ("kind", "entry", "content", "files", "size", "last grew"):
+        justify = "right" if head in ("files", "size") else "left"
+        table.add_column(head, justify=justify, overflow="fold")
     for entry in sorted(entries, key=lambda entry: (KINDS.index(entry.kind), -entry.changed)):
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.changed))
         files = str(len(entry.files))
@@ -136,11 +112,9 @@ def show(root: Path, entries: Sequence[Entry], others: Sequence[Path]) -> None:
 
 
 def content(entry: Entry) -> str:
-    """What is in an entry, as far as its files say."""
-    if entry.kind != "features":
-        return ""
+    """What is in an entry of features, as far as its files say."""
     images, widths, unreadable, about = 0, set(), 0, set()
-    for file in entry.files:
+    for file in entry.files if entry.kind == "features" else ():
         if file.name.startswith("."):  # a writer is at work, or was killed
             continue
         try:
@@ -149,27 +123,32 @@ def content(entry: Entry) -> str:
             shard = Shard(file)
         except (OSError, ValueError):
             unreadable += 1
-        else:
-            images += shard.rows
-            widths.add(shard.width)
-            about |= set(shard.about.items())
-    parts = [f"{images} images x {', '.join(map(str, sorted(widths)))}"] if images else []
+            continue
+        images += shard.rows
+        widths.add(shard.width)
+        about |= set(shard.about.items())
+    parts = [text for _, text in sorted(about)]
+    parts += [f"{images} images x {', '.join(map(str, sorted(widths)))}"] if images else []
     parts += [f"{unreadable} unreadable files"] if unreadable else []
-    return ", ".join([*(text for _, text in sorted(about)), *parts])
+    return ", ".join(parts)
 
 
 def clear(root: Path, what: Sequence[str]) -> None:
     """Remove entries, and nothing else.
 
     Raises:
-        CoopError: nothing was named, a name that there is not, or a file that cannot be removed.
+        CoopError: nothing was named, or a name that there is not.
+        OSError: a file that cannot be removed.
     """
     if not what:
         raise CoopError(f"clear: say what: all, a kind ({', '.join(KINDS)}), or the name of an entry")
     entries, _ = find_entries(root)
     chosen = {entry.path: entry for word in what for entry in choose(root, word, entries)}
     for entry in chosen.values():
-        remove(entry)
+        for file in entry.files:
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # it was a single file, or a run has written to its folder meanwhile
+            entry.path.rmdir()
     print(f"{root}: removed {len(chosen)} entries, {decimal(sum(entry.size for entry in chosen.values()))}")
 
 
@@ -184,17 +163,5 @@ def choose(root: Path, word: str, entries: Sequence[Entry]) -> list[Entry]:
     return named
 
 
-def remove(entry: Entry) -> None:
-    """Remove an entry's files; its folder stays if a run has written to it meanwhile."""
-    try:
-        for file in entry.files:
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        raise CoopError(f"{error.filename}: cannot be removed ({error.strerror})") from error
-    with suppress(OSError):
-        entry.path.rmdir()
-
-
 if __name__ == "__main__":
-    with stoppable():
-        sys.exit(exit_code(main, sys.argv[1:]))
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -2,9 +2,9 @@
 
 import inspect
 import math
-import typing
+import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,53 +22,47 @@ from coop.system.validation import NOT_EMPTY, Rule, between, check_rules, check_
 
 PACKAGE = Path(__file__).resolve().parent
 
-
 # Lightning's names of precisions, and torch's dtype that each computes matrix products in (None: the weights' own).
 AUTOCAST = {"32": None, "16-mixed": "float16", "bf16-mixed": "bfloat16"}
-LOGGERS = ("wandb", "csv", "none")
 CLASSES = ("all", "base", "new")
-PROTOCOLS = ("few_shot", "base_to_new", "cross_dataset", "domain_generalization")
 
 # Beyond these nobody means it: a slip of the keyboard is answered before it fills the memory.
-MOST_IMAGES, MOST_EPOCHS, MOST_PROCESSES = 10_000_000, 1_000_000, 1024
-SHOTS = Rule(
-    lambda shots: type(shots) is int and (shots == -1 or 1 <= shots <= MOST_IMAGES),
-    f"give 1 or more training images per class (at most {MOST_IMAGES}), or -1 for all (zero shots: method=zero_shot); "
-    "numbers of each class: a list, or a .csv or .json file",
-)
-DEVICES = Rule(
-    lambda devices: _are_devices(devices),
-    f"give a number from 1 to {MOST_PROCESSES}, -1 or auto for all, or a list of device numbers such as [0,1]",
-)
-
-EPOCHS_BY_SHOTS = Rule(
-    lambda rule: rule is None or _are_epochs(rule),
-    f"give numbers of shots from 1 with epochs from 1 to {MOST_EPOCHS}, such as {{4: 100, 16: 200}}; null: the paper's",
-)
-
-Shots = Annotated[Any, SHOTS]  # a list or a file of them has become `dataset.counts`
-Seed = Annotated[int, between(0, 2**32 - 1)]
-Epochs = Annotated[int, between(1, MOST_EPOCHS)]
-EpochsByShots = Annotated[Any, EPOCHS_BY_SHOTS]  # Any: Hydra merges one mapping into another
-Workers = Annotated[int, between(0, MOST_PROCESSES)]
-Features = Annotated[str, one_of("online", "cached")]
-Text = Annotated[str, NOT_EMPTY]
+MOST_IMAGES, MOST_EPOCHS, MOST_PROCESSES, MOST_VIEWS = 10_000_000, 1_000_000, 1024, 1000
 
 
 def _are_devices(devices: Any) -> bool:
     if isinstance(devices, str):
-        numbers = devices.split(",")
-        return devices == "auto" or devices == "-1" or all(part.strip().isdecimal() for part in numbers)
+        return devices in ("auto", "-1") or all(part.strip().isdecimal() for part in devices.split(","))
     if isinstance(devices, list):
         return bool(devices) and all(type(number) is int and 0 <= number <= MOST_PROCESSES for number in devices)
     return type(devices) is int and (devices == -1 or 1 <= devices <= MOST_PROCESSES)
 
 
 def _are_epochs(rule: Any) -> bool:
-    if not isinstance(rule, dict) or not rule:
-        return False
-    numbers = [*rule, *rule.values()]
-    return all(type(number) is int and 1 <= number <= MOST_EPOCHS for number in numbers)
+    if not isinstance(rule, dict):
+        return rule is None
+    return bool(rule) and all(type(n) is int and 1 <= n <= MOST_EPOCHS for n in (*rule, *rule.values()))
+
+
+SHOTS = Rule(
+    lambda shots: type(shots) is int and (shots == -1 or 1 <= shots <= MOST_IMAGES),
+    f"give 1 or more training images per class (at most {MOST_IMAGES}), or -1 for all (zero shots: method=zero_shot); "
+    "numbers of each class: a list, or a .csv or .json file",
+)
+DEVICES = Rule(
+    _are_devices,
+    f"give a number from 1 to {MOST_PROCESSES}, -1 or auto for all, or a list of device numbers such as [0,1]",
+)
+EPOCHS_BY_SHOTS = Rule(
+    _are_epochs,
+    f"give numbers of shots from 1 with epochs from 1 to {MOST_EPOCHS}, such as {{4: 100, 16: 200}}; null: the paper's",
+)
+Seed = Annotated[int, between(0, 2**32 - 1)]
+Epochs = Annotated[int, between(1, MOST_EPOCHS)]
+Count = Annotated[int, between(1, MOST_IMAGES)]
+Workers = Annotated[int, between(0, MOST_PROCESSES)]
+Features = Annotated[str, one_of("online", "cached")]
+Text = Annotated[str, NOT_EMPTY]
 
 
 @dataclass
@@ -93,7 +87,7 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    kind: Annotated[str, one_of(*LOGGERS)] = "none"
+    kind: Annotated[str, one_of("wandb", "csv", "none")] = "none"
     project: Text = "coop"
     group: str | None = None
     tags: list[str] = field(default_factory=list)
@@ -101,20 +95,20 @@ class LoggerConfig:
 
 @dataclass
 class TrainConfig:
-    shots: Shots = 16
+    shots: Annotated[Any, SHOTS] = 16  # a list or a file of them has become `dataset.counts`
     seed: Seed = 1
     data_root: str | None = None
     epochs: Epochs | None = None
-    steps: Annotated[int, between(1, MOST_IMAGES)] | None = None
-    steps_per_shot: Annotated[int, between(1, MOST_IMAGES)] | None = None
-    epochs_by_shots: EpochsByShots = None
+    steps: Count | None = None
+    steps_per_shot: Count | None = None
+    epochs_by_shots: Annotated[Any, EPOCHS_BY_SHOTS] = None  # Any: Hydra merges one mapping into another
     augmentation: str = "none"
     view_sampling: Annotated[str, one_of("per_image", "pooled")] = "per_image"
-    protocol: Annotated[str, one_of(*PROTOCOLS)] = "few_shot"  # which of a method's published settings it takes
+    protocol: Annotated[str, one_of("few_shot", "base_to_new", "cross_dataset", "domain_generalization")] = "few_shot"
     validation: Annotated[str, one_of("choose", "none")] = "choose"
     features: Features = "cached"
     cache_dir: str | None = None
-    batch_size: Annotated[int, between(1, MOST_IMAGES)] = 32
+    batch_size: Count = 32
     num_workers: Workers = 2
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     dataset: dict[str, Any] = field(default_factory=lambda: {"manifest": None, "counts": None})
@@ -187,11 +181,13 @@ def check(cfg: DictConfig) -> None:
     check_dataset(cfg.dataset)
     check_backbone(cfg.backbone)
 
+    from coop.clip.loading import clip_tokenizer
     from coop.optim.optimizers import check_optimizer  # brings torch, which no mistake above has to wait for
 
     check_optimizer(OmegaConf.to_container(cfg.optimizer, resolve=True))
     check_method(cfg.method, cfg.validation)
-    check_words(cfg.method, cfg.backbone.model)
+    if tokenizer := clip_tokenizer(cfg.backbone.model):  # else words are counted once the backbone is loaded
+        locate("method", cfg.method).check_words(tokenizer, **arguments(cfg.method, METHOD_KEYS))
 
 
 def check_evaluation(cfg: DictConfig) -> None:
@@ -201,22 +197,17 @@ def check_evaluation(cfg: DictConfig) -> None:
         check_backbone(cfg.backbone)
 
 
-MOST_VIEWS = 1000  # each is encoded before the first step, and kept in memory
-
-
 def parse_augmentation(augmentation: str) -> int | None:
     """How many fixed views an image has: "none" 1, "views:V" V, "online" None (a new view every time).
 
     Raises:
         CoopError: anything else.
     """
-    if augmentation == "online":
-        return None
-    if augmentation == "none":
-        return 1
-    kind, _, count = augmentation.partition(":")
-    if kind == "views" and count.isascii() and count.isdecimal() and 1 <= int(count[:9]) <= MOST_VIEWS:
-        return int(count)
+    if augmentation in ("online", "none"):
+        return None if augmentation == "online" else 1
+    views = re.fullmatch("views:([0-9]{1,9})", augmentation)
+    if views and 1 <= int(views[1]) <= MOST_VIEWS:
+        return int(views[1])
     raise CoopError(f"augmentation={augmentation}: allowed are online, none, views:V (V from 1 to {MOST_VIEWS})")
 
 
@@ -229,45 +220,6 @@ def check_schema(cfg: DictConfig, schema: type) -> None:
     """
     OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(cfg, resolve=False))
     check_rules(cfg, schema)
-
-
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-
-
-def expected(key: str, value: str) -> str | None:
-    """What a key of the schema takes and how it is written, for a value that it does not take.
-
-    Args:
-        key: with dots.
-        value: as it was given on the command line.
-
-    Returns:
-        The end of a message; None for a key that no schema has.
-    """
-    for schema in (TrainConfig, EvaluateConfig):
-        *groups, name = key.split(".")
-        for group in groups:
-            schema = typing.get_type_hints(schema).get(group) if is_dataclass(schema) else None
-        if is_dataclass(schema) and name in schema.__dataclass_fields__:
-            return _expected(key, value, typing.get_type_hints(schema)[name], schema.__dataclass_fields__[name].default)
-    return None
-
-
-def _expected(key: str, value: str, annotation: Any, default: Any) -> str:
-    word = "" if value in ("", "null") else value
-    if typing.get_origin(annotation) is list:
-        return f"expected a list: {key}=[{word}]"
-    if typing.get_origin(annotation) is dict:
-        known = f" (keys: {', '.join(DEFAULTS)})" if key == "optimizer" else ""
-        return f"expected keys, such as {key}.name={word or '...'}{known}"
-    kinds = typing.get_args(annotation) or (annotation,)
-    if group := next((kind for kind in kinds if is_dataclass(kind)), None):
-        names = list(group.__dataclass_fields__)
-        example = f"{key}.name={word}" if word and "name" in names else f"{key}.{names[0]}=..."
-        return f"expected keys, such as {example} (keys: {', '.join(names)})"
-    wanted = " or ".join(KINDS.get(kind, getattr(kind, "__name__", str(kind))) for kind in kinds)
-    known = default not in (MISSING, None) and not isinstance(default, type(field()))
-    return f"expected {wanted}" + (f", such as {key}={default}" if known else "")
 
 
 def check_dataset(node: DictConfig) -> None:
@@ -301,14 +253,6 @@ def check_method(node: DictConfig, validation: str = "choose") -> None:
         method.check_without_validation(**arguments(node, METHOD_KEYS))
 
 
-def check_words(node: DictConfig, model: str) -> None:
-    """A method's own checks of what a backbone's tokenizer decides on, where that is known before it is loaded."""
-    from coop.clip.loading import clip_tokenizer
-
-    if tokenizer := clip_tokenizer(model):
-        locate("method", node).check_words(tokenizer, **arguments(node, METHOD_KEYS))
-
-
 def locate(key: str, node: DictConfig) -> Callable:
     """The class or function that a node's `_target_` names."""
     if node is None or not node.get("_target_"):
@@ -331,18 +275,17 @@ def arguments(node: DictConfig, own_keys: Collection[str]) -> dict[str, Any]:
 def check_arguments(key: str, node: DictConfig, target: Callable, own_keys: Mapping[str, Any], given: set[str]) -> None:
     """Check a node's keys and types against the signature of what it names."""
     parameters = {name: p for name, p in _parameters(key, node, target).items() if name not in given}
-    values = arguments(node, own_keys)
-    for name in values.keys() - parameters.keys():
+    values = OmegaConf.to_container(node, resolve=True)
+    for name in values.keys() - parameters.keys() - own_keys.keys() - {"_target_"}:
         raise no_such_key(f"{key}.{name}", parameters)
     for name, parameter in parameters.items():
         if name in values:
-            annotation = Any if parameter.annotation is inspect.Parameter.empty else parameter.annotation
+            annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
             check_value(f"{key}.{name}", values[name], annotation)
-        elif parameter.default is inspect.Parameter.empty:
+        elif parameter.default is parameter.empty:
             raise CoopError(f"{key}.{name}: must be given")
-    plain = OmegaConf.to_container(node, resolve=True)
     for name, annotation in own_keys.items():
-        check_value(f"{key}.{name}", plain.get(name), annotation)
+        check_value(f"{key}.{name}", values.get(name), annotation)
 
 
 def _parameters(key: str, node: DictConfig, target: Callable) -> Mapping[str, inspect.Parameter]:

@@ -81,24 +81,19 @@ def workspace(entity: str, project: str, group: str | None, name: str) -> Any:
         import wandb_workspaces.workspaces as ws
     except ImportError as error:
         raise CoopError(f"wandb_workspaces cannot be imported ({error}); pip install 'coop-clip[dashboard]'") from error
+    shown = []
+    for title, columns, panels in sections():
+        layout = ws.SectionLayoutSettings(columns, rows=len(panels) // columns)
+        shown.append(ws.Section(name=title, panels=panels, is_open=True, layout_settings=layout))
+    filters = [expr.Metric("Group") == group] if group else []
+    pinned = ["summary:shots", "summary:seed", "summary:zero_shot/acc", "summary:test/acc"]
     return ws.Workspace(
         entity=entity,
         project=project,
         name=name,
-        sections=[
-            ws.Section(
-                name=title,
-                panels=panels,
-                is_open=True,
-                layout_settings=ws.SectionLayoutSettings(columns, rows=len(panels) // columns),
-            )
-            for title, columns, panels in sections()
-        ],
+        sections=shown,
         settings=ws.WorkspaceSettings(x_axis=STEP, max_runs=100),
-        runset_settings=ws.RunsetSettings(
-            filters=[expr.Metric("Group") == group] if group else [],
-            pinned_columns=["summary:shots", "summary:seed", "summary:zero_shot/acc", "summary:test/acc"],
-        ),
+        runset_settings=ws.RunsetSettings(filters=filters, pinned_columns=pinned),
     )
 
 
@@ -106,14 +101,9 @@ def sections() -> Sequence[tuple[str, int, list[Any]]]:
     """(title, columns, panels) of each section of the workspace."""
     import wandb_workspaces.reports.v2 as wr
 
+    by_shots = {"x": wr.Config("shots"), "y": wr.SummaryMetric("test/acc"), "log_x": True, "running_ymean": True}
     accuracy = [
-        wr.ScatterPlot(
-            title="By training images per class",
-            x=wr.Config("shots"),
-            y=wr.SummaryMetric("test/acc"),
-            log_x=True,
-            running_ymean=True,
-        ),
+        wr.ScatterPlot(title="By training images per class", **by_shots),
         wr.BarPlot(title="Learned", metrics=["test/acc"], range_x=(0, 1)),
         wr.BarPlot(title="Zero-shot", metrics=["zero_shot/acc"], range_x=(0, 1)),
     ]
@@ -123,9 +113,7 @@ def sections() -> Sequence[tuple[str, int, list[Any]]]:
         wr.LinePlot(title="Accuracy on validation images", x=STEP, y=["val/acc"]),
     ]
     learned = [
-        wr.WeavePanelSummaryTable(table_name="tables/words"),
-        wr.WeavePanelSummaryTable(table_name="tables/per_class"),
-        wr.WeavePanelSummaryTable(table_name="tables/confused"),
+        *(wr.WeavePanelSummaryTable(table_name=f"tables/{name}") for name in ("words", "per_class", "confused")),
         wr.MediaBrowser(title="Pictures", media_keys=["pictures/history", "pictures/per_class"]),
     ]
     return [

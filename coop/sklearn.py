@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
@@ -71,10 +71,15 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
             raise CoopError(f"y: {len(classes)} classes; a classifier needs at least {MIN_CLASSES}")
         words = self._words(int(np.bincount(codes).max()))
         with undisturbed(words), tempfile.TemporaryDirectory() as folder:
-            cfg = composed(words)
-            paths = [_as_file(image, number, Path(folder) / "images") for number, image in enumerate(images)]
+            cfg, run_dir = composed(words), Path(folder)
+            paths = [_as_file(image, number, run_dir / "images") for number, image in enumerate(images)]
             items = [Item(path, int(code), str(classes[code])) for path, code in zip(paths, codes, strict=True)]
-            self._learn(cfg, Splits(items, [], [], [str(name) for name in classes], "own"), Path(folder))
+            from coop.train import learn
+
+            claim_folder(run_dir, cfg)
+            learn(cfg, Splits(items, [], [], [str(name) for name in classes], "own"), run_dir)
+            self._run = {name: (run_dir / name).read_bytes() for name in (CONFIG, PROMPT)}
+        vars(self).pop("_trained", None)
         self.classes_ = classes
         return self
 
@@ -83,19 +88,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):
         model = [f"backbone={self.backbone}"]
         if self.pretrained is not None:
             model = ["backbone=open_clip", f"backbone.model={self.backbone}", f"backbone.pretrained={self.pretrained}"]
-        given = {
-            key: value if isinstance(value, str) else json.dumps(value) for key, value in (self.options or {}).items()
-        }
         fixed = [f"method={self.method}", f"seed={self.seed}", f"shots={shots}", "dataset=folder", "logger=none"]
-        return [*model, *fixed, *(f"{key}={value}" for key, value in given.items())]
-
-    def _learn(self, cfg: DictConfig, splits: Splits, run_dir: Path) -> None:
-        from coop.train import learn
-
-        claim_folder(run_dir, cfg)
-        learn(cfg, splits, run_dir)
-        self._run = {name: (run_dir / name).read_bytes() for name in (CONFIG, PROMPT)}
-        vars(self).pop("_trained", None)
+        given = {key: v if isinstance(v, str) else json.dumps(v) for key, v in (self.options or {}).items()}
+        return [*model, *fixed, *(f"{key}={text}" for key, text in given.items())]
 
     @cached_property
     def _trained(self) -> Trained:

@@ -1,6 +1,7 @@
 """What Hydra's start and end of a command mean for a user: how to resume it, and what a sweep has done."""
 
 import os
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -14,21 +15,21 @@ from coop.system import stop
 
 
 class Announce(Callback):
-    """Hydra callback: how to resume what is stopped; at the end of a sweep its report and what is finished, failed or
-    skipped. The exit code is 0 if all runs are finished.
+    """Hydra callback: how to resume what is stopped; at the end of a sweep its report and how far its runs are.
+
+    The exit code is 1 where runs failed or are unfinished, or none is finished.
     """
 
-    def __init__(self) -> None:
-        self.started = 0.0
+    started = 0.0  # a sweep, by the clock of its disk
 
     def on_run_start(self, config: DictConfig, **_) -> None:
-        stop.advise(to_resume(config, "hydra.run.dir", config.hydra.run.dir))
+        stop.advise(to_resume(config.hydra, "run"))
 
     def on_multirun_start(self, config: DictConfig, **_) -> None:
+        stop.advise(to_resume(config.hydra, "sweep"))
         folder = Path(config.hydra.sweep.dir)
-        stop.advise(to_resume(config, "hydra.sweep.dir", folder))
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:  # the clock of the disk that the runs' locks are on
+        with tempfile.TemporaryFile(dir=folder) as file:
             self.started = os.fstat(file.fileno()).st_mtime
 
     def on_multirun_end(self, config: DictConfig, **_) -> None:
@@ -42,41 +43,36 @@ class Announce(Callback):
             show_report(folder)
         console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
         console.print("\n" + "\n".join(summary(folder, found)))
-        if found.elsewhere or found.unfinished:
-            console.print(to_resume(config, "hydra.sweep.dir", folder))
-        if found.failed or found.elsewhere or found.unfinished or not found.finished:
+        if found.unfinished:
+            console.print(to_resume(config.hydra, "sweep"))
+        if found.failed or found.unfinished or not found.finished:
             sys.exit(1)
 
 
-def to_resume(config: DictConfig, key: str, folder: str | Path) -> str:
-    """The command line that goes on where this one ends."""
-    return stop.to_resume(sys.argv[1:], config.hydra.job.name, key, str(folder))
+def to_resume(hydra: DictConfig, kind: str) -> str:
+    """How to go on where a "run" or a "sweep" with this `hydra` node of its config ends."""
+    key, words = f"hydra.{kind}.dir", sys.argv[1:]
+    if not any(word.startswith(f"{key}=") for word in words):
+        words = [*words, f"{key}={hydra[kind].dir}"]
+    return f"to resume:\n  {shlex.join(['python', '-m', f'coop.{hydra.job.name}', *words])}"
 
 
 def summary(folder: Path, found: Standing) -> list[str]:
     """How many runs are finished, and why each of the others is not; a line each."""
-    others = len(found.failed) + len(found.elsewhere) + len(found.unfinished)
-    count = f"{len(found.finished)} of {len(found.finished) + others} runs finished, {len(found.failed)} failed"
-    if skipped := len(found.elsewhere):
-        count += f", {skipped} skipped: another process is computing {'it' if skipped == 1 else 'them'}"
-    return [
-        f"{folder}: {count}",
-        *_failed(folder, found),
-        *(f"skipped: {run.relative_to(folder)}" for run in found.elsewhere),
-        *(f"not finished: {run.relative_to(folder)}" for run in found.unfinished),
-    ]
-
-
-def _failed(folder: Path, found: Standing) -> list[str]:
-    """What failed: each message once, below the runs that it stopped, of which the first three are named."""
-    runs: dict[str, list[str]] = {}
+    total = sum(map(len, (found.finished, found.failed, found.elsewhere, found.unfinished)))
+    count = f"{len(found.finished)} of {total} runs finished, {len(found.failed)} failed"
+    if found.elsewhere:
+        count += f", {len(found.elsewhere)} still running in another process"
+    lines = [f"{folder}: {count}"]
+    stopped_by: dict[str, list[Path]] = {}
     for run, message in found.failed.items():
-        runs.setdefault(message, []).append(str(run.relative_to(folder)))
-    lines = []
-    for message, names in runs.items():
-        more = [f"failed: {len(names) - 3} more"] if len(names) > 3 else []
-        lines += [*(f"failed: {name}" for name in names[:3]), *more, f"    {message}"]
-    return lines
+        stopped_by.setdefault(message, []).append(run)
+    for message, runs in stopped_by.items():
+        lines += [f"failed: {run.relative_to(folder)}" for run in runs[:3]]
+        lines += [f"failed: {len(runs) - 3} more"] if len(runs) > 3 else []
+        lines.append(f"    {message}")
+    lines += [f"still running: {run.relative_to(folder)}" for run in found.elsewhere]
+    return lines + [f"not finished: {run.relative_to(folder)}" for run in found.unfinished]
 
 
 def show_report(folder: Path) -> None:

@@ -9,13 +9,12 @@ from coop.errors import CoopError
 
 
 def check_training(cfg: DictConfig) -> None:
-    """Check the config of one run, in which `shots` may be a list or a file of counts.
-
-    Raises:
-        CoopError: a key that does not exist, a value that cannot be, or a combination that cannot.
-    """
+    """Check the config of one run, in which `shots` may be a list or a file of counts. Raises CoopError."""
     spread_shots(cfg)
     check(cfg)
+
+
+CHECKS = {"train": check_training, "evaluate": check_evaluation}
 
 
 def check_one_run(hydra: DictConfig, command: str, instead: str) -> None:
@@ -38,6 +37,3 @@ def check_one_run(hydra: DictConfig, command: str, instead: str) -> None:
         study = next((word for word in words if word.startswith("+exp=")), "hydra.sweeper.params")
         choose = f" (give {' '.join(f'{key}=...' for key in swept)} for one of them)" if swept else ""
         raise CoopError(f"{study}: a study of several runs{choose}; {instead}")
-
-
-CHECKS = {"train": check_training, "evaluate": check_evaluation}

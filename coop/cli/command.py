@@ -20,7 +20,8 @@ def main_of(command: str) -> Callable:
     return module.main
 
 
-def exit_code(main: Callable[[list[str]], int], words: list[str]) -> int:
+@stop.stoppable()
+def exit_code(main: Callable[[list[str]], int | None], words: list[str]) -> int:
     """Run a command and give its exit code; what the user can fix ends as one message and 1.
 
     With HYDRA_FULL_ERROR set, the traceback is shown as well.
@@ -28,7 +29,7 @@ def exit_code(main: Callable[[list[str]], int], words: list[str]) -> int:
     with suppress(AttributeError):  # a notebook's
         sys.stdout.reconfigure(errors="backslashreplace")  # files may have names that no terminal can show
     try:
-        return main(words)
+        return main(words) or 0
     except Exception as error:
         from coop.cli.messages import explain  # brings Hydra, which not every command needs
 

@@ -1,8 +1,10 @@
 """A study on a machine with several GPUs: one run on each of them at a time.
 
-Each run has a process of its own, which sees one GPU and writes into `log.txt` of its folder.
+Each run has a process of its own, which sees one GPU and writes into `log.txt` of its folder. Processes are forked:
+nothing is imported again, and what Hydra has composed need not be pickled.
 """
 
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -10,12 +12,13 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
@@ -39,8 +42,8 @@ class Job:
         return str(self.config.hydra.sweep.subdir)
 
     @property
-    def folder(self) -> Path:
-        return Path(self.config.hydra.sweep.dir) / self.name
+    def log(self) -> Path:
+        return Path(self.config.hydra.sweep.dir, self.name, LOG)
 
 
 def wants_one_gpu(config: DictConfig) -> bool:
@@ -52,30 +55,18 @@ def wants_one_gpu(config: DictConfig) -> bool:
 
 def visible_gpus() -> list[str]:
     """What each GPU is called in CUDA_VISIBLE_DEVICES."""
+    count = 0
     # Counted in a process of its own: one in which CUDA has started cannot fork.
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    process = _fork(_count_gpus, theirs)
-    theirs.close()
-    try:
-        count = ours.recv()
-    except EOFError:
-        count = 0
-    process.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process, suppress(BrokenProcessPool):
+        count = process.submit(_count_gpus).result()
     names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
     return names.split(",")[:count]
 
 
-def _count_gpus(connection: Connection) -> None:
+def _count_gpus() -> int:
     import torch
 
-    connection.send(torch.cuda.device_count())
-
-
-def _fork(target: Callable[..., None], *args: Any) -> BaseProcess:
-    # Forked: nothing is imported again, and what Hydra has composed need not be pickled.
-    process = multiprocessing.get_context("fork").Process(target=target, args=args)
-    process.start()
-    return process
+    return torch.cuda.device_count()
 
 
 class Pool:
@@ -93,42 +84,45 @@ class Pool:
         try:
             while waiting or self.running:
                 while waiting and self.free:
-                    self._start(waiting.popleft())
+                    self._start(waiting.popleft(), self.free.popleft())
                 for connection in wait(list(self.running)):
                     job, result = self._finish(connection)
                     done[job.number] = result
-                    _say(f"{job.name}: ended, {len(done)} of {len(jobs)}")
+                    print(f"{job.name}: ended, {len(done)} of {len(jobs)}", file=sys.stderr)
         finally:
             self._stop_all()
         return [done[job.number] for job in jobs]
 
-    def _start(self, job: Job) -> None:
-        gpu = self.free.popleft()
-        _say(f"{job.name}: started on GPU {gpu}, output in {job.folder / LOG}")
+    def _start(self, job: Job, gpu: str) -> None:
+        print(f"{job.name}: started on GPU {gpu}, output in {job.log}", file=sys.stderr)
         ours, theirs = multiprocessing.Pipe(duplex=False)
-        process = _fork(self._in_child, job, gpu, theirs, os.getpid())
+        arguments = (job, gpu, theirs, os.getpid())
+        process = multiprocessing.get_context("fork").Process(target=self._in_child, args=arguments)
+        process.start()
         theirs.close()  # the child's end alone stays open: the pipe ends with the process
         self.running[ours] = job, gpu, process
 
     def _in_child(self, job: Job, gpu: str, connection: Connection, parent: int) -> None:
         _end_with(parent)
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
-        _write_into(job.folder / LOG)
+        _write_into(job.log)
         connection.send(self._run(job).return_value)
 
     def _finish(self, connection: Connection) -> tuple[Job, JobReturn]:
         job, gpu, process = self.running.pop(connection)
-        try:
+        value = None
+        with suppress(EOFError):  # it has ended without a result
             value = connection.recv()
-        except EOFError:  # it has ended without a result
-            value = None
         process.join()
         self.free.append(gpu)
         if process.exitcode > 0:  # what stops one run by intention stops all
-            _say(_last_message(job.folder / LOG))
+            said = job.log.read_text(errors="replace").rpartition("\nerror: ")[2].strip()
+            print(f"\nerror: {said or job.log}", file=sys.stderr)
             raise SystemExit(process.exitcode)
         if process.exitcode < 0:
-            _record_death(job, signal.Signals(-process.exitcode).name)
+            name = signal.Signals(-process.exitcode).name
+            cause = " (the machine may have been out of memory)" if name == "SIGKILL" else ""
+            record_failure(job.log.parent, f"its process was killed by {name}{cause}; output in {job.log}")
         return job, JobReturn(overrides=job.overrides, cfg=job.config, _return_value=value, status=JobStatus.COMPLETED)
 
     def _stop_all(self) -> None:
@@ -149,26 +143,9 @@ def _write_into(log: Path) -> None:
     sys.stdout = sys.stderr = file
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _last_message(log: Path) -> str:
-    """What a process said last that a user can fix."""
-    found = log.read_text(errors="replace").rpartition("\nerror: ")[2].strip()
-    return f"\nerror: {found or log}"
-
-
-def _record_death(job: Job, name: str) -> None:
-    cause = " (the machine may have been out of memory)" if name == "SIGKILL" else ""
-    record_failure(job.folder, f"its process was killed by {name}{cause}; output in {job.folder / LOG}")
-
-
 def _end_with(parent: int) -> None:
     """Let the system stop this process where its parent ends without having stopped it (SIGKILL)."""
     if sys.platform == "linux":
-        import ctypes
-
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:
             os._exit(1)

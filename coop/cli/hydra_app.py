@@ -80,14 +80,11 @@ def launch(task: Callable[[DictConfig], float | None], config_name: str) -> None
         check_one_run(HydraConfig.get(), config_name, "add -m to run all of them")
         return task(cfg)
 
-    def start(words: list[str]) -> int:
+    def start(words: list[str]) -> None:
         if {"-sc", "--shell-completion"} & set(words) and "install=bash" in words:
-            print(COMPLETION)
-            return 0
+            return print(COMPLETION)
         sys.argv[1:] = as_overrides(words)
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=config_name)(job)()
-        return 0
 
-    with stop.stoppable():
-        if code := exit_code(start, sys.argv[1:]):
-            sys.exit(code)
+    if code := exit_code(start, sys.argv[1:]):
+        sys.exit(code)

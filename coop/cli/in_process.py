@@ -9,9 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import initialize_config_dir
-from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -24,7 +22,7 @@ from coop.config import conf_dir
 from coop.errors import CoopError
 from coop.evaluation.finished import Run, load_run
 from coop.system.devices import quiet_lightning
-from coop.system.memory import freed_memory_kept
+from coop.system.memory import keep_freed_memory
 
 ONE = "coop.run is one run; several: a loop in Python, or `python -m coop.train -m ...`"
 
@@ -43,13 +41,16 @@ def run(*words: str, config_dir: str | None = None) -> Run:
         CoopError: whatever the command ends with as a message.
         KeyboardInterrupt: it was interrupted; called again with the same hydra.run.dir, it resumes.
     """
-    with undisturbed(words):
+    with undisturbed(words), initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"):
         overrides = _overrides(words, config_dir)
-        with initialize_config_dir(str(conf_dir()), job_name="train", version_base="1.3"):
-            hydra = GlobalHydra.instance().hydra
-            _check_one_run(hydra, overrides)
-            folder, accelerator = _train(hydra, overrides)
-    return load_run(folder, accelerator, config_dir)
+        hydra = GlobalHydra.instance().hydra
+        cfg = hydra.compose_config("train", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        check_one_run(cfg.hydra, "train", ONE)
+        _check_one_process(cfg)
+        done = hydra.run("train", _train, overrides, with_log_configuration=False)
+        if done.return_value is not None:
+            raise done.return_value
+    return load_run(Path(done.hydra_cfg.hydra.runtime.output_dir), cfg.trainer.accelerator, config_dir)
 
 
 def composed(words: Sequence[str]) -> DictConfig:
@@ -62,103 +63,62 @@ def composed(words: Sequence[str]) -> DictConfig:
 
 @contextmanager
 def undisturbed(words: Sequence[str]) -> Iterator[None]:
-    """Let a command with these words leave no trace in this process; its messages are errors here.
+    """Let a command with these words, which messages quote, leave no trace in this process.
 
     Raises:
         CoopError: whatever the command ends with as a message.
-        KeyboardInterrupt: Ctrl-C, which Lightning ends the process at.
+        KeyboardInterrupt: Ctrl-C, at which Lightning ends the process.
     """
-    with _command_line(words), _errors(), _interrupts(), _random_numbers(), quiet_lightning(), freed_memory_kept():
-        yield
-
-
-@contextmanager
-def _random_numbers() -> Iterator[None]:
-    states = isolate_rng()
-    states.__enter__()
+    argv, on_ctrl_c, random_numbers = sys.argv, signal.getsignal(signal.SIGINT), isolate_rng()
+    random_numbers.__enter__()
+    sys.argv = ["coop.train", *words]
+    keep_freed_memory()
     try:
-        yield
-    finally:  # which it does not do itself where there is an exception
-        states.__exit__(None, None, None)
+        with quiet_lightning():
+            yield
+    except SystemExit as end:
+        raise KeyboardInterrupt from end
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        raise CoopError(message) from error
+    finally:
+        keep_freed_memory(False)
+        sys.argv = argv
+        random_numbers.__exit__(None, None, None)  # which it does not do itself where there is an exception
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_ctrl_c)  # Lightning ignores it from its first on
 
 
-def _train(hydra: Hydra, overrides: list[str]) -> tuple[Path, str]:
-    """The run's folder and its accelerator."""
-    done, failed = [], []
-
-    def job(cfg: DictConfig) -> None:
-        try:
-            check_training(cfg)
-            importlib.import_module("coop.train").main(cfg, show=False)
-            done.append((Path(HydraConfig.get().runtime.output_dir), cfg.trainer.accelerator))
-        except Exception as error:  # Hydra would print a line of its own
-            failed.append(error)
-
-    hydra.run("train", job, overrides, with_log_configuration=False)
-    if failed:
-        raise failed[0]
-    return done[0]
+def _train(cfg: DictConfig) -> Exception | None:
+    """Run a config; what it fails with is returned, since Hydra prints a line about what is raised."""
+    try:
+        check_training(cfg)
+        importlib.import_module("coop.train").main(cfg, show=False)
+    except Exception as error:
+        return error
 
 
 def _overrides(words: Sequence[str], config_dir: str | None) -> list[str]:
+    """The words as Hydra takes them. Raises CoopError for those of a study."""
     for word in words:
         if word.startswith("-"):
             instead = "give config_dir=DIR to coop.run" if word.startswith(("--config-dir", "-cd")) else ONE
             raise CoopError(f"{word}: expected key=value; {instead}")
-    if config_dir is None:
-        return as_overrides(words)
-    folder = Path(config_dir).expanduser().absolute()
-    if not folder.is_dir():
-        raise CoopError(f"config_dir={config_dir}: no such folder")
-    return [*as_overrides(words), f"hydra.searchpath=[{quoted(f'file://{folder}')}]"]
-
-
-def _check_one_run(hydra: Hydra, overrides: list[str]) -> None:
-    """Raises CoopError where the command would run a sweep."""
+    overrides = as_overrides(words)
     for override in OverridesParser.create().parse_overrides(overrides):
         if override.is_sweep_override():
             raise CoopError(f"{override.input_line}: several values; {ONE}")
-    cfg = hydra.compose_config("train", overrides, run_mode=RunMode.RUN, with_log_configuration=False)
-    check_one_run(cfg.hydra, "train", ONE)
-    _check_one_process(cfg)
+    if config_dir is None:
+        return overrides
+    folder = Path(config_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise CoopError(f"config_dir={config_dir}: no such folder")
+    return [*overrides, f"hydra.searchpath=[{quoted(f'file://{folder}')}]"]
 
 
 def _check_one_process(cfg: DictConfig) -> None:
     for key in ("devices", "num_nodes"):
         if str(cfg.trainer[key]) != "1":  # Lightning would start this program again, once for each
             raise CoopError(f"trainer.{key}={cfg.trainer[key]}: here is one process; use python -m coop.train")
-
-
-@contextmanager
-def _command_line(words: Sequence[str]) -> Iterator[None]:
-    """Let messages quote these words, as the command's do."""
-    before, sys.argv = sys.argv, ["coop.train", *words]
-    try:
-        yield
-    finally:
-        sys.argv = before
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """What a user can fix as a CoopError with the command's message."""
-    try:
-        yield
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            raise
-        raise CoopError(message) from error
-
-
-@contextmanager
-def _interrupts() -> Iterator[None]:
-    """Lightning ends the process at Ctrl-C, and ignores it from then on."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as end:
-        raise KeyboardInterrupt from end
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)

@@ -2,19 +2,22 @@
 
 import difflib
 import sys
+from typing import get_type_hints
 
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, ListConfig
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException, ValidationError
 
-from coop.config import expected
 from coop.errors import CoopError, no_such_key
-from coop.system.files import FIXES, check_utf8, explain_os_error
+from coop.system.files import FIXES, explain_os_error, not_utf8
+from coop.system.validation import must_be
 
 
 def explain(error: BaseException) -> str | None:
     """The message for a user; None for an error that is ours."""
-    chain = list(_causes(error))
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
     for link in chain:
         if isinstance(link, CoopError):
             # A data-loader worker puts its own traceback in front of the message.
@@ -28,9 +31,8 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, OmegaConfBaseException):
             return _unknown_key_or_type(link)
     if "Got NoneType" in str(error):  # how Hydra says that there is a group without a choice
-        empty = [word for word in sys.argv[1:] if word.lower().endswith(("=null", "="))] or ["GROUP=null"]
-        group = empty[0].partition("=")[0]
-        return f"{empty[0]}: a group needs a choice: {group}=NAME; leave it out for the default"
+        empty = next((word for word in sys.argv[1:] if word.lower().endswith(("=null", "="))), "GROUP=null")
+        return f"{empty}: a group needs a choice: {empty.partition('=')[0]}=NAME; leave it out for the default"
     if "Unexpected type for root: NoneType" in str(error):  # how OmegaConf says that there is no such group
         return "a key of a group that is not chosen is set; choose first: dataset=NAME dataset.template=..."
     for link in chain:
@@ -39,26 +41,10 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, OSError) and link.errno in FIXES:
             return f"a file could not be written: {explain_os_error(link)} (hydra.run.dir=DIR chooses the folder)"
         if isinstance(link, UnicodeEncodeError) and link.reason == "surrogates not allowed":
-            return _not_utf8(link.object)
+            return str(not_utf8(link))
         if isinstance(link, HydraException) or "Config group override must be" in str(link):
             return f"{link} (GROUP=NAME chooses one; groups: backbone, dataset, method, trainer, logger)"
     return None
-
-
-def _not_utf8(text: str) -> str | None:
-    """The message about the line, of whatever was to be written, that holds a name which is not UTF-8."""
-    for line in text.splitlines():
-        try:
-            check_utf8(line)
-        except CoopError as error:
-            return str(error)
-    return None
-
-
-def _causes(error: BaseException | None):
-    while error is not None:
-        yield error
-        error = error.__cause__
 
 
 # Choices that Hydra's plugins bring, and the extra of this package that installs the plugin.
@@ -69,8 +55,6 @@ PLUGINS = {
     "hydra/sweeper/optuna": "optuna",
     "hydra/sweeper/sampler/tpe": "optuna",
 }
-
-
 # Words of Hydra's plugins, and what they mean here.
 PLUGINS_SAY = {
     "No trials are completed": "no run of this search finished; what each failed with stands above",
@@ -109,7 +93,23 @@ def _unknown_key_or_type(error: OmegaConfBaseException) -> str:
     allowed = [str(key) for key in error.parent_node] if isinstance(error.parent_node, DictConfig) else []
     if error.key is not None and allowed and error.key not in allowed:
         return str(no_such_key(error.full_key, allowed))
+    said = str(error).splitlines()[0]
     given = dict(word.lstrip("+").split("=", 1) for word in sys.argv[1:] if "=" in word)
-    if error.full_key in given and (wanted := expected(error.full_key, given[error.full_key])):
-        return f"{error.full_key}={given[error.full_key]}: {wanted}"
-    return f"{error.full_key}: {str(error).splitlines()[0]}"
+    if error.full_key not in given:
+        return f"{error.full_key}: {said}"
+    text = given[error.full_key]
+    return f"{error.full_key}={text}: {_wanted(error, '' if text == 'null' else text) or said}"
+
+
+def _wanted(error: OmegaConfBaseException, text: str) -> str | None:
+    """What a key takes and how it is written, in place of a text that it does not take."""
+    if not isinstance(error, ValidationError | ConfigTypeError):
+        return None
+    key = error.full_key
+    default = error.parent_node if error.key is None else error.parent_node.get(error.key)
+    if isinstance(default, ListConfig):
+        return f"expected a list: {key}=[{text}]"
+    if isinstance(default, DictConfig):
+        return f"expected keys, such as {key}.{next(iter(default))}={text or '...'} (keys: {', '.join(default)})"
+    example = "" if default is None else f", such as {key}={default}"
+    return must_be(get_type_hints(error.object_type)[error.key]) + example

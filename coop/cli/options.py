@@ -4,7 +4,6 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -14,70 +13,53 @@ from coop.cli.command import exit_code, main_of
 from coop.errors import CoopError
 from coop.system.files import check_utf8
 from coop.system.memory import keep_freed_memory
-from coop.system.stop import stoppable
 from coop.system.validation import read_text
 
 
 def parse(words: list[str], options: type) -> tuple[list[str], Any]:
-    """Words, and key=value options held against a schema.
-
-    Args:
-        words: the command line.
-        options: a dataclass.
-
-    Returns:
-        The other words, and an object of that dataclass.
+    """The plain words of a command line, and its key=value options as an object of a dataclass.
 
     Raises:
         CoopError: an unknown option, a value of the wrong type or out of bounds, or a required one that is missing.
     """
     plain, unknown, given = split(words, options)
     if unknown:
-        raise CoopError(_no_such(unknown[0], options))
+        raise _no_such(unknown[0], options)
     return plain, given
 
 
 def split(words: list[str], options: type) -> tuple[list[str], list[str], Any]:
     """The same of a command that takes keys of coop.train's config as well; these are in the middle.
 
-    A word is an option if what stands before its "=" is one of the schema's keys, or if it looks like an option that
+    A word is an option if what stands before its "=" is one of the dataclass's keys, or if it looks like an option that
     there is not; a path may have "=" in it, as the folders of sweeps do.
     """
     annotations = typing.get_type_hints(options, include_extras=True)
-    plain, others, given = [], [], {}
-    for word in _config_dir(words, list(annotations)):
+    plain, others, given, remaining = [], [], {}, iter(words)
+    for word in remaining:
         check_utf8(word)
         key, is_pair, text = word.partition("=")
-        if word.startswith("-"):
-            raise CoopError(_no_such(word, options))
-        if is_pair and key in annotations:
+        if key == "--config-dir" and "config_dir" in annotations:  # Hydra's, one word or two
+            given["config_dir"] = text or next(remaining, "")
+        elif word.startswith("-"):
+            raise _no_such(word, options)
+        elif is_pair and key in annotations:
             given[key] = read_text(key, text, annotations[key])
         elif is_pair and all(part.isidentifier() for part in key.lstrip("+~").split(".")) and not os.path.exists(word):
             others.append(word)
         else:
             plain.append(word)
-    required = (field.name for field in fields(options) if field.default == MISSING and field.name not in given)
-    if missing := next(required, None):
-        raise CoopError(f"{missing}= is missing")
+    for field in fields(options):
+        if field.default == MISSING and field.name not in given:
+            raise CoopError(f"{field.name}= is missing")
     return plain, others, options(**given)
 
 
-def _no_such(word: str, options: type) -> str:
-    return f"{word}: there is no such option; options are {', '.join(f'{field.name}=' for field in fields(options))}"
+def _no_such(word: str, options: type) -> CoopError:
+    names = ", ".join(f"{field.name}=" for field in fields(options))
+    return CoopError(f"{word}: there is no such option; options are {names}")
 
 
-def _config_dir(words: list[str], keys: list[str]) -> Iterator[str]:
-    """Words with Hydra's `--config-dir DIR` as one option, where a command has it."""
-    remaining = iter(words)
-    for word in remaining:
-        name, _, value = word.partition("=")
-        if name == "--config-dir" and "config_dir" in keys:
-            yield f"config_dir={value or next(remaining, '')}"
-        else:
-            yield word
-
-
-@stoppable()
 def run_command(command: str, usage: str) -> None:
     """Run a command that loads a model, and exit; without words, or with --help, show its usage.
 

@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from coop.config import conf_dir
 from coop.system.files import check_utf8
 
-# What may lie between the elements of a list, and of a mapping.
-BETWEEN = {"[": r"[^,\[\]{}]+", "{": r"[^,:\[\]{}]+"}
-CLOSING = {"[": "]", "{": "}"}
+# The elements of a list, and the keys and values of a mapping.
+ELEMENTS = {"[]": r"[^,\[\]{}]+", "{}": r"[^,:\[\]{}]+"}
+_parser = cache(OverridesParser.create)
 
 
 def compose_training(words: Sequence[str]) -> DictConfig:
@@ -26,11 +26,7 @@ def compose_training(words: Sequence[str]) -> DictConfig:
 
 
 def as_overrides(words: Sequence[str]) -> list[str]:
-    """The words of a command line for Hydra.
-
-    Raises:
-        CoopError: a word that is not UTF-8, which no config file can hold.
-    """
+    """The words of a command line for Hydra. Raises CoopError for one that is not UTF-8."""
     sweeps = any(word in ("-m", "--multirun") or word.startswith(("+exp=", "hydra.mode=")) for word in words)
     return [as_override(word, sweeps) for word in words]
 
@@ -50,17 +46,20 @@ def as_override(word: str, sweeps: bool = False) -> str:
     """
     check_utf8(word)
     key, _, value = word.partition("=")
-    if not value or word.startswith("-") or _is_quoted(value):
+    if not value or word.startswith("-") or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
         return word
-    if os.path.exists(os.path.expanduser(value)):
-        return word if _text_of(word) == value else f"{key}={quoted(value)}"
+    as_text = f"{key}={quoted(value)}"
     parsed = _parse(word)
+    swept = parsed is not None and parsed.is_sweep_override()
+    if os.path.exists(os.path.expanduser(value)):
+        means_itself = parsed is not None and not swept and "${" not in word and str(parsed.value()) == value
+        return word if means_itself else as_text
     if parsed is not None:
-        is_sentence = parsed.is_sweep_override() and not sweeps and " " in value and "." in key
-        return f"{key}={quoted(value)}" if is_sentence else word
-    if value[-1] == CLOSING.get(value[0]):
-        return f"{key}={re.sub(BETWEEN[value[0]], lambda run: _readable(run[0]), value)}"
-    return f"{key}={','.join(map(_readable, value.split(','))) if sweeps else quoted(value)}"
+        is_sentence = swept and not sweeps and " " in value and "." in key
+        return as_text if is_sentence else word
+    if elements := ELEMENTS.get(value[0] + value[-1]):
+        return f"{key}={re.sub(elements, lambda run: _readable(run[0]), value)}"
+    return f"{key}={','.join(map(_readable, value.split(',')))}" if sweeps else as_text
 
 
 def quoted(text: str) -> str:
@@ -70,28 +69,11 @@ def quoted(text: str) -> str:
     return "'" + "\\'".join(escaped).replace("${", "\\${") + "'"
 
 
-def _is_quoted(value: str) -> bool:
-    return len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-
-
 def _parse(word: str) -> Override | None:
     try:
         return _parser().parse_override(word)
     except HydraException:
         return None
-
-
-def _text_of(word: str) -> str | None:
-    """The text that Hydra reads in a word, if it is one value."""
-    parsed = _parse(word)
-    if parsed is None or parsed.is_sweep_override() or "${" in word:
-        return None
-    return str(parsed.value())
-
-
-@cache
-def _parser() -> OverridesParser:
-    return OverridesParser.create()
 
 
 def _readable(element: str) -> str:

@@ -19,7 +19,6 @@ from coop.data.tools.catalogue import PUBLISHED
 from coop.data.tools.check import report, show_reports
 from coop.data.tools.show import write_picture
 from coop.errors import CoopError
-from coop.system.stop import stoppable
 
 USAGE = """python -m coop.data COMMAND [NAME ...] [key=value ...]
 
@@ -120,5 +119,4 @@ def take(whole: Splits, cfg: DictConfig) -> Splits:
 
 
 if __name__ == "__main__":
-    with stoppable():
-        sys.exit(exit_code(main, sys.argv[1:]))
+    sys.exit(exit_code(main, sys.argv[1:]))

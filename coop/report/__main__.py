@@ -8,7 +8,6 @@ from coop.cli.command import exit_code
 from coop.cli.options import parse
 from coop.errors import CoopError
 from coop.report import report
-from coop.system.stop import stoppable
 
 USAGE = """python -m coop.report RUNS... [out=DIR] [expected=FILE] [mixed=true]
 
@@ -44,5 +43,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    with stoppable():
-        sys.exit(exit_code(main, sys.argv[1:]))
+    sys.exit(exit_code(main, sys.argv[1:]))

@@ -6,10 +6,9 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from coop.errors import CoopError
 
@@ -64,56 +63,46 @@ def check_utf8(text: str) -> None:
     """Raises CoopError for a name with bytes that are not UTF-8: no config, result or page can hold it."""
     try:
         text.encode()
-    except UnicodeEncodeError:
-        shown = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
-        raise CoopError(f"{shown[:300]}: not UTF-8, as all that is written here; rename it (convmv can)") from None
+    except UnicodeEncodeError as error:
+        raise not_utf8(error) from None
 
 
-def write_atomically(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a file under a temporary name beside its place, then move it there.
+def not_utf8(error: UnicodeEncodeError) -> CoopError:
+    """The same about the line, of whatever was to be written, that holds such a name."""
+    line = error.object[error.object.rfind("\n", 0, error.start) + 1 :].partition("\n")[0]
+    shown = line.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return CoopError(f"{shown[:300]}: not UTF-8, as all that is written here; rename it (convmv can)")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside its place, then move it there; its folder is made if it is not there.
 
     Whatever interrupts it (an exception, a kill, a power cut) leaves the old file or the new one. The file's mode is
     that of any new file: the user's umask decides. What killed processes left in this folder is removed.
 
-    Args:
-        path: the file; its folder is made if it is not there.
-        content: all of it.
-        durable: wait until the disk has it; False for one of many files that are flushed together (`flush`).
-
     Raises:
         CoopError: the folder cannot be written to, or the disk is full.
     """
+    temporary = path.parent / f"{MARK}{secrets.token_hex(8)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if durable:
-            remove_leftovers(path.parent)
-        with _temporary(path.parent) as (temporary, file):
+        remove_leftovers(path.parent)
+        with open(temporary, "xb") as file:
+            _lock(file.fileno())  # as long as it is open
             file.write(content)
             file.flush()
-            if durable:
-                _flush(file.fileno())
+            _flush(file.fileno())
             if not fcntl:  # Windows moves no open file
                 file.close()
             os.replace(temporary, path)
-        if durable:
-            with suppress(OSError):  # a folder that may be written to and not read, or one that cannot be flushed
-                flush(path.parent)
+        with suppress(OSError):  # a folder that may be written to and not read, one that cannot be flushed, Windows
+            _flush_folder(path.parent)
     except OSError as error:
         said = explain_os_error(error)
         raise CoopError(f"{path}: cannot be written ({said}); what was there before is untouched") from error
-
-
-@contextmanager
-def _temporary(folder: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """A new file, locked as long as it is open, and removed in the end if it is still there."""
-    path = folder / f"{MARK}{secrets.token_hex(8)}"
-    try:
-        with open(path, "xb") as file:
-            _lock(file.fileno())
-            yield path, file
     finally:
-        with suppress(OSError):
-            path.unlink()
+        with suppress(OSError):  # it has been moved
+            temporary.unlink()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -146,27 +135,21 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def flush(path: str | Path) -> None:
-    """Wait until the disk has a file's content, or a folder's list of names.
-
-    Raises:
-        OSError: it cannot be opened, or the disk reports an error.
-    """
-    if os.name == "nt" and os.path.isdir(path):  # Windows flushes no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        _flush(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _flush(descriptor: int) -> None:
+    """Wait until the disk has what was written to an open file."""
     try:
         os.fsync(descriptor)
     except OSError as error:
         if error.errno not in NO_FSYNC:
             raise
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

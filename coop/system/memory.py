@@ -2,46 +2,32 @@
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-# Of glibc's malloc.h.
+# Of glibc's malloc.h, with what each is by default.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-DEFAULT_TRIM_THRESHOLD, DEFAULT_MMAP_MAX = 128 * 1024, 65536
-NEVER = 2**31 - 1
+DEFAULTS = {M_TRIM_THRESHOLD: 128 * 1024, M_MMAP_MAX: 65536}
+KEEPING = {M_TRIM_THRESHOLD: 2**31 - 1, M_MMAP_MAX: 0}
 
 
-def keep_freed_memory() -> None:
-    """Let glibc keep the memory of freed tensors for the next ones.
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let glibc keep the memory of freed tensors for the next ones, or return it to the system as it does by default.
 
-    By default it returns large blocks to the system at once, and every step pays for getting them again, page by page:
-    a third of the time of the bundled image tower on a CPU. Elsewhere than with glibc, nothing happens.
+    By default it returns large blocks at once, and every step pays for getting them again, page by page: a third of
+    the time of the bundled image tower on a CPU. Elsewhere than with glibc, nothing happens.
     """
-    if sys.platform != "linux":
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "malloc_trim"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, NEVER)
-
-
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """The same for a while: afterwards the C library returns memory as it does by default, and what is free now."""
-    keep_freed_memory()
-    try:
-        yield
-    finally:
-        libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-        if hasattr(libc, "malloc_trim"):
-            libc.mallopt(M_MMAP_MAX, DEFAULT_MMAP_MAX)
-            libc.mallopt(M_TRIM_THRESHOLD, DEFAULT_TRIM_THRESHOLD)
-            libc.malloc_trim(0)
+    for parameter, value in (KEEPING if keep else DEFAULTS).items():
+        libc.mallopt(parameter, value)
+    if not keep:
+        libc.malloc_trim(0)  # what is free now
 
 
 def start_peak(device: "torch.device") -> None:

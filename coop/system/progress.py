@@ -6,17 +6,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+Figures = Callable[[], Mapping[str, Any]]
 SECONDS = 10  # between two lines where there is no terminal
 LINE = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
 def progress(
-    iterable: Iterable | None = None,
-    *,
-    desc: str,
-    figures: Callable[[], Mapping[str, Any]] | None = None,
-    hidden: bool = False,
-    **options: Any,
+    iterable: Iterable | None = None, *, desc: str, figures: Figures | None = None, hidden: bool = False, **options: Any
 ) -> "Bar":
     """A progress bar on stderr.
 
@@ -35,7 +31,7 @@ def progress(
 class Bar(tqdm):
     """tqdm with figures that are asked for only when they are shown: on a GPU each would wait for the device."""
 
-    def __init__(self, *args: Any, figures: Callable[[], Mapping[str, Any]] | None = None, **options: Any):
+    def __init__(self, *args: Any, figures: Figures | None = None, **options: Any):
         self.figures = figures
         super().__init__(*args, **options)
 
@@ -53,16 +49,8 @@ class Lines(Bar):
         every = {"mininterval": SECONDS, "delay": SECONDS, "miniters": 1, "maxinterval": 0}
         super().__init__(*args, **every, bar_format=LINE, ascii=True, **options)
 
-    @staticmethod
-    def status_printer(file) -> Callable[[str], None]:
-        def write(line: str) -> None:
-            file.write(f"{line}\n")
-            file.flush()
-
-        return write
-
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        self.sp(str(self) if msg is None else msg)  # without moving the cursor
+        print(str(self) if msg is None else msg, file=self.fp, flush=True)  # without moving the cursor
         return True
 
     def close(self) -> None:

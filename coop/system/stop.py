@@ -4,11 +4,10 @@ Imports nothing heavy: the handlers stand before torch is imported.
 """
 
 import os
-import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
@@ -34,11 +33,8 @@ _advice: str | None = AGAIN  # None: it has been said
 def stoppable(advice: str = AGAIN) -> Iterator[None]:
     """End the process with a message and the exit code of shells, 128 + signal, when it is told to stop.
 
-    A second signal ends it at once. Where a signal is ignored (Ctrl-C for what a shell starts in the background), it
-    stays ignored.
-
-    Args:
-        advice: how to resume, as long as `advise` says nothing better.
+    A second signal ends it at once; one that is ignored (Ctrl-C for what a shell starts in the background) stays so.
+    `advice` says how to resume, as long as `advise` says nothing better.
     """
     global _active, _received
     before, hook = {signum: signal.getsignal(signum) for signum in SIGNALS}, sys.unraisablehook
@@ -99,19 +95,6 @@ def importing() -> Iterator[None]:
         handle()
 
 
-def to_resume(words: Sequence[str], command: str, key: str, folder: str) -> str:
-    """The advice of a command that resumes in a folder.
-
-    Args:
-        words: of the command line.
-        command: such as "train".
-        key: of the config that names the folder, such as "hydra.run.dir".
-        folder: the folder.
-    """
-    named = () if any(word.startswith(f"{key}=") for word in words) else (f"{key}={folder}",)
-    return f"to resume:\n  {shlex.join(['python', '-m', f'coop.{command}', *words, *named])}"
-
-
 def _set(handlers: dict[signal.Signals, Callable | int | None]) -> None:
     if threading.current_thread() is not threading.main_thread():  # Python takes handlers from no other
         return
@@ -153,15 +136,6 @@ def _say(signum: signal.Signals) -> None:
     _advice = None
 
 
-def _before_a_fork() -> None:
-    """Signals wait: Python forgets those that reach the child before `_in_a_fork`, and who sent one waits forever."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-
-
-def _after_a_fork() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-
-
 def _in_a_fork() -> None:
     """A data-loader worker ends with its process, and has nothing to say."""
     global _active
@@ -169,8 +143,11 @@ def _in_a_fork() -> None:
     for signum, handler in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(signum) in (_raise, _leave):
             signal.signal(signum, handler)
-    _after_a_fork()
+    _unblock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_a_fork, after_in_parent=_after_a_fork, after_in_child=_in_a_fork)
+    # Signals wait: Python forgets those that reach the child before `_in_a_fork`, and who sent one waits forever.
+    _block = partial(signal.pthread_sigmask, signal.SIG_BLOCK, SIGNALS)
+    _unblock = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_in_a_fork)

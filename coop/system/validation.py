@@ -5,14 +5,14 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
-from functools import lru_cache
+from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-from pydantic_core import PydanticCustomError, core_schema
+from pydantic import AfterValidator, BaseModel, ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
 
 from coop.errors import CoopError
 
@@ -23,6 +23,7 @@ MOST_CLASSES = 100_000  # more than any data set has
 SHOWN = 200  # characters of a value in a message
 # pydantic's words for what a JSON file may hold, and ours.
 JSON_TYPES = {
+    "Input should be": "must be",
     "a valid array": "a list",
     "an object": "an object {...}",
     "a valid string": "text",
@@ -32,8 +33,7 @@ JSON_TYPES = {
 Model = TypeVar("Model", bound=BaseModel)
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(AfterValidator):
     """What a value has to be beside its type; written as `Annotated[int, Rule(...)]`.
 
     Args:
@@ -41,16 +41,13 @@ class Rule:
         words: what is allowed, as the end of a message: "must be at least 1".
     """
 
-    holds: Callable[[Any], bool]
-    words: str
+    def __init__(self, holds: Callable[[Any], bool], words: str):
+        def check(value: Any) -> Any:
+            if not holds(value):
+                raise PydanticCustomError(RULE, "{words}", {"words": words})
+            return value
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: Callable) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
-
-    def _check(self, value: Any) -> Any:
-        if not self.holds(value):
-            raise PydanticCustomError(RULE, "{words}", {"words": self.words})
-        return value
+        super().__init__(check)
 
 
 def between(low: float, high: float = math.inf) -> Rule:
@@ -75,11 +72,7 @@ def check_value(key: str, value: Any, annotation: Any) -> None:
     Raises:
         CoopError: `key=value: ` and what is allowed.
     """
-    try:
-        _adapter(annotation, strict=True).validate_python(value)
-    except ValidationError as error:
-        broken = next((one["input"] for one in error.errors() if one["type"] == RULE), value)  # of a list, one entry
-        raise CoopError(f"{key}={_shown(broken)}: {_words(error, annotation, value)}") from None
+    _validated(key, value, annotation, strict=True)
 
 
 def read_text(key: str, text: str, annotation: Any) -> Any:
@@ -88,11 +81,31 @@ def read_text(key: str, text: str, annotation: Any) -> Any:
     Raises:
         CoopError: `key=text: ` and what is allowed.
     """
+    is_null = text == "null" and type(None) in typing.get_args(annotation)
+    return _validated(key, None if is_null else text, annotation, strict=False)
+
+
+def _validated(key: str, value: Any, annotation: Any, strict: bool) -> Any:
     try:
-        value = None if text == "null" and type(None) in typing.get_args(annotation) else text
-        return _adapter(annotation, strict=False).validate_python(value)
+        return _adapter(annotation, strict).validate_python(value)
     except ValidationError as error:
-        raise CoopError(f"{key}={_shown(text)}: {_words(error, annotation, text)}") from None
+        broken = {one["type"]: one for one in reversed(error.errors())}
+        if RULE in broken:  # says more than that the value is not one of the other types either; of a list, one entry
+            value, words = broken[RULE]["input"], broken[RULE]["msg"]
+        elif "finite_number" in broken:
+            words = "must be a finite number"
+        else:
+            words = f"{must_be(annotation)}, not {type(value).__name__}"
+        text = str(value) if isinstance(value, str | float) else _as_json(value)
+        raise CoopError(f"{key}={_cut(text)}: {words}") from None
+
+
+@cache
+def _adapter(annotation: Any, strict: bool) -> TypeAdapter:
+    try:
+        return TypeAdapter(annotation, config=STRICT if strict else LAX)
+    except PydanticUserError:  # the type has a config of its own
+        return TypeAdapter(annotation)
 
 
 def check_rules(cfg: Mapping[str, Any], schema: type, prefix: str = "") -> None:
@@ -102,21 +115,36 @@ def check_rules(cfg: Mapping[str, Any], schema: type, prefix: str = "") -> None:
         CoopError: names the key and what is allowed.
     """
     for name, annotation in typing.get_type_hints(schema, include_extras=True).items():
-        key = f"{prefix}{name}"
+        key, options = f"{prefix}{name}", (annotation, *typing.get_args(annotation))
         if OmegaConf.is_missing(cfg, name):
             raise CoopError(f"{key}: must be given; add {key}=...")
-        group = _group(annotation)
-        if group is not None and cfg[name] is not None:
-            check_rules(cfg[name], group, f"{key}.")
+        value, group = cfg[name], next((one for one in options if isinstance(one, type) and is_dataclass(one)), None)
+        if group is not None and value is not None:
+            check_rules(value, group, f"{key}.")
         elif group is None and typing.get_origin(annotation) is not dict:  # those have a reader's or method's signature
-            value = cfg[name]
             check_value(key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value, annotation)
 
 
-def _group(annotation: Any) -> type | None:
-    """The dataclass in `Group` or `Group | None`."""
-    options = (annotation, *typing.get_args(annotation))
-    return next((option for option in options if isinstance(option, type) and is_dataclass(option)), None)
+def must_be(annotation: Any) -> str:
+    """What a type allows, as the end of a message: "must be int or null", "allowed are end, middle"."""
+    if typing.get_origin(annotation) is Literal:
+        return f"allowed are {', '.join(map(str, typing.get_args(annotation)))}"
+    return f"must be {_name(annotation)}"
+
+
+def _name(annotation: Any) -> str:
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(map(_name, inner))
+    if origin is Annotated:
+        return _name(inner[0])
+    if origin is Literal:
+        return " or ".join(map(str, inner))
+    if origin is list:
+        return f"list of {_name(inner[0])}"
+    if origin is dict:
+        return f"mapping of {_name(inner[0])} to {_name(inner[1])}"
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def read_json(path: Path, model: type[Model], where: str, fix: str) -> Model:
@@ -145,54 +173,6 @@ def parse_json(content: bytes, model: type[Model], where: str, fix: str) -> Mode
         raise CoopError(f"{where}: {_first_of_file(error)}. {fix}") from None
 
 
-@lru_cache(maxsize=256)
-def _cached_adapter(annotation: Any, strict: bool) -> TypeAdapter:
-    try:
-        return TypeAdapter(annotation, config=STRICT if strict else LAX)
-    except PydanticUserError:  # the type has a config of its own
-        return TypeAdapter(annotation)
-
-
-def _adapter(annotation: Any, strict: bool) -> TypeAdapter:
-    try:
-        return _cached_adapter(annotation, strict)
-    except TypeError:  # not hashable
-        return _cached_adapter.__wrapped__(annotation, strict)
-
-
-def _words(error: ValidationError, annotation: Any, value: Any) -> str:
-    """What is allowed; a broken rule says more than that the value is not one of the other types either."""
-    found = error.errors()
-    for one in found:
-        if one["type"] == RULE:
-            return one["msg"]
-    if any(one["type"] == "finite_number" for one in found):
-        return "must be a finite number"
-    return f"{_must_be(annotation)}, not {type(value).__name__}"
-
-
-def _must_be(annotation: Any) -> str:
-    if typing.get_origin(annotation) is Literal:
-        return f"allowed are {', '.join(map(str, typing.get_args(annotation)))}"
-    return f"must be {_name(annotation)}"
-
-
-def _name(annotation: Any) -> str:
-    """A type as messages call it: "int or null", "list of str"."""
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_name, inner))
-    if origin is Annotated:
-        return _name(inner[0])
-    if origin is Literal:
-        return " or ".join(map(str, inner))
-    if origin is list:
-        return f"list of {_name(inner[0])}"
-    if origin is dict:
-        return f"mapping of {_name(inner[0])} to {_name(inner[1])}"
-    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
-
-
 def _first_of_file(error: ValidationError) -> str:
     """The first mistake in a file: where it is, what stands there and what was expected."""
     first = error.errors()[0]
@@ -201,23 +181,15 @@ def _first_of_file(error: ValidationError) -> str:
     place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
     if first["type"] == "missing":
         return f"{place} is missing"
-    message = first["msg"].replace("Input should be", "must be")
+    message = first["msg"]
     for theirs, ours in JSON_TYPES.items():
         message = message.replace(theirs, ours)
-    return f"{place or 'the file'} is {_cut(_compact(first['input']))}: {message}"
+    return f"{place or 'the file'} is {_cut(_as_json(first['input']))}: {message}"
 
 
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else str(value) if type(value) in (int, float) else _compact(value)
-    return _cut(text)
+def _as_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def _compact(value: Any) -> str:
-    try:
-        return "null" if value is None else json.dumps(value, ensure_ascii=False, default=str)
-    except ValueError:
-        return str(value)

@@ -111,13 +111,21 @@ def test_what_stops_one_run_by_intention_stops_the_study(monkeypatch, capfd, tmp
     assert "seed=5" not in err
 
 
+def two() -> int:
+    return 2
+
+
+def lost() -> None:
+    os._exit(1)
+
+
 def test_counting_leaves_this_process_without_cuda(monkeypatch):
-    monkeypatch.setattr(gpus, "_count_gpus", lambda connection: connection.send(2))
+    monkeypatch.setattr(gpus, "_count_gpus", two)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert gpus.visible_gpus() == ["5", "7"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     assert gpus.visible_gpus() == ["0", "1"]
-    monkeypatch.setattr(gpus, "_count_gpus", lambda connection: os._exit(1))
+    monkeypatch.setattr(gpus, "_count_gpus", lost)
     assert gpus.visible_gpus() == []
 
 

@@ -57,7 +57,7 @@ def test_without_a_folder_it_is_named_by_the_time(small, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["batch_size=four"], r"^batch_size=four: expected a whole number, such as batch_size=32$"),
+        (["batch_size=four"], r"^batch_size=four: must be int, such as batch_size=32$"),
         (["shots=0"], r"^shots=0: give 1 or more training images per class"),
         (["shot=4"], r"^shot: there is no such key; did you mean shots\? "),
         (["method=cop"], r"^method=cop: there is no such method; near matches: coop"),

@@ -74,7 +74,7 @@ def test_every_command_runs_from_the_wheel_alone(wheel, run, small, photographs,
     assert done.code == 0, done.out + done.err
     assert [line.split()[1] for line in done.out.splitlines() if line.startswith("DONE")] == [n for n, _ in given]
     version, *origins = next(line for line in done.out.splitlines() if line.startswith("FROM")).split()[1:]
-    assert f"coop_clip-{version}-" in wheel.name, "the version stands in pyproject.toml alone"
+    assert f"coop_clip-{version}-" in wheel.name, "the version stands in coop/__init__.py alone"
     assert all(origin.startswith(str(site)) for origin in origins)
     used = (folder / ".hydra" / "hydra.yaml").read_text()
     assert str(site / "coop" / "conf") in used and str(ROOT / "conf") not in used

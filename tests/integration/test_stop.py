@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from commands import as_in_a_terminal
+from omegaconf import OmegaConf
 from test_resume import has_checkpoint
 from test_sweep import contents
 
+from coop.cli.announce import to_resume
 from coop.system import stop
 
 pytestmark = pytest.mark.usefixtures("plain")
@@ -220,8 +222,8 @@ def test_a_stop_is_not_lost_in_a_destructor(capfd):
     assert capfd.readouterr().err == "\nstopped by SIGTERM; how to resume\n"
 
 
-def test_the_folder_is_named_once():
-    words = ["shots=1", "hydra.run.dir=a b"]
-    said = stop.to_resume(words, "train", "hydra.run.dir", "a b")
-    assert said == "to resume:\n  python -m coop.train shots=1 'hydra.run.dir=a b'"
-    assert stop.to_resume(["shots=1"], "train", "hydra.run.dir", "a b") == said
+@pytest.mark.parametrize("given", [["hydra.run.dir=a b"], []])
+def test_the_folder_is_named_once(monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["train.py", "shots=1", *given])
+    hydra = OmegaConf.create({"run": {"dir": "a b"}, "job": {"name": "train"}})
+    assert to_resume(hydra, "run") == "to resume:\n  python -m coop.train shots=1 'hydra.run.dir=a b'"

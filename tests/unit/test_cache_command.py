@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_changed(cache, capsys):
     _, first, _ = cache
     first.chmod(0o500)
     assert run(["clear", "all"]) == 1
-    assert "cannot be removed (Permission denied)" in capsys.readouterr().err
+    assert "Permission denied; choose another place, or change the permissions" in capsys.readouterr().err
     first.chmod(0o700)
 
 

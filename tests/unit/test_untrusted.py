@@ -670,7 +670,7 @@ def test_a_cache_of_features_of_others_is_tensors_only(tmp_path):
 
     cache = FeatureCache(tmp_path, "key")
     identities = np.array([b"0123456789abcdef"], dtype="S16")
-    assert cache.add(identities, torch.ones(1, 4))
+    cache.add(identities, torch.ones(1, 4))
     (shard,) = cache.folder.glob("*.safetensors")
     torch.save({"trap": Trap()}, shard)
     features = torch.zeros(1, 4)
@@ -685,15 +685,15 @@ def test_a_cache_of_features_of_others_is_tensors_only(tmp_path):
     ("word", "message"),
     [
         ("shots=null", "shots=null: give 1 or more training images per class"),
-        ("seed=null", "seed=null: expected a whole number, such as seed=1"),
-        ("epochs=many", "epochs=many: expected a whole number or null"),
+        ("seed=null", "seed=null: must be int, such as seed=1"),
+        ("epochs=many", "epochs=many: must be int or null"),
         ("targets=mini", "targets=mini: expected a list: targets=[mini]"),
         ("targets=null", "targets=null: expected a list: targets=[]"),
         ("logger.tags=abc", "logger.tags=abc: expected a list: logger.tags=[abc]"),
         ("optimizer=adam", "optimizer=adam: expected keys, such as optimizer.name=adam (keys: name, lr,"),
         ("optimizer=null", "optimizer=null: expected keys, such as optimizer.name=... (keys: name, lr,"),
         ("optimizer.lr=null", "optimizer.lr=null: expected a value, such as optimizer.lr=0.002"),
-        ("trainer.tf32=maybe", "trainer.tf32=maybe: expected true or false, such as trainer.tf32=False"),
+        ("trainer.tf32=maybe", "trainer.tf32=maybe: must be bool, such as trainer.tf32=False"),
         ("method=null", "method=null: a group needs a choice: method=NAME; leave it out for the default"),
         ("dataset=null", "dataset=null: a group needs a choice: dataset=NAME"),
         ("backbone=null", "backbone=null: a group needs a choice: backbone=NAME"),
