@@ -32,8 +32,7 @@ def load_run(run: str | Path, accelerator: str = "auto", config_dir: str | None 
     Raises:
         CoopError: no such folder or repository, or it is not that of a run.
     """
-    folder = local_folder(run)
-    return Run(folder, load_prompt(folder / PROMPT).metadata["classnames"], accelerator, config_dir)
+    return Run(local_folder(run), accelerator, config_dir)
 
 
 class Run:
@@ -44,11 +43,9 @@ class Run:
         classnames: K class names, in the order of the logits.
     """
 
-    def __init__(
-        self, folder: Path, classnames: Sequence[str], accelerator: str = "auto", config_dir: str | None = None
-    ):
+    def __init__(self, folder: Path, accelerator: str = "auto", config_dir: str | None = None):
         self.folder, self._accelerator, self._config_dir = folder, accelerator, config_dir
-        self.classnames = [name.replace("_", " ") for name in classnames]
+        self.classnames = [name.replace("_", " ") for name in load_prompt(folder / PROMPT).metadata["classnames"]]
 
     @cached_property
     def results(self) -> dict[str, Any]:

@@ -35,6 +35,11 @@ class Target(NamedTuple):
     dataset: DictConfig
     splits: Splits
 
+    @property
+    def classnames(self) -> list[str]:
+        """As methods have them, with spaces for underscores."""
+        return [name.replace("_", " ") for name in self.splits.classnames]
+
 
 def target_configs(names: Sequence[str], own: DictConfig, seed: int) -> dict[str, DictConfig]:
     """The dataset configs of `targets=[...]`, by their keys in results.json.
@@ -50,7 +55,9 @@ def target_configs(names: Sequence[str], own: DictConfig, seed: int) -> dict[str
     """
     configs = {}
     for text in names:
-        name, _, classes = text.rpartition(":") if text.rpartition(":")[2] in CLASSES else (text, "", "all")
+        name, _, classes = text.rpartition(":")
+        if classes not in CLASSES:
+            name, classes = text, "all"
         node = _config(name, own, seed)
         node.classes = classes
         check_dataset(node)
@@ -63,30 +70,26 @@ def target_configs(names: Sequence[str], own: DictConfig, seed: int) -> dict[str
 
 def _config(name: str, own: DictConfig, seed: int) -> DictConfig:
     """The dataset config that one entry of `targets` names, without its classes."""
-    known = GlobalHydra.instance().config_loader().get_group_options("dataset")
-    folder = Path(name).expanduser().resolve()
     if not name:
         return OmegaConf.create(OmegaConf.to_container(own, resolve=True))
-    if name not in known and not folder.is_dir():
+    known = GlobalHydra.instance().config_loader().get_group_options("dataset")
+    if name in known:
+        cfg = compose(f"dataset/{name}", overrides=[f"+seed={seed}"])
+    elif (folder := Path(name).expanduser().resolve()).is_dir():
+        cfg = compose("dataset/folder", overrides=[f"+seed={seed}"])
+        cfg.dataset.path, cfg.dataset.name = str(folder), folder.name
+    else:
         near = ", ".join(difflib.get_close_matches(name, known)) or "none"
         raise CoopError(f"targets: there is no data set {name}, and no such folder; near matches: {near}")
-    cfg = compose(f"dataset/{name if name in known else 'folder'}", overrides=[f"+seed={seed}"])
-    if name not in known:
-        cfg.dataset.path, cfg.dataset.name = str(folder), folder.name
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)["dataset"])
 
 
-def read_targets(configs: dict[str, DictConfig], data_root: str | None, seed: int) -> list[Target]:
+def read_targets(configs: Mapping[str, DictConfig], data_root: str | None, seed: int) -> list[Target]:
     """Read the test images of each. Raises CoopError for missing data."""
     return [
         Target(key, node, sample(read_dataset(node, data_root), -1, seed, node.classes))
         for key, node in configs.items()
     ]
-
-
-def targets_of_run(cfg: DictConfig) -> list[Target]:
-    """What a run tests on besides its own data set (`targets=[...]`). Raises CoopError as the two above."""
-    return read_targets(target_configs(cfg.targets, cfg.dataset, cfg.seed), cfg.data_root, cfg.seed)
 
 
 def check_transfer(method: Method, target: Target, learned_on: str) -> None:
@@ -95,8 +98,7 @@ def check_transfer(method: Method, target: Target, learned_on: str) -> None:
     Raises:
         CoopError: which of the classes were never seen.
     """
-    learned = _spaced(method.classnames)
-    unseen = [name for name in _spaced(target.splits.classnames) if name not in learned]
+    unseen = [name for name in target.classnames if name not in method.classnames]
     if unseen and not method.transfers_to_other_classes:
         raise CoopError(
             f"{target.name}: its classes are not those that this run learned on ({learned_on}; "
@@ -106,18 +108,11 @@ def check_transfer(method: Method, target: Target, learned_on: str) -> None:
 
 
 def for_target(method: Method, node: DictConfig, target: Target) -> Method:
-    """The trained method among the target's classes.
-
-    Args:
-        method: for the classes it was trained with.
-        node: its config.
-        target: already checked by `check_transfer`.
-    """
-    classnames = _spaced(target.splits.classnames)
-    if classnames == _spaced(method.classnames):
+    """The trained method (`node`: its config) among the classes of a target that `check_transfer` has let through."""
+    if target.classnames == method.classnames:
         return method
     if not method.transfers_to_other_classes:
-        return AmongClasses(method, classnames)
+        return AmongClasses(method, target.classnames)
     node = with_published(node, target.dataset.name)
     other = build_method(node, method.clip, list(target.splits.classnames)).to(method.clip.device)
     other.load_state_dict(method.state_dict())
@@ -153,7 +148,7 @@ class AmongClasses(Method):
         self.method, self.needs_images = method, method.needs_images
         self.feature_kind, self.images_at_once = method.feature_kind, method.images_at_once
         learned: dict[str, list[int]] = {}
-        for column, name in enumerate(_spaced(method.classnames)):
+        for column, name in enumerate(method.classnames):
             learned.setdefault(name, []).append(column)
         self.columns = [learned[name] for name in self.classnames]
 
@@ -259,7 +254,3 @@ def base_to_new(results: dict) -> dict[str, float]:
         return {}
     pairs = {name: (base[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
     return {f"{name}/harmonic_mean": harmonic_mean(*accuracies) for name, accuracies in pairs.items()}
-
-
-def _spaced(names: Sequence[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]
