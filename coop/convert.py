@@ -45,7 +45,7 @@ from coop.evaluation.outcome import describe_prompt
 from coop.methods.coop import PromptLearner
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.runs.checkpoint import check_archive
-from coop.runs.folder import save_prompt
+from coop.runs.prompt import save_prompt
 from coop.system.files import write_atomically, write_json
 
 REQUIRED = ("dataset", "backbone", "shots", "seed")
@@ -151,11 +151,7 @@ def load_config(overrides: list[str], ctx: Tensor) -> DictConfig:
 
 
 def trained_classes(cfg: DictConfig, names: Path | None) -> Splits:
-    """The classes that the prompt was trained on, by label, in a data set without images.
-
-    Args:
-        cfg: the run's config.
-        names: the user's file of class names.
+    """The classes that the prompt was trained on, by label, in a data set without images; `names` is the user's file.
 
     Raises:
         CoopError: the file cannot be read, or the names are not known without photographs, which are not there.

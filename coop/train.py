@@ -22,7 +22,8 @@ from coop.evaluation.outcome import cost, describe, evaluate, write_run
 from coop.evaluation.targets import Target, check_transfer, read_targets, target_configs
 from coop.methods import Method
 from coop.runs import PROMPT, RESULTS
-from coop.runs.folder import claim_folder, read_finished, save_prompt, show_run
+from coop.runs.folder import claim_folder, read_finished, show_run
+from coop.runs.prompt import save_prompt
 from coop.runs.sweep import check_search, exclusive, in_sweep
 from coop.training.trainer import build_trainer, fit
 
@@ -30,11 +31,7 @@ log = logging.getLogger("coop")
 
 
 def main(cfg: DictConfig, show: bool = True) -> float | None:
-    """Run a checked config, unless its folder already holds the result.
-
-    Args:
-        cfg: of the run.
-        show: whether to print the closing table.
+    """Run a checked config, unless its folder already holds the result; print the closing table.
 
     Returns:
         The validation accuracy: what a sweeper may optimize.
@@ -59,9 +56,6 @@ def train(cfg: DictConfig, run_dir: Path) -> dict:
 
     Returns:
         What results.json holds.
-
-    Raises:
-        CoopError: whatever the user can fix: data, weights, prompts that do not fit.
     """
     splits = read_splits(cfg)
     check_search(bool(splits.val))

@@ -16,8 +16,9 @@ from coop.errors import CoopError
 from coop.evaluation.images import AnyImage, predict_images
 from coop.methods import Method
 from coop.runs import HISTORY_PICTURE, PROMPT
-from coop.runs.folder import accuracy_rows, load_prompt, read_results
+from coop.runs.folder import accuracy_rows, read_results
 from coop.runs.hub import local_folder
+from coop.runs.prompt import load_prompt
 from coop.runs.trained import Trained, load_trained
 
 

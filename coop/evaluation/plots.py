@@ -135,7 +135,7 @@ def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], color: str, t
 
 
 def _draw_calibration(ax: Axes, calibration: dict) -> None:
-    bins = pd.DataFrame(calibration["bins"], columns=["confidence", "acc", "count"])
+    bins = pd.DataFrame(calibration["bins"], columns=["confidence", "acc", "count"], dtype=float)
     x, y, sizes = 100 * bins["confidence"], 100 * bins["acc"], 8 + 60 * bins["count"] / bins["count"].max()
     ax.plot([0, 100], [0, 100], ":", color="black", lw=0.8)
     ax.plot(x, y, "-", color=COLORS[2])

@@ -44,11 +44,8 @@ class Target(NamedTuple):
 def target_configs(names: Sequence[str], own: DictConfig, seed: int) -> dict[str, DictConfig]:
     """The dataset configs of `targets=[...]`, by their keys in results.json.
 
-    Args:
-        names: each the name of a data set, or a folder of class folders (its name is the key), either with ":base" or
-            ":new" behind it for half of the classes; ":new" alone is the run's own data set.
-        own: the run's own dataset config.
-        seed: of generated splits.
+    Each entry is the name of a data set, or a folder of class folders (its name is the key), either with ":base" or
+    ":new" behind it for half of the classes; ":new" alone is the run's own data set. `seed` is of generated splits.
 
     Raises:
         CoopError: an unknown name, or a config that its reader does not accept.
@@ -224,14 +221,9 @@ def new_classes(run: Mapping) -> str | None:
 
 
 def ood_scores(base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarray] | None) -> dict[str, float]:
-    """How well images of new classes are told from those of base classes, by the probability among base classes.
+    """How well images of new classes are told from those of base classes, both predicted among the base classes.
 
-    Args:
-        base: predictions for images of base classes.
-        new: those for images of new classes, among the same base classes.
-
-    Returns:
-        "test/auroc" and "test/fpr95"; empty where one of the two is not known.
+    "test/auroc" and "test/fpr95"; nothing where one of the two is not known.
     """
     if not (base and new):
         return {}
@@ -239,13 +231,9 @@ def ood_scores(base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarr
 
 
 def base_to_new(results: dict) -> dict[str, float]:
-    """Harmonic means of the accuracies on base and on new classes.
+    """Harmonic means of the accuracies on base and on new classes, of a run that was trained on one and tested on both.
 
-    Args:
-        results: of a run trained on base classes whose targets may hold the new ones of the same data set.
-
-    Returns:
-        By "test/harmonic_mean" and "zero_shot/harmonic_mean"; empty for other runs.
+    "test/harmonic_mean" and "zero_shot/harmonic_mean"; nothing for other runs.
     """
     tested = results["targets"]
     base = results if "test/acc" in results else tested.get(f"{results['dataset']}:base")  # a converted prompt has none

@@ -77,12 +77,6 @@ class StopAfterSteps(Callback):
 def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> Trainer:
     """A Trainer that checkpoints into `run_dir`, logs, and shows one bar for the whole run.
 
-    Args:
-        cfg: of the run.
-        run_dir: its folder.
-        epochs: T.
-        steps: in all; -1 for those of the epochs.
-
     Raises:
         CoopError: Lightning does not take the keys of `trainer`.
     """
