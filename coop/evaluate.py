@@ -17,10 +17,9 @@ from coop.errors import CoopError
 from coop.evaluation.predictions import OOD, OWN, read_predictions, write_predictions
 from coop.evaluation.targets import (
     Target,
-    base_to_new,
+    across_classes,
     check_transfer,
     new_classes,
-    ood_scores,
     read_targets,
     target_configs,
     test_targets,
@@ -46,18 +45,14 @@ def main(cfg: DictConfig) -> None:
     scores, sets = evaluate(cfg, trained, targets, new_classes(trained_results))
     results = trained_results | {"task": "evaluate", "run": str(run_dir), "version": coop.__version__}
     results["targets"] = scores
-    results |= base_to_new(results) | ood_scores(base_predictions(run_dir, trained_results, sets), sets.get(OOD))
+    results |= across_classes(results, base_predictions(run_dir, trained_results, sets), sets.get(OOD))
     write_predictions(out_dir, sets)
     write_json(out_dir / RESULTS, results)
     show(results, out_dir)
 
 
 def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
-    """The configs of the data sets to evaluate on, by name: `targets`, else `dataset`, else the run's own.
-
-    Raises:
-        CoopError: an unknown name, both `targets` and `dataset`, or a config that its reader does not accept.
-    """
+    """The configs of the data sets to evaluate on, by name: `targets`, else `dataset`, else the run's own."""
     if cfg.targets and cfg.dataset:
         raise CoopError(f"targets={list(cfg.targets)} beside dataset={cfg.dataset.get('name')}: give one of the two")
     if not cfg.dataset and any(text.startswith(":") for text in cfg.targets or [":all"]):
@@ -78,11 +73,7 @@ def base_predictions(run_dir: Path, results: dict, sets: dict[str, dict]) -> dic
 def evaluate(
     cfg: DictConfig, trained: Trained, targets: list[Target], ood: str | None
 ) -> tuple[dict[str, dict], dict[str, dict]]:
-    """What `test_targets` returns for a run.
-
-    Raises:
-        CoopError: what was learned means nothing for the classes of a data set; an image that cannot be read.
-    """
+    """What `test_targets` returns for a run. Raises CoopError where what was learned means nothing for a data set."""
     method, run_cfg, prompt = trained
     for target in targets:
         check_transfer(method, target, prompt.metadata["dataset"])

@@ -31,11 +31,7 @@ log = logging.getLogger("coop")
 
 
 def main(cfg: DictConfig, show: bool = True) -> float | None:
-    """Run a checked config, unless its folder already holds the result; print the closing table.
-
-    Returns:
-        The validation accuracy: what a sweeper may optimize.
-    """
+    """Run a checked config, unless its folder holds the result; the validation accuracy, which a search goes by."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with exclusive(run_dir):
         claim_folder(run_dir, cfg)
@@ -52,11 +48,7 @@ def main(cfg: DictConfig, show: bool = True) -> float | None:
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict:
-    """Data, CLIP, method, fit, evaluate, write: one run, resumed where a checkpoint lies in its folder.
-
-    Returns:
-        What results.json holds.
-    """
+    """Data, CLIP, method, fit, evaluate, write: one run, resumed where a checkpoint lies in its folder; its results."""
     splits = read_splits(cfg)
     check_search(bool(splits.val))
     targets = read_targets(target_configs(cfg.targets, cfg.dataset, cfg.seed), cfg.data_root, cfg.seed)
@@ -74,7 +66,7 @@ def learn(
     """Load CLIP, build and fit the method, and save prompt.safetensors (coop.sklearn calls this too).
 
     Returns:
-        The trained method, the data and the Trainer that it was trained with, and the seconds of the training.
+        The trained method, the data and the Trainer that it was trained with, and the seconds that took.
     """
     clip = FrozenCLIP.load(**cfg.backbone)
 

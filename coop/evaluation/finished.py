@@ -64,7 +64,7 @@ class Run:
 
     @property
     def text_features(self) -> Tensor:
-        """text_features (K, E), L2-normalized, float32, on the CPU: the class weights.
+        """The class weights, text_features (K, E), L2-normalized, float32, on the CPU.
 
         Raises:
             CoopError: the method has none, or others for each image.

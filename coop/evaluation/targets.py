@@ -90,11 +90,7 @@ def read_targets(configs: Mapping[str, DictConfig], data_root: str | None, seed:
 
 
 def check_transfer(method: Method, target: Target, learned_on: str) -> None:
-    """Refuse a target whose classes mean nothing to what was learned.
-
-    Raises:
-        CoopError: which of the classes were never seen.
-    """
+    """Raises CoopError for a target whose classes mean nothing to what was learned."""
     unseen = [name for name in target.classnames if name not in method.classnames]
     if unseen and not method.transfers_to_other_classes:
         raise CoopError(
@@ -220,25 +216,25 @@ def new_classes(run: Mapping) -> str | None:
     return f"{run['dataset']}:new" if run["classes"] == "base" else None
 
 
-def ood_scores(base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarray] | None) -> dict[str, float]:
-    """How well images of new classes are told from those of base classes, both predicted among the base classes.
+def across_classes(
+    results: dict, base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarray] | None
+) -> dict[str, float]:
+    """What follows from tests on base and on new classes, as in results.json; nothing where only one was tested.
 
-    "test/auroc" and "test/fpr95"; nothing where one of the two is not known.
+    The harmonic means of both accuracies; and how well images of new classes are told from those of base classes
+    (`ood_detection`).
+
+    Args:
+        results: of a run that was trained on base classes, or of its evaluation.
+        base: predictions for images of base classes.
+        new: those for images of new classes, among the same base classes.
     """
-    if not (base and new):
-        return {}
-    return as_results("test", ood_detection(base["confidence"], new["confidence"]))
-
-
-def base_to_new(results: dict) -> dict[str, float]:
-    """Harmonic means of the accuracies on base and on new classes, of a run that was trained on one and tested on both.
-
-    "test/harmonic_mean" and "zero_shot/harmonic_mean"; nothing for other runs.
-    """
-    tested = results["targets"]
-    base = results if "test/acc" in results else tested.get(f"{results['dataset']}:base")  # a converted prompt has none
-    new = tested.get(new_classes(results))
-    if base is None or new is None:
-        return {}
-    pairs = {name: (base[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
-    return {f"{name}/harmonic_mean": harmonic_mean(*accuracies) for name, accuracies in pairs.items()}
+    tested, found = results["targets"], {}
+    on_base = results if "test/acc" in results else tested.get(f"{results['dataset']}:base")  # a converted prompt's
+    on_new = tested.get(new_classes(results))
+    if on_base and on_new:
+        for name in ("test", "zero_shot"):
+            found[f"{name}/harmonic_mean"] = harmonic_mean(on_base[f"{name}/acc"], on_new[f"{name}/acc"])
+    if base and new:
+        found |= as_results("test", ood_detection(base["confidence"], new["confidence"]))
+    return found

@@ -42,11 +42,7 @@ DECISIVE = (
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
-    """The results.json of a run, of an evaluation or of a converted prompt; "task" says of which.
-
-    Raises:
-        CoopError: there is none, or it is not one.
-    """
+    """The results.json of a run, of an evaluation or of a converted prompt; "task" says of which. Raises CoopError."""
     path = run_dir / RESULTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -85,8 +81,7 @@ class _PlainYaml(yaml.SafeLoader):
 def load_config(run_dir: Path) -> DictConfig:
     """The config that a run wrote into its folder. It is data: nothing in it is resolved, imported or called.
 
-    Raises:
-        CoopError: there is none, or it is not one.
+    Raises CoopError where there is none, or it is not one.
     """
     path = run_dir / CONFIG
     try:
@@ -107,11 +102,7 @@ def load_config(run_dir: Path) -> DictConfig:
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:
-    """A config as it is written into the run's folder: plain values, and the content of its manifest as a hash.
-
-    Raises:
-        CoopError: the manifest cannot be read.
-    """
+    """A config as it is written into the run's folder: plain values, and the content of its manifest as a hash."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     if plain["dataset"].get("manifest"):
         plain["dataset"]["manifest_sha256"] = manifest_sha256(plain["dataset"]["manifest"])
@@ -161,11 +152,7 @@ def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
 
 
 def claim_for_evaluation(out_dir: Path, run_dir: Path) -> None:
-    """Refuse to put an evaluation where it would overwrite something else.
-
-    Raises:
-        CoopError: the folder holds a run, the evaluation of another run, or a results.json of unknown origin.
-    """
+    """Raises CoopError where an evaluation would overwrite something else than an evaluation of the same run."""
     if any((out_dir / name).exists() for name in (CONFIG, PROMPT, CHECKPOINT)):
         raise CoopError(f"{out_dir}: holds a run, whose results would be overwritten; choose another hydra.run.dir")
     if not (out_dir / RESULTS).exists():

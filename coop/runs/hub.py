@@ -22,11 +22,7 @@ def local_folder(run: str | Path) -> Path:
     """The folder of a run, given as one or as hf:USER/NAME, with @REVISION behind it for a branch, a tag or a commit.
 
     What is on the hub is downloaded into the hub's own cache; without a network, or with HF_HUB_OFFLINE set, what was
-    downloaded before is used.
-
-    Raises:
-        CoopError: a folder that holds no run, no such repository or revision, one that holds no run, or no way to the
-            hub and nothing cached.
+    downloaded before is used. Raises CoopError where that leads to no run.
     """
     if not str(run).startswith(PREFIX):
         folder = Path(run).expanduser()

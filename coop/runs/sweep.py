@@ -35,11 +35,7 @@ class HopelessError(CoopError):
 
 @contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        BusyError: another process holds it.
-    """
+    """Hold a run's folder for this process, or raise BusyError; the lock goes with the process, however it ends."""
     from pytorch_lightning.utilities import rank_zero_only
 
     if rank_zero_only.rank:  # the other processes of a distributed run work under their first one's lock
@@ -60,11 +56,7 @@ def in_sweep() -> bool:
 
 
 def check_search(has_validation: bool) -> None:
-    """Refuse a search over a data set that has no validation images: it would have to look at the test set.
-
-    Raises:
-        HopelessError: this is one run of a search, and there is no validation accuracy.
-    """
+    """Raises HopelessError in a search without validation images: it would have to look at the test set."""
     if in_sweep() and any(key in HydraConfig.get().sweeper for key in SEARCHING) and not has_validation:
         raise HopelessError(
             "a search goes by the accuracy on validation images, and this data set has none: choose one that has, or "

@@ -60,11 +60,7 @@ def load_trained(
 
 
 def check_backbone(prompt: Prompt, clip: FrozenCLIP, path: Path) -> None:
-    """Refuse a prompt that was learned on another backbone: its vectors mean nothing there.
-
-    Raises:
-        CoopError: names both backbones.
-    """
+    """Raises CoopError for a prompt that was learned on another backbone: its vectors mean nothing there."""
     learned = prompt.metadata
     same_name = (learned["backbone"], learned["pretrained"]) == (clip.name, clip.pretrained)
     # At another precision the same weights have another fingerprint; then the name has to do.
@@ -80,8 +76,7 @@ def check_backbone(prompt: Prompt, clip: FrozenCLIP, path: Path) -> None:
 def load_into(method: Method, prompt: Prompt, path: Path) -> None:
     """Put a prompt's tensors into a method.
 
-    Raises:
-        CoopError: tensors that are missing, of another shape, or integers where numbers are learned.
+    Raises CoopError for tensors that are missing, of another shape, or integers where numbers are learned.
     """
     for name, own in method.state_dict().items():
         given = prompt.state.get(name, own)

@@ -21,16 +21,9 @@ from coop.errors import CoopError
 
 
 def check_offered(group: str, node: DictConfig, file: Path, config_dir: str | None = None) -> None:
-    """Refuse code that only a file names.
+    """Raises CoopError for code that no config of the group, "method" or "dataset", names, but a run's file alone.
 
-    Args:
-        group: "method" or "dataset".
-        node: that part of the config in a run's folder.
-        file: where it stands.
-        config_dir: a folder of the user's own configs; under Hydra its --config-dir and search path count anyway.
-
-    Raises:
-        CoopError: no config of the group names this target.
+    The user's own configs are those of `config_dir`; under Hydra its --config-dir and search path count anyway.
     """
     if node._target_ not in offered(group, config_dir):
         raise CoopError(
@@ -42,11 +35,7 @@ def check_offered(group: str, node: DictConfig, file: Path, config_dir: str | No
 
 
 def check_weights(backbone: DictConfig, file: Path) -> None:
-    """Refuse weights that are a program, where a file names them. OpenAI's own archives are such, and are known.
-
-    Raises:
-        CoopError: `pretrained` is a TorchScript archive of somebody else.
-    """
+    """Raises CoopError for weights that are a program (TorchScript) and not OpenAI's, where a file names them."""
     if backbone.pretrained and is_program(backbone.pretrained):
         raise CoopError(
             f"{file}: backbone.pretrained={backbone.pretrained}: a TorchScript archive that is not one of OpenAI's. It "
