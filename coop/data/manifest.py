@@ -13,14 +13,13 @@ from pydantic import BaseModel, ConfigDict
 
 from coop.data.readers.listing import shorten
 from coop.data.readers.split_file import Row
-from coop.data.sampling import Item, Splits
+from coop.data.sampling import PARTS, Item, Splits
 from coop.data.support import apply_support, is_support, support_sha256
 from coop.errors import CoopError
 from coop.system.files import check_utf8, write_atomically
 from coop.system.validation import NOT_EMPTY, read_json
 
 FORMAT = "coop-manifest-1"
-PARTS = ("train", "val", "test")
 HOW = "write one with: python -m coop.data export NAME"
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("coop")
 
+PARTS = ("train", "val", "test")
 MAX_VAL_SHOTS = 4
 MIN_CLASSES = 2
 

@@ -16,12 +16,12 @@ RULE = (
     "is written there (ProLIP's penalty: ${coop.over:1,${shots}}; epochs: the published rule), not as what comes out. "
     "Where one data set has two values of such a key, that key makes two curves."
 )
-# The keys of RULE that may differ along a curve; a name that ends with a dot is a prefix.
-ALONG = ("dataset", "shots", "split", "num_classes", "n_test", "trainable_params", "dataset.")
+# The keys of RULE that may differ along a curve.
+ALONG = ("dataset", "shots", "split", "num_classes", "n_test", "trainable_params")  # and dataset.*
 # Keys that labels name wherever two curves of a report differ in them, of whatever methods.
 ALWAYS_SAID = ("n_ctx", "method.ctx_init", "class_specific", "class_token_position", "epochs", "optimizer.lr")
 # Keys that never stand in a label: they have columns, rows or tables of their own.
-ELSEWHERE = ("dataset", "classes", "shots", "backbone", "pretrained", "method", "trained_on", "trained_classes")
+ELSEWHERE = ("kind", "dataset", "classes", "shots", "backbone", "pretrained", "method", "trained_on", "trained_classes")
 BY_SHOTS = ("trainable_params",)  # goes with the shots as well: Tip-Adapter-F trains a cache of them
 BY_CONFIG = "by config"  # stands for words that a config derives, such as a data set's templates
 NOTHING = "\N{EN DASH}"  # stands where there is no value, in labels and in tables
@@ -32,28 +32,24 @@ SAME = 1e-6
 
 @dataclass
 class Curves:
-    """Averages that may stand in one row or on one line.
+    """Averages that may stand in one row or on one line; zero-shot among them, at 0 shots."""
 
-    Attributes:
-        table: a row for each curve, in the order in which they are shown: the keys that its settings agree in,
-            "backbone" with its weights, "zero_shot" (whether it is), "source" (what it was trained on, of a transfer),
-            "label" (the method, and what tells it from the others).
-        points: a row for each curve, test set ("data"), number of shots and seed: "acc", "setting".
-    """
-
+    # A row for each curve, in the order in which it is shown: "kind", the keys that its settings agree in, "backbone"
+    # with its weights, "zero_shot" (whether it is), "source" (what it was trained on, of a transfer), "label".
     table: pd.DataFrame
-    points: pd.DataFrame
+    points: pd.DataFrame  # a row for each curve, test set ("data"), number of shots and seed: "acc", "setting"
 
     def of(self, **values: Any) -> "Curves":
         """Those with these values in the columns of `table`."""
-        chosen = self.table
-        for name, value in values.items():
-            chosen = chosen[chosen[name] == value]
-        return self.at(chosen.index)
+        return self.at(self.table.index[(self.table[[*values]] == pd.Series(values)).all(axis=1)])
 
     def at(self, index: Iterable[int]) -> "Curves":
         """Those with these numbers."""
         return Curves(self.table.loc[index], self.points[self.points["curve"].isin(index)])
+
+    def shots(self) -> list[int]:
+        """Numbers of shots of the trained ones, ascending."""
+        return sort_shots(self.of(zero_shot=False).points["shots"])
 
     def by_seed(self, data: Sequence[str]) -> pd.Series:
         """Averages over these test sets, of each seed that all of them have, by curve, shots and seed."""
@@ -163,39 +159,23 @@ def _disagreements(runs: pd.DataFrame) -> list[str]:
     return warnings
 
 
-def make_curves(settings: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str]) -> list[Curves]:
-    """Join settings by `RULE`, those of each of `KINDS` apart; a curve is labeled alike in all of them.
+def make_curves(settings: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str]) -> Curves:
+    """Join settings by `RULE`, those of each of `KINDS` apart.
 
     Args:
         settings, scores: of `make_settings`.
         keys: the columns of `settings` that say what was run.
     """
-    written, values, members = zip(*(_joined(settings, keys, kind) for kind in KINDS), strict=True)
-    together = (pd.concat(frames, keys=KINDS) for frames in (written, values))
-    names = labels(*together, pd.concat(members))
-    found = []
-    for kind, own, of in zip(KINDS, values, members, strict=True):
-        table, order = _shown(own.assign(label=names.reindex([(kind, n) for n in own.index]).to_numpy()))
-        points = of[["curve", "setting", "data", "shots"]].merge(scores, on="setting")
-        found.append(Curves(table, points.assign(curve=points["curve"].map(order), shots=points["shots"].astype(int))))
-    return found
-
-
-def _joined(settings: pd.DataFrame, keys: Sequence[str], kind: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Curves of one kind: what they agree in, as written and as it came out, and their settings.
-
-    Base and new classes are two test sets of one curve unless the kind is `OWN`.
-    """
-    along = ALONG if kind == OWN else (*ALONG, "classes")
-    along = (*along, "trained_on") if kind == BASE_TO_NEW else along
-    members = settings[settings["kind"] == kind].reset_index(names="setting")
-    members = members.explode("derived", ignore_index=True)
+    members = settings.reset_index(names="setting").explode("derived", ignore_index=True)
     written = pd.DataFrame(list(members["derived"].map(json.loads)), members.index, dtype=object)
-    values = members[[key for key in keys if not _is_along(key, along)]]
+    values = members[["kind", *(key for key in keys if not _is_along(key))]]
+    # Base and new classes are two test sets of one curve, except where each was trained, too.
+    sources = column(members, "trained_on").where(members["kind"] != BASE_TO_NEW, None)
+    values = values.assign(classes=members["classes"].where(members["kind"] == OWN, None), trained_on=sources)
     values = values.assign(**{key: own.where(own.notna(), members[key]) for key, own in written.items()})
     curve = numbered(values, list(values))
     for key in keys:
-        if key not in written and (not _is_along(key, along) or key in ELSEWHERE):
+        if key in ELSEWHERE or not (key in written or _is_along(key)):
             continue
         place = [curve, members["data"], *([members["shots"]] if key in written or key in BY_SHOTS else [])]
         several = curve.map(members.groupby(place)[key].nunique(dropna=False).gt(1).groupby(level=0).any())
@@ -203,24 +183,23 @@ def _joined(settings: pd.DataFrame, keys: Sequence[str], kind: str) -> tuple[pd.
             values = values.assign(**{key: members[key].where(several, values.get(key))})
     members["curve"] = numbered(values, list(values))
     members = members[~members["curve"].isin(_contained(members))]
-    firsts = members.drop_duplicates("curve").set_index("curve", append=True).index
-    values = values.loc[firsts.get_level_values(0)].set_axis(firsts.get_level_values(1))
-    ranges = members.groupby("curve")[list(written)].agg(_range).reindex(values.index)
+    firsts = members.drop_duplicates("curve")
+    values = values.loc[firsts.index].set_axis(firsts["curve"])
+    ranges = members.groupby("curve")[list(written)].agg(_range)
     came_out = values.assign(
         **{key: ranges[key].where(values[key].isin(own.dropna()), values[key]) for key, own in written.items()}
     )
-    return values, came_out, members
+    table = _shown(came_out.assign(label=labels(values, came_out, members)))
+    points = members[["curve", "setting", "data", "shots"]].merge(scores, on="setting")
+    points = points.assign(curve=points["curve"].map(pd.Series(range(len(table)), table.index)))
+    return Curves(table.reset_index(drop=True), points.astype({"shots": int}))
 
 
 def _contained(members: pd.DataFrame) -> list[int]:
     """Curves all of whose settings are on another one: the same values, written in another way."""
     curves = members.groupby("curve")["setting"].agg(frozenset)
-    curves = curves.loc[curves.map(len).sort_values(kind="stable").index]
-    return [
-        number
-        for place, (number, own) in enumerate(curves.items(), 1)
-        if any(own <= other for other in curves.iloc[place:])
-    ]
+    curves = list(curves.loc[curves.map(len).sort_values(kind="stable").index].items())
+    return [number for place, (number, own) in enumerate(curves, 1) if any(own <= other for _, other in curves[place:])]
 
 
 def _range(values: pd.Series) -> Any:
@@ -232,29 +211,25 @@ def _range(values: pd.Series) -> Any:
     return f"{min(found)} to {max(found)}" if numbers and len(found) else BY_CONFIG
 
 
-def _is_along(key: str, along: Sequence[str]) -> bool:
-    return key in along or any(key.startswith(prefix) for prefix in along if prefix.endswith("."))
+def _is_along(key: str) -> bool:
+    return key in ALONG or key.startswith("dataset.")
 
 
-def _shown(values: pd.DataFrame) -> tuple[pd.DataFrame, dict[int, int]]:
-    """The table of curves in the order in which they are shown; and the new number of each curve.
-
-    Zero-shot stands first, then by method, M, and the other choices of a method.
-    """
+def _shown(values: pd.DataFrame) -> pd.DataFrame:
+    """The table of curves in the order in which they are shown: zero-shot first, then by method, M, and its choices."""
     zero_shot = is_zero_shot(values["method"])
-    order = {"zero_shot": ~zero_shot, "method": values["method"]}
+    order = {"kind": values["kind"].map(KINDS.index), "zero_shot": ~zero_shot, "method": values["method"]}
     absent = {"n_ctx": 0, "class_specific": False, "class_token_position": ""}
     order |= {key: column(values, key).fillna(value) for key, value in absent.items()}
     order["epochs"] = column(values, "epochs").map(lambda epochs: not isinstance(epochs, str))
     values = values.loc[pd.DataFrame(order).sort_values(list(order)).index]
-    shown = values.assign(
+    names = zip(values["trained_on"], column(values, "trained_classes"), strict=True)
+    return values.assign(
         backbone=[backbone_name(*n) for n in zip(values["backbone"], column(values, "pretrained"), strict=True)],
         zero_shot=zero_shot,
-        classes=column(values, "classes").fillna("all"),
+        classes=values["classes"].fillna("all"),
+        source=[data_name(*pair) if pair[0] else None for pair in names],
     )
-    names = zip(column(values, "trained_on"), column(values, "trained_classes"), strict=True)
-    shown["source"] = [data_name(*pair) if pair[0] else None for pair in names]
-    return shown.reset_index(drop=True), {old: new for new, old in enumerate(values.index)}
 
 
 def labels(written: pd.DataFrame, values: pd.DataFrame, members: pd.DataFrame) -> pd.Series:
@@ -275,7 +250,7 @@ def labels(written: pd.DataFrame, values: pd.DataFrame, members: pd.DataFrame) -
         found = found if absent else {number: value for number, value in found.items() if value is not None}
         for number in found if len(set(found.values())) > 1 else ():
             value = curves[number].get(key)
-            if value is not None or not _is_along(key, (*ALONG, "config.yaml", "method.template")):
+            if value is not None or not (_is_along(key) or key in ("config.yaml", "method.template")):
                 parts[number][key] = label_part(key, value)
 
     trained = [number for number in curves if not is_zero_shot(curves[number]["method"])]

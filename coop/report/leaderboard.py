@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from coop.report import significance
-from coop.report.groups import NOTHING, SAME, Curves, column, shots_text, sort_shots
+from coop.report.groups import NOTHING, SAME, Curves, column, shots_text
 from coop.report.published import beside
-from coop.report.records import COSTS, METRICS
+from coop.report.records import BASE_TO_NEW, COSTS, METRICS, TRANSFER
 from coop.report.study import Study
 from coop.report.tables import MARKS, Table, average_name, panels, percent, places, points
 from coop.runs.base_to_new import harmonic_mean
@@ -88,7 +88,7 @@ def _by_seed(curves: Curves, data: Sequence[str], shots: int) -> pd.DataFrame:
 
 def _few_shot(study: Study) -> Iterator[Board]:
     for number, (panel, curves) in enumerate(panels(study), 1):
-        for shots in sort_shots(curves.of(zero_shot=False).points["shots"]):
+        for shots in curves.shots():
             here = _at(curves, shots)
             name, data = places(here)[-1]
             ranks = None
@@ -107,9 +107,9 @@ def _at(curves: Curves, shots: int) -> Curves:
 
 
 def _base_to_new(study: Study) -> Iterator[Board]:
-    for number, backbone in enumerate(dict.fromkeys(study.base_to_new.table["backbone"]), 1):
-        curves = study.base_to_new.of(backbone=backbone)
-        for shots in sort_shots(curves.of(zero_shot=False).points["shots"]):
+    for number, backbone in enumerate(dict.fromkeys(study.curves.of(kind=BASE_TO_NEW).table["backbone"]), 1):
+        curves = study.curves.of(kind=BASE_TO_NEW, backbone=backbone)
+        for shots in curves.shots():
             here = _at(curves, shots)
             names = sorted({name.rpartition(" (")[0] for name in places(here)[-1][1]})
             name = names[0] if len(names) == 1 else average_name(names)
@@ -128,17 +128,17 @@ def _base_to_new(study: Study) -> Iterator[Board]:
 
 
 def _transfers(study: Study) -> Iterator[Board]:
-    table = study.transfers.table
+    table = study.curves.of(kind=TRANSFER).table
     trained = table[~table["zero_shot"]]
     for number, (source, backbone) in enumerate(trained.groupby(["source", "backbone"], sort=False).groups, 1):
         same = table["backbone"].eq(backbone) & (table["source"].eq(source) | table["zero_shot"])
-        curves = study.transfers.at(table.index[same])
+        curves = study.curves.at(table.index[same])
         own = curves.of(zero_shot=False).points
         targets = [name for name in own["data"].unique() if name != source]
         where = {f"{source} (source)": [source], **{name: [name] for name in targets}}
         where |= {f"average of {len(targets)} targets": targets} if len(targets) > 1 else {}
         last = list(where)[-1]
-        for shots in sort_shots(own["shots"]) if targets else ():
+        for shots in curves.shots() if targets else ():
             here = _at(curves, shots)
             scores = {head: _by_seed(here, data, shots) for head, data in where.items()}
             title = f"{backbone}, {shots_text(shots)}: trained on {source}, tested on others"

@@ -88,8 +88,7 @@ class Plot(NamedTuple):
 
 def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
     """All figures of a report."""
-    tables = pd.concat([curves.table for curves in (study.curves, study.base_to_new, study.transfers)])
-    trained_first = tables.sort_values("zero_shot", kind="stable")["label"]
+    trained_first = study.curves.table.sort_values("zero_shot", kind="stable")["label"]
     styles = {label: number for number, label in enumerate(dict.fromkeys(trained_first))}
     with matplotlib.rc_context(STYLE):
         return [*_few_shot(study, styles), *_gains(study), *_costs(boards, styles)]
@@ -110,7 +109,7 @@ def _few_shot(study: Study, styles: dict[str, int]) -> Iterator[Plot]:
                 beside, label = published.get((curve, name), []), curves.table["label"][curve]
                 lines.append(Line(styles[label], label, list(own.index), *_interval(own), beside))
             found.append((name, lines))
-        if len(sort_shots(curves.of(zero_shot=False).points["shots"])) > 1:
+        if len(curves.shots()) > 1:
             title = f"Accuracy by shots, {panel}"
             yield Plot(f"few_shot_{number}", "few-shot", title, accuracy(title, found))
 

@@ -13,46 +13,30 @@ TEST_SET = ("split", "num_classes", "n_test", "dataset.manifest")
 
 @dataclass
 class Study:
-    """The runs of a report, averaged, joined and held against the published figures.
-
-    Attributes:
-        records: what was read.
-        keys: columns of `settings` that say what was run.
-        settings: all averages over seeds.
-        curves: trained on a data set and tested on it; zero-shot among them, at 0 shots.
-        base_to_new: trained on the base classes of data sets and tested on both halves; zero-shot among them.
-        transfers: trained on one data set and tested on others; zero-shot among them.
-        published: all published figures.
-        comparisons: published figures beside ours, those of another setting included.
-        warnings: what must be known before figures are compared.
-        mixed: data sets of which runs have another split or another list of classes.
-    """
+    """The runs of a report, averaged, joined and held against the published figures."""
 
     records: Records
-    keys: list[str]
-    settings: pd.DataFrame
+    settings: pd.DataFrame  # all averages over seeds
     curves: Curves
-    base_to_new: Curves
-    transfers: Curves
-    published: pd.DataFrame
-    comparisons: pd.DataFrame
-    warnings: list[str]
-    mixed: list[str]
+    published: pd.DataFrame  # all published figures
+    comparisons: pd.DataFrame  # published figures beside ours, those of another setting included
+    warnings: list[str]  # what must be known before figures are compared
+    mixed: list[str]  # data sets of which runs have another split or another list of classes
 
 
 def make_study(records: Records, published: pd.DataFrame) -> Study:
     """Average, join, compare."""
-    runs, keys = records.runs, keys_of(records.runs)
+    runs = records.runs
     own = runs["kind"] == OWN
     # On other data, what stands beside each run comes first: it has the template of those data.
     together = pd.concat([runs[own], zero_shot_beside(runs), runs[~own]])
     settings, scores, warnings = make_settings(together)
-    curves = make_curves(settings, scores, keys)
+    curves = make_curves(settings, scores, keys_of(runs))
     mixed = mixed_data(runs)
     warnings += [f"{text}; never averaged together, in separate rows" for text in mixed]
     if len(versions := sorted(runs["version"].unique())) > 1:
         warnings.append(f"the runs were written by several versions of coop: {', '.join(versions)}")
-    return Study(records, keys, settings, *curves, published, compare(published, settings), warnings, mixed)
+    return Study(records, settings, curves, published, compare(published, settings), warnings, mixed)
 
 
 def mixed_data(runs: pd.DataFrame) -> list[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from coop.report.groups import ALWAYS_SAID, NOTHING, Curves, shots_text, sort_shots
 from coop.report.published import beside
+from coop.report.records import OWN
 from coop.report.study import Study
 
 MINUS, UNCHECKED = "\N{MINUS SIGN}", " †"
@@ -92,10 +93,10 @@ def average_name(data: Sequence[str]) -> str:
 
 def panels(study: Study) -> list[tuple[str, Curves]]:
     """Curves that share a table and figures, under their name: one panel per backbone, base and new classes apart."""
-    found = []
-    for backbone, classes in study.curves.table.groupby(["backbone", "classes"], sort=False).groups:
+    own, found = study.curves.of(kind=OWN), []
+    for backbone, classes in own.table.groupby(["backbone", "classes"], sort=False).groups:
         name = backbone if classes == "all" else f"{backbone}, {classes} classes"
-        found.append((name, study.curves.of(backbone=backbone, classes=classes)))
+        found.append((name, own.of(backbone=backbone, classes=classes)))
     return found
 
 
@@ -138,9 +139,8 @@ def few_shot_tables(study: Study) -> list[Table]:
 
 def settings_tables(study: Study) -> list[Table]:
     """What the compared settings differ in beyond their labels: a row for each trained curve, a column for each key."""
-    table = pd.concat([study.curves.table, study.base_to_new.table, study.transfers.table])
-    table = table[~table["zero_shot"].astype(bool)]
-    hidden = ("method", "classes", "zero_shot", "label", "source", "trained_on", "trained_classes")
+    table = study.curves.of(zero_shot=False).table
+    hidden = ("kind", "method", "classes", "zero_shot", "label", "source", "trained_on", "trained_classes")
     keys = [key for key in table if key not in hidden and key.partition(".")[0] != "backbone" and key != "pretrained"]
     # What only one method has is in its label if it varies.
     shared = [key for key in keys if table.loc[table[key].notna(), "method"].nunique() > 1]
@@ -156,7 +156,7 @@ def settings_tables(study: Study) -> list[Table]:
 
 def backbone_tables(study: Study) -> list[Table]:
     """Backbones across, settings down (M among them), at the largest number of shots that two backbones have."""
-    trained = study.curves.of(zero_shot=False)
+    trained = study.curves.of(kind=OWN, zero_shot=False)
     points = trained.points.join(trained.table[["backbone", "label"]], on="curve")
     shared = points.groupby("shots")["backbone"].nunique()
     if points["backbone"].nunique() < 2 or shared.max() < 2:

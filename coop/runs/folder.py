@@ -14,11 +14,11 @@ from rich.table import Column, Table
 from coop.data.manifest import manifest_sha256
 from coop.errors import CoopError, first_line
 from coop.optim import DEFAULTS
+from coop.optim.schedule import PAPER_EPOCHS
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.runs.earlier import as_today
 from coop.runs.prompt import load_prompt
 from coop.runs.schemas import CommonResults, Results, RunConfig, validated
-from coop.schedule import PAPER_EPOCHS
 from coop.system.files import write_atomically
 
 # What decides a run's result; anything else may change between a run and its resumption.

@@ -174,7 +174,7 @@ def test_base_to_new_is_not_a_mixture(tmp_path):
     write_evaluation(tmp_path / "evaluated", tmp_path / "run", {"caltech101": 0.5}, caltech101=new)
     study = study_of(tmp_path)
     assert not study.warnings
-    learned = study.base_to_new.of(method="coop")
+    learned = study.curves.of(kind="base to new", method="coop")
     assert len(learned.table) == 1
     assert learned.points[["data", "shots", "acc"]].to_numpy().tolist() == [
         ["caltech101 (base)", 16, 0.8],

@@ -138,5 +138,5 @@ def test_a_setting_has_one_name_whatever_it_was_tested_on(tmp_path):
     write_run(tmp_path / "a", targets={"imagenet_a": entry(0.3, num_classes=200)})
     write_run(tmp_path / "b", method="kgcoop", epochs=100, config={"epochs": 100})
     study = make_study(read_runs([tmp_path]), NONE)
-    assert study.curves.table["label"].tolist() == ["zero_shot", "coop 200 epochs", "kgcoop 100 epochs"]
-    assert study.transfers.table["label"].tolist() == ["zero_shot", "coop 200 epochs"]
+    assert study.curves.of(kind="own").table["label"].tolist() == ["zero_shot", "coop 200 epochs", "kgcoop 100 epochs"]
+    assert study.curves.of(kind="transfer").table["label"].tolist() == ["zero_shot", "coop 200 epochs"]

@@ -98,6 +98,17 @@ def warn_left_out(where: str | os.PathLike, others: list[str]) -> None:
         log.warning("%s: %d files are not images and are left out: %s", where, len(others), shorten(others))
 
 
+def read_lines(path: Path, fix: str) -> list[str]:
+    """The lines of a data set's own list, without empty ones; raises CoopError, which ends with `fix`, without any."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoopError(f"{path}: can't read this list of the data set ({error}). {fix}") from None
+    if not lines:
+        raise CoopError(f"{path}: this list is empty. {fix}")
+    return lines
+
+
 def shorten(names: list[str], shown: int = SHOWN) -> str:
     """The first few names, and how many more there are."""
     rest = len(names) - shown
@@ -106,10 +117,6 @@ def shorten(names: list[str], shown: int = SHOWN) -> str:
 
 def find_folder(data_root: str | None, candidates: list[str]) -> Path:
     """Find the first of the candidate folders that exists under `data_root`.
-
-    Args:
-        data_root: the folder that holds the data sets, or None if the user gave none.
-        candidates: folders relative to it, in the order in which they are tried: CoOp's layout, then torchvision's.
 
     Raises:
         NotThereError: none exists; says where it was looked for, and what nearly fits.
@@ -120,11 +127,10 @@ def find_folder(data_root: str | None, candidates: list[str]) -> Path:
     root = Path(data_root).expanduser()
     if not root.is_dir():
         raise NotThereError(f"data_root={data_root}: this folder does not exist; it should hold {wanted}")
-    for candidate in candidates:
-        if (root / candidate).is_dir():
-            return root / candidate
-    tried = " or ".join(str(root / candidate) for candidate in candidates)
-    hint = _hint(root, candidates)
+    folders = [root / candidate for candidate in candidates]
+    if there := next(filter(Path.is_dir, folders), None):
+        return there
+    tried, hint = " or ".join(map(str, folders)), _hint(root, candidates)
     raise NotThereError(f"data_root={data_root}: looked for the folder {tried}, which does not exist{hint}")
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from coop.data.manifest import PARTS, common_folder
+from coop.data.manifest import common_folder
 from coop.data.readers.listing import NotThereError
-from coop.data.sampling import Splits
+from coop.data.sampling import PARTS, Splits
 from coop.data.tools.catalogue import PUBLISHED
 from coop.errors import CoopError
 
