@@ -23,22 +23,9 @@ from coop.system.files import write_atomically
 
 # What decides a run's result; anything else may change between a run and its resumption.
 DECISIVE = (
-    "shots",
-    "seed",
-    "data_root",
-    "epochs",
-    "augmentation",
-    "view_sampling",
-    "validation",
-    "steps",
-    "steps_per_shot",
-    "epochs_by_shots",
-    "batch_size",
-    "backbone",
-    "dataset",
-    "method",
-    "optimizer",
-)
+    "shots", "seed", "data_root", "epochs", "augmentation", "view_sampling", "validation", "steps", "steps_per_shot",
+    "epochs_by_shots", "batch_size", "backbone", "dataset", "method", "optimizer",
+)  # fmt: skip
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
@@ -137,8 +124,11 @@ def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
         CoopError: the folder holds a run with another config, or what no config there accounts for (an evaluation).
     """
     held = [name for name in (RESULTS, CHECKPOINT, PROMPT) if (run_dir / name).exists()]
-    plain = recorded(cfg)
-    if (run_dir / CONFIG).exists():
+    plain, path = recorded(cfg), run_dir / CONFIG
+    content = OmegaConf.to_yaml(OmegaConf.create(plain)).encode()
+    if path.exists():
+        if path.read_bytes() == content:  # as of the finished runs of a study that is started again
+            return
         before = decisive(OmegaConf.to_container(load_config(run_dir)))
         if held and (lines := differing(before, decisive(plain))):
             listed = "\n".join(lines)
@@ -148,7 +138,7 @@ def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
             f"{run_dir}: holds {held[0]} without the {CONFIG} that says what computed it; "
             f"choose another hydra.run.dir, or delete {' and '.join(held)} to start anew"
         )
-    write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)).encode())
+    write_atomically(path, content)
 
 
 def claim_for_evaluation(out_dir: Path, run_dir: Path) -> None:

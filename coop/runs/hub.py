@@ -64,7 +64,7 @@ def upload(run_dir: Path, repository: str, license: str | None = None, private: 
         page = str(api.create_repo(repository, private=private or None, exist_ok=True))
         api.create_commit(repository, operations, commit_message="python -m coop.export")
     except HfHubHTTPError as error:
-        raise CoopError(explain(error, given)) from error
+        raise CoopError(_answer(error, given)) from error
     except Exception as error:  # no way to the hub, in the words of the HTTP library beneath; a card that it refuses
         raise CoopError(f"{given}: nothing was uploaded ({' '.join(str(error).split())[:300]})") from error
     return page
@@ -130,7 +130,7 @@ def _download(repository: str, revision: str | None, given: str) -> Path:
     except RevisionNotFoundError:
         raise CoopError(f"{given}: the repository has no branch, tag or commit {revision}") from None
     except HfHubHTTPError as error:
-        raise CoopError(explain(error, given)) from error
+        raise CoopError(_answer(error, given)) from error
     except OSError as error:  # no network, offline, a full disk; a file that an interrupted download has left out
         raise CoopError(
             f"{given}: not in the cache of the hub on this machine, and could not be downloaded "
@@ -139,7 +139,7 @@ def _download(repository: str, revision: str | None, given: str) -> Path:
         ) from error
 
 
-def explain(error: Exception, given: str) -> str:
+def _answer(error: Exception, given: str) -> str:
     """The message about what the hub answers."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
