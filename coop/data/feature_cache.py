@@ -14,7 +14,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,15 +41,12 @@ DAMAGED = ".damaged"  # the ending of a shard that was set aside
 SHARD_ROWS, SHARD_SECONDS = 4096, 30
 
 _warned: set[Path] = set()
-_shown: set[Path] = set()
 _refused: set[Path] = set()
 
 
+@cache
 def show_once(root: Path) -> None:
     """Say where image features are kept and how much there is of them: once in a process."""
-    if root in _shown:
-        return
-    _shown.add(root)
     size = 0
     for shard in (root / "features").glob("*/*.safetensors"):
         with suppress(OSError):  # another process has removed it
@@ -78,16 +75,9 @@ class FeatureCache:
         self.root, self.folder = root, root / "features" / name
 
     def lookup(self, identities: np.ndarray, features: "Tensor") -> np.ndarray:
-        """Which images are in the cache.
+        """Which images are in the cache (N), by their identities (N); theirs of the features (N, E) are filled in.
 
         A shard that is damaged is set aside with a warning, and its images count as not found.
-
-        Args:
-            identities: (N), of the images (`identify`).
-            features: (N, E), float32, on the CPU; the rows of images that are found are filled in.
-
-        Returns:
-            A mask (N).
         """
         wanted, first, inverse = np.unique(identities, return_index=True, return_inverse=True)
         found = wanted == NO_FILE  # nothing to look for
@@ -118,9 +108,7 @@ class FeatureCache:
     def alone(self, dataset: str | None, wait: bool) -> Iterator[None]:
         """Encode images of a data set while no other process does, so that none is encoded twice.
 
-        Args:
-            dataset: the data set's name; who encodes another one is not waited for.
-            wait: until another process is done; otherwise, and where files cannot be locked, both go on at once.
+        Without `wait`, and where files cannot be locked, both go on at once.
         """
         with ExitStack() as held:
             with suppress(Timeout, OSError, NotImplementedError):
@@ -137,12 +125,9 @@ class FeatureCache:
             yield
 
     def add(self, identities: np.ndarray, features: "Tensor", about: Mapping[str, str] | None = None) -> None:
-        """Keep features of these images. A folder that cannot be written costs one warning, and is not tried again.
+        """Keep features (N, E) of the images of these identities (N), but for those whose file has gone away.
 
-        Args:
-            identities: (N), of the images; one whose file has gone away is not kept.
-            features: (N, E), theirs, in the same order.
-            about: what a person wants to know of them; `python -m coop.cache` shows it.
+        A folder that cannot be written costs one warning, and is not tried again. `python -m coop.cache` shows `about`.
         """
         there = identities != NO_FILE
         if self.root in _refused or not there.any():
@@ -160,13 +145,7 @@ class FeatureCache:
 
 
 class Shard:
-    """A file of the cache that is open to be read.
-
-    Attributes:
-        rows: number of images.
-        width: E.
-        about: what a person wants to know.
-        identities: (N), of its images.
+    """A file of the cache that is open to be read: the features of `rows` images, of `width` numbers each.
 
     Raises:
         OSError: it cannot be read just now.
@@ -225,13 +204,9 @@ def _set_aside(shard: Path, error: Exception) -> None:
 
 
 class ShardWriter:
-    """Keeps features as they are computed, a shard now and then; used in a `with`, which ends with what is left.
+    """Keeps features (N, E) of images at N paths as they are computed: a shard now and then, one at the end.
 
-    Args:
-        cache: where.
-        paths: (N), of the images.
-        features: (N, E), filled in by whoever calls `computed`.
-        about: as in `FeatureCache.add`.
+    Used in a `with`; whoever fills in the features calls `computed`.
     """
 
     def __init__(self, cache: FeatureCache, paths: Sequence[str], features: "Tensor", about: Mapping[str, str]):

@@ -32,15 +32,14 @@ def read_imagenet(data_root: str | None, *, folders: Folders) -> Splits:
             f"accuracy is measured on; expected at {root / 'val'}/WNID/"
         )
     names, source = wnid_names([root, root.parent])
-    train, val = (class_folders(root / part, list(names), source) for part in ("train", "val"))
-    if differ := sorted(set(train) ^ set(val)):
+    there, in_val = (class_folders(root / part, list(names), source) for part in ("train", "val"))
+    if differ := sorted(set(there) ^ set(in_val)):
         raise CoopError(f"{root}: these classes are in only one of train/ and val/: {shorten(differ)}. Complete both")
-    if len(train) != len(names):
-        log.warning("%s: %d of the %d classes of %s are there", root, len(train), len(names), source)
-    classnames = {wnid: names[wnid] for wnid in train}
-    with paused_gc():
-        items = [class_items(root / part, train, classnames) for part in ("train", "val")]
-    return Splits(items[0], [], items[1], list(classnames.values()))
+    if len(there) != len(names):
+        log.warning("%s: %d of the %d classes of %s are there", root, len(there), len(names), source)
+    classnames = {wnid: names[wnid] for wnid in there}
+    train, test = (class_items(root / part, there, classnames) for part in ("train", "val"))
+    return Splits(train, [], test, list(classnames.values()))
 
 
 def read_imagenet_shift(
@@ -73,11 +72,10 @@ def read_imagenet_shift(
         )
     keys = [str(label) for label in range(len(wnids))] if numbered else wnids
     classnames = dict(zip(keys, (names[wnid] for wnid in wnids), strict=True))
-    folders_there = class_folders(root, keys, "this data set")
-    if absent := sorted(set(keys) - set(folders_there)):
+    there = class_folders(root, keys, "this data set")
+    if absent := sorted(set(keys) - set(there)):
         log.warning("%s: %d of the %d class folders are missing: %s", root, len(absent), len(keys), shorten(absent))
-    with paused_gc():
-        return Splits([], [], class_items(root, folders_there, classnames), list(classnames.values()))
+    return Splits([], [], class_items(root, there, classnames), list(classnames.values()))
 
 
 def wnid_names(places: list[Path]) -> tuple[dict[str, str], str]:
@@ -102,6 +100,19 @@ def class_folders(root: Path, known: list[str], source: str) -> list[str]:
     return top.folders
 
 
+@contextmanager
+def paused_gc() -> Iterator[None]:
+    """Pause garbage collection: a million new tuples set it off again and again, and none of them is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@paused_gc()
 def class_items(root: Path, folders: list[str], classnames: Mapping[str, str]) -> list[Item]:
     """Items of class folders, which must not be empty; labels are positions in `classnames`."""
     labels = {folder: label for label, folder in enumerate(classnames)}
@@ -119,15 +130,3 @@ def class_items(root: Path, folders: list[str], classnames: Mapping[str, str]) -
         raise CoopError(f"{root}: no images in {len(empty)} class folders: {shorten(empty)}. Unpack them again")
     warn_left_out(root, others)
     return items
-
-
-@contextmanager
-def paused_gc() -> Iterator[None]:
-    """Pause garbage collection: a million new tuples set it off again and again, and none of them is garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

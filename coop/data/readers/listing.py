@@ -21,14 +21,11 @@ class NotThereError(CoopError):
 
 
 class Listing(NamedTuple):
-    """Names in one folder, each list sorted; hidden ones and those that archivers leave behind are not in it.
-
-    `others` are files that are not images, pipes and devices, and links to this folder or one above it.
-    """
+    """Names in one folder, each list sorted; hidden ones and those that archivers leave behind are not in it."""
 
     folders: list[str]
     images: list[str]
-    others: list[str]
+    others: list[str]  # files that are not images, pipes and devices, and links to this folder or one above it
 
 
 def list_folder(path: str | os.PathLike) -> Listing:
@@ -39,8 +36,7 @@ def list_folder(path: str | os.PathLike) -> Listing:
     """
     listing = Listing([], [], [])
     for name, kind in sorted(_scan(path)):
-        is_image = kind == "file" and is_image_name(name)
-        (listing.folders if kind == "folder" else listing.images if is_image else listing.others).append(name)
+        getattr(listing, kind).append(name)
     return listing
 
 
@@ -72,7 +68,7 @@ def is_ignored(name: str) -> bool:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """What is there: "folder", "file" or "other". Only links cost a look at the disk."""
+    """In which of a listing's lists a name belongs. Only links cost a look at the disk."""
     if not entry.name.isascii() and printable(entry.name) != entry.name:
         raise CoopError(
             f"{printable(entry.path)}: this name is not UTF-8 (its other bytes are shown as \\xNN); results could not "
@@ -82,8 +78,8 @@ def _kind(entry: os.DirEntry) -> str:
     if is_link and not os.path.exists(entry.path):
         raise CoopError(f"{entry.path}: a link to {os.readlink(entry.path)}, which does not exist. Remove or fix it.")
     if entry.is_dir():
-        return "other" if is_link and _leads_up(entry.path) else "folder"
-    return "file" if entry.is_file() else "other"
+        return "others" if is_link and _leads_up(entry.path) else "folders"
+    return "images" if is_image_name(entry.name) and entry.is_file() else "others"
 
 
 def _leads_up(link: str) -> bool:

@@ -56,18 +56,14 @@ def read_csv(
 
 @contextmanager
 def open_csv(file: Path, where: str) -> Iterator[csv.DictReader]:
-    """The rows of a CSV file in UTF-8 with a header line.
-
-    Raises:
-        CoopError: it is none, also while its rows are read; begins with `where`.
-    """
+    """The rows of a CSV file in UTF-8; raises CoopError, which begins with `where`, if it is none."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, skipinitialspace=True)
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             yield reader
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CoopError(f"{where}: can't be read as a CSV file in UTF-8: {error}") from None
+        raise CoopError(f"{where}can't be read as a CSV file in UTF-8: {error}") from None
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
@@ -76,7 +72,7 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     Raises:
         CoopError: names the file and the line.
     """
-    with open_csv(file, str(file)) as reader:
+    with open_csv(file, f"{file}: ") as reader:
         if reader.fieldnames not in (COLUMNS[:2], COLUMNS):
             found = ",".join(reader.fieldnames)
             raise CoopError(f"{file}: the first line is {found!r}; expected path,label or path,label,split")
