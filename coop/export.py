@@ -31,8 +31,6 @@ from torch import Tensor, nn
 import coop
 from coop.cli.options import parse
 from coop.clip.backbone import normalize
-from coop.clip.last_layer import into_last_layer
-from coop.clip.local import image_tokens
 from coop.errors import CoopError, first_line
 from coop.methods import Method
 from coop.runs import ONNX, WEIGHTS
@@ -121,17 +119,13 @@ class ImageClassifier(nn.Module):
     def __init__(self, method: Method):
         super().__init__()
         self.merged = method.merged_image_tower()
-        self.visual = self.merged or method.clip.model.visual
+        self.visual = self.merged or method.clip.model.visual  # with its weights a part of this module
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.method.needs_images and not self.merged:
+        if self.merged is None:
             return self.method.logits(self.method.encode_image(images))
-        if self.method.feature_kind == "tokens":
-            return self.method.logits(normalize(image_tokens(self.method.clip.model, images)))
-        if self.method.feature_kind == "last_layer":
-            return self.method.logits(into_last_layer(self.visual, images))
-        features = self.visual(images)
+        features = self.merged(images)
         # CoCa's towers give their tokens as well.
         features = features[0] if isinstance(features, tuple) else features
         return self.method.logits(features if self.method.feature_kind == "raw" else normalize(features))
