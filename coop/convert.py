@@ -23,13 +23,12 @@ import os
 import re
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
-from rich.console import Console
 from torch import Tensor
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
@@ -45,7 +44,7 @@ from coop.evaluation.outcome import describe_prompt
 from coop.methods.coop import PromptLearner
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.runs.checkpoint import check_archive
-from coop.runs.folder import save_prompt
+from coop.runs.prompt import save_prompt
 from coop.system.files import write_atomically, write_json
 
 REQUIRED = ("dataset", "backbone", "shots", "seed")
@@ -87,17 +86,12 @@ def main(words: list[str]) -> int:
     method = build_method(cfg.method, clip, splits.classnames)
     method.ctx.data.copy_(original.ctx)
     write_run(options.out, method, cfg, splits, checkpoint)
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.print(f"run      {options.out}\npython -m coop.evaluate run={options.out}", soft_wrap=True)
+    print(f"run      {options.out}\npython -m coop.evaluate run={options.out}")
     return 0
 
 
 def split_words(words: list[str]) -> tuple[Path, list[str], Options]:
-    """The checkpoint, the overrides of coop.train's config, and the command's own options.
-
-    Raises:
-        CoopError: one of them is missing, or the folder holds a run already.
-    """
+    """The checkpoint, the overrides of coop.train's config, and the command's own options. Raises CoopError."""
     files, overrides, options = split(words, Options)
     if len(files) != 1:
         raise CoopError(
@@ -105,20 +99,17 @@ def split_words(words: list[str]) -> tuple[Path, list[str], Options]:
         )
     if missing := [key for key in REQUIRED if not any(word.startswith(f"{key}=") for word in overrides)]:
         raise CoopError(f"{missing[0]}= is missing: the checkpoint does not say what it was trained on")
-    out = options.out.expanduser()
-    if any((out / name).exists() for name in (RESULTS, CONFIG, PROMPT, CHECKPOINT)):
-        raise CoopError(f"out={out}: holds a run already; choose another folder")
-    return Path(files[0]).expanduser(), overrides, replace(options, out=out)
+    options.out = options.out.expanduser()
+    if any((options.out / name).exists() for name in (RESULTS, CONFIG, PROMPT, CHECKPOINT)):
+        raise CoopError(f"out={options.out}: holds a run already; choose another folder")
+    return Path(files[0]).expanduser(), overrides, options
 
 
 def read_original(path: Path) -> OriginalPrompt:
     """Read a checkpoint of the original code, without running any code that it names.
 
     Besides tensors it pickles schedulers and optimizers, which torch's safe loading refuses; all classes that are not
-    tensors become `_Inert`.
-
-    Raises:
-        CoopError: not a file, or not such a checkpoint.
+    tensors become `_Inert`. Raises CoopError for what is no such checkpoint.
     """
     if not path.is_file():
         raise CoopError(f"{path}: no such file; expected .../prompt_learner/model.pth.tar-50")
@@ -151,14 +142,9 @@ def load_config(overrides: list[str], ctx: Tensor) -> DictConfig:
 
 
 def trained_classes(cfg: DictConfig, names: Path | None) -> Splits:
-    """The classes that the prompt was trained on, by label, in a data set without images.
+    """The classes that the prompt was trained on, by label, in a data set without images; `names` is the user's file.
 
-    Args:
-        cfg: the run's config.
-        names: the user's file of class names.
-
-    Raises:
-        CoopError: the file cannot be read, or the names are not known without photographs, which are not there.
+    Raises CoopError where the file cannot be read, or photographs that are not there would tell the names.
     """
     known, origin = _read_names(names.expanduser()) if names else named_in_config(cfg.dataset), "own"
     if known is None:
@@ -188,11 +174,7 @@ def _read_names(path: Path) -> list[str]:
 
 
 def check_embeddings(original: OriginalPrompt, clip: FrozenCLIP, classnames: Sequence[str], path: Path) -> None:
-    """Compare the file's embeddings of "CLASS." [EOS] with ours: other classes or another backbone show up.
-
-    Raises:
-        CoopError: the number of classes, the width, or an embedding differs.
-    """
+    """Raises CoopError where the file's embeddings of "CLASS." [EOS] are not ours: other classes, another backbone."""
     m, (classes, _, width) = original.ctx.shape[-2], original.suffix.shape
     if classes != len(classnames):
         raise CoopError(
@@ -208,14 +190,12 @@ def check_embeddings(original: OriginalPrompt, clip: FrozenCLIP, classnames: Seq
         raise CoopError(
             f"{path}: its prompts have {original.suffix.shape[1] + 1 + m} tokens, ours {clip.context_length}"
         )
-    difference = (ours - original.suffix).abs().amax(dim=(1, 2))
-    if difference.max() > TOLERANCE:
-        other = [classnames[index] for index in (difference > TOLERANCE).nonzero()[:, 0].tolist()]
+    differs = ((ours - original.suffix).abs() > TOLERANCE).flatten(1).any(dim=1)
+    if other := [name for name, differing in zip(classnames, differs.tolist(), strict=True) if differing]:
         raise CoopError(
             f"{path}: its embeddings of {len(other)} of {classes} class names differ from ours "
-            f"({', '.join(other[:3])}): "
-            f"other class names, another order of classes (classnames=FILE gives both), or not {clip.name} "
-            f"({clip.pretrained})"
+            f"({', '.join(other[:3])}): other class names, another order of classes (classnames=FILE gives both), or "
+            f"not {clip.name} ({clip.pretrained})"
         )
 
 

@@ -17,17 +17,17 @@ from coop.errors import CoopError
 from coop.evaluation.predictions import OOD, OWN, read_predictions, write_predictions
 from coop.evaluation.targets import (
     Target,
-    base_to_new,
+    across_classes,
     check_transfer,
     new_classes,
-    ood_scores,
     read_targets,
     target_configs,
     test_targets,
 )
 from coop.runs import CONFIG, PREDICTIONS, PROMPT, RESULTS
-from coop.runs.folder import accuracy_rows, claim_for_evaluation, closing_table, load_config, load_prompt, read_results
+from coop.runs.folder import accuracy_rows, claim_for_evaluation, closing_table, load_config, read_results
 from coop.runs.hub import local_folder
+from coop.runs.prompt import load_prompt
 from coop.runs.trained import Trained, load_trained
 from coop.runs.trust import check_offered
 from coop.system.files import write_json
@@ -43,25 +43,16 @@ def main(cfg: DictConfig) -> None:
     targets = read_targets(chosen_datasets(cfg, run_cfg, run_dir), cfg.data_root or run_cfg.data_root, run_cfg.seed)
     trained = load_trained(run_dir, cfg.backbone, cfg.accelerator)
     scores, sets = evaluate(cfg, trained, targets, new_classes(trained_results))
-    results = {
-        **trained_results,
-        "task": "evaluate",
-        "run": str(run_dir),
-        "version": coop.__version__,
-        "targets": scores,
-    }
-    results |= base_to_new(results) | ood_scores(base_predictions(run_dir, trained_results, sets), sets.get(OOD))
+    results = trained_results | {"task": "evaluate", "run": str(run_dir), "version": coop.__version__}
+    results["targets"] = scores
+    results |= across_classes(results, base_predictions(run_dir, trained_results, sets), sets.get(OOD))
     write_predictions(out_dir, sets)
     write_json(out_dir / RESULTS, results)
     show(results, out_dir)
 
 
 def chosen_datasets(cfg: DictConfig, run_cfg: DictConfig, run_dir: Path) -> dict[str, DictConfig]:
-    """The configs of the data sets to evaluate on, by name: `targets`, else `dataset`, else the run's own.
-
-    Raises:
-        CoopError: an unknown name, both `targets` and `dataset`, or a config that its reader does not accept.
-    """
+    """The configs of the data sets to evaluate on, by name: `targets`, else `dataset`, else the run's own."""
     if cfg.targets and cfg.dataset:
         raise CoopError(f"targets={list(cfg.targets)} beside dataset={cfg.dataset.get('name')}: give one of the two")
     if not cfg.dataset and any(text.startswith(":") for text in cfg.targets or [":all"]):
@@ -82,30 +73,13 @@ def base_predictions(run_dir: Path, results: dict, sets: dict[str, dict]) -> dic
 def evaluate(
     cfg: DictConfig, trained: Trained, targets: list[Target], ood: str | None
 ) -> tuple[dict[str, dict], dict[str, dict]]:
-    """Accuracies of a trained method and of zero-shot on each data set, by its name; and what was predicted.
-
-    Args:
-        cfg: of the command.
-        trained: the run.
-        targets: what to test on.
-        ood: the one that has classes which the run has not seen.
-
-    Raises:
-        CoopError: what was learned means nothing for the classes of a data set; an image that cannot be read.
-    """
+    """What `test_targets` returns for a run. Raises CoopError where what was learned means nothing for a data set."""
     method, run_cfg, prompt = trained
     for target in targets:
         check_transfer(method, target, prompt.metadata["dataset"])
     clip, autocast = method.clip, autocast_dtype(run_cfg.trainer.precision)
-    extractor = FeatureExtractor(
-        clip,
-        clip.device,
-        cfg.num_workers,
-        autocast,
-        cached=cfg.features == "cached",
-        cache_dir=cfg.cache_dir,
-        kind=method.feature_kind,
-    )
+    cache = {"cached": cfg.features == "cached", "cache_dir": cfg.cache_dir}
+    extractor = FeatureExtractor(clip, clip.device, cfg.num_workers, autocast, kind=method.feature_kind, **cache)
     frozen = {t.name: extractor(t.splits.test, t.splits.preprocess, t.name) for t in targets}
     return test_targets(method, run_cfg.method, targets, extractor, frozen, ood)
 

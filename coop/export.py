@@ -20,21 +20,17 @@ if __name__ == "__main__":  # before the imports below: --help and most mistakes
     run_command("export", USAGE)
 
 import importlib.util
-import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import coop
 from coop.cli.options import parse
 from coop.clip.backbone import normalize
-from coop.clip.last_layer import into_last_layer
-from coop.clip.local import image_tokens
 from coop.errors import CoopError, first_line
 from coop.methods import Method
 from coop.runs import ONNX, WEIGHTS
@@ -76,19 +72,17 @@ def main(words: list[str]) -> int:
             f"method={type(method).__name__}: has text features of its own for each image, so that no class weights "
             "and no ONNX model without the text encoder can stand for it; python -m coop.predict applies it"
         )
-    has_class_weights = by_class_weights(method)
-    if not (has_class_weights or options.onnx):
+    if not (by_class_weights(method) or options.onnx):
         raise CoopError(
             f"method={type(method).__name__}: does not classify by class weights and frozen image features alone; "
             "onnx=true exports the whole classifier"
         )
-    console = Console(markup=False, emoji=False, highlight=False)
-    if has_class_weights:
+    if by_class_weights(method):
         write_class_weights(method, out / WEIGHTS)
-        console.print(f"weights  {out / WEIGHTS}", soft_wrap=True)
+        print(f"weights  {out / WEIGHTS}")
     if options.onnx:
         write_onnx(method, out / ONNX)
-        console.print(f"onnx     {out / ONNX}", soft_wrap=True)
+        print(f"onnx     {out / ONNX}")
     return 0
 
 
@@ -104,18 +98,19 @@ def write_class_weights(method: Method, path: Path) -> None:
         "text_features": method.text_features().float().cpu().contiguous(),
         "logit_scale": method.logit_scale.float().cpu().clone(),
     }
-    write_atomically(path, save(tensors, metadata={"coop": json.dumps(description(method), ensure_ascii=False)}))
+    write_atomically(path, save(tensors, metadata=description(method)))
 
 
-def description(method: Method) -> dict:
-    """What is needed to use exported files: class names in the order of the logits, and how images are prepared."""
-    return {
+def description(method: Method) -> dict[str, str]:
+    """What is needed to use exported files, as their metadata: classes in the order of the logits, preprocessing."""
+    about = {
         "version": coop.__version__,
         "classnames": method.classnames,
         "backbone": method.clip.name,
         "pretrained": method.clip.pretrained,
         "preprocess": asdict(method.clip.preprocess_cfg),
     }
+    return {"coop": json.dumps(about, ensure_ascii=False)}
 
 
 class ImageClassifier(nn.Module):
@@ -124,17 +119,13 @@ class ImageClassifier(nn.Module):
     def __init__(self, method: Method):
         super().__init__()
         self.merged = method.merged_image_tower()
-        self.visual = self.merged or method.clip.model.visual
+        self.visual = self.merged or method.clip.model.visual  # with its weights a part of this module
         self.method = method
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.method.needs_images and not self.merged:
+        if self.merged is None:
             return self.method.logits(self.method.encode_image(images))
-        if self.method.feature_kind == "tokens":
-            return self.method.logits(normalize(image_tokens(self.method.clip.model, images)))
-        if self.method.feature_kind == "last_layer":
-            return self.method.logits(into_last_layer(self.visual, images))
-        features = self.visual(images)
+        features = self.merged(images)
         # CoCa's towers give their tokens as well.
         features = features[0] if isinstance(features, tuple) else features
         return self.method.logits(features if self.method.feature_kind == "raw" else normalize(features))
@@ -159,7 +150,7 @@ def write_onnx(method: Method, path: Path) -> None:
     height, width = (size, size) if isinstance(size, int) else size
     module = ImageClassifier(method).eval().float()
     try:
-        program = torch.onnx.export(
+        model = torch.onnx.export(
             module,
             (torch.zeros(2, 3, height, width),),
             input_names=["images"],
@@ -168,20 +159,17 @@ def write_onnx(method: Method, path: Path) -> None:
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
-        )
+        ).model_proto
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = first_line(error)
         without = "; without onnx=true the class weights are exported" if by_class_weights(method) else ""
         raise CoopError(
-            f"onnx=true: torch cannot write the image tower of {method.clip.name} as ONNX ({reason}){without}"
+            f"onnx=true: torch cannot write the image tower of {method.clip.name} as ONNX "
+            f"({first_line(error)}){without}"
         ) from error
-    model = program.model_proto
     if not model.graph.input[0].type.tensor_type.shape.dim[0].dim_param:
         raise CoopError(
             f"onnx=true: {type(method).__name__} fixes the number of images in a batch, by len(tensor) or the like; "
             "tensor.shape[0] leaves it open"
         )
-    onnx.helper.set_model_props(model, {"coop": json.dumps(description(method), ensure_ascii=False)})
-    buffer = io.BytesIO()
-    onnx.save(model, buffer)
-    write_atomically(path, buffer.getvalue())
+    onnx.helper.set_model_props(model, description(method))
+    write_atomically(path, model.SerializeToString())

@@ -64,17 +64,16 @@ def show(contents: dict[str, Any], out: Path, run_dir: Path) -> None:
     """The words as a table, and where they and the picture of the context's way lie."""
     vectors: Sequence[dict[str, Any]] = contents["vectors"]
     owner = "prompt" if "prompt" in vectors[0] else "classname"
-    classes = list(dict.fromkeys(vector[owner] for vector in vectors))
-    specific = classes != [None]
+    owners = list(dict.fromkeys(vector[owner] for vector in vectors))
+    specific = owners != [None]
     title = [owner.removesuffix("name")] if specific else []
     table = Table(*title, "vector", f"nearest words ({contents['metric']})")
-    for vector in (v for v in vectors if v[owner] in classes[:CLASSES_SHOWN]):
+    for vector in (v for v in vectors if v[owner] in owners[:CLASSES_SHOWN]):
         words = ",  ".join(f"{word['word']} {word['distance']:.3f}" for word in vector["words"])
         table.add_row(*([str(vector[owner])] if specific else []), f"v{vector['vector']}", words)
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.print(table)
-    if len(classes) > CLASSES_SHOWN:
-        console.print(f"the first {CLASSES_SHOWN} of {len(classes)}; all of them: {out}")
-    console.print(f"words    {out}", soft_wrap=True)
+    Console(markup=False, emoji=False, highlight=False).print(table)
+    if len(owners) > CLASSES_SHOWN:
+        print(f"the first {CLASSES_SHOWN} of {len(owners)}; all of them: {out}")
+    print(f"words    {out}")
     if (picture := run_dir / HISTORY_PICTURE).exists():
-        console.print(f"movement {picture}", soft_wrap=True)
+        print(f"movement {picture}")

@@ -15,28 +15,23 @@ from omegaconf import DictConfig
 
 from coop.clip.backbone import FrozenCLIP
 from coop.config import budget, build_method
-from coop.data.datamodule import Splits, build_data
+from coop.data.datamodule import FewShotData, build_data
 from coop.data.readers import read_splits
+from coop.data.sampling import Splits
 from coop.evaluation.outcome import cost, describe, evaluate, write_run
-from coop.evaluation.targets import Target, check_transfer, targets_of_run
+from coop.evaluation.targets import Target, check_transfer, read_targets, target_configs
+from coop.methods import Method
 from coop.runs import PROMPT, RESULTS
-from coop.runs.folder import claim_folder, read_finished, save_prompt, show_run
+from coop.runs.folder import claim_folder, read_finished, show_run
+from coop.runs.prompt import save_prompt
 from coop.runs.sweep import check_search, exclusive, in_sweep
-from coop.training.trainer import Learned, build_trainer, fit
+from coop.training.trainer import build_trainer, fit
 
 log = logging.getLogger("coop")
 
 
 def main(cfg: DictConfig, show: bool = True) -> float | None:
-    """Run a checked config, unless its folder already holds the result.
-
-    Args:
-        cfg: of the run.
-        show: whether to print the closing table.
-
-    Returns:
-        The validation accuracy: what a sweeper may optimize.
-    """
+    """Run a checked config, unless its folder holds the result; the validation accuracy, which a search goes by."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     with exclusive(run_dir):
         claim_folder(run_dir, cfg)
@@ -53,27 +48,26 @@ def main(cfg: DictConfig, show: bool = True) -> float | None:
 
 
 def train(cfg: DictConfig, run_dir: Path) -> dict:
-    """Data, CLIP, method, fit, evaluate, write: one run, resumed where a checkpoint lies in its folder.
-
-    Returns:
-        What results.json holds.
-
-    Raises:
-        CoopError: whatever the user can fix: data, weights, prompts that do not fit.
-    """
+    """Data, CLIP, method, fit, evaluate, write: one run, resumed where a checkpoint lies in its folder; its results."""
     splits = read_splits(cfg)
     check_search(bool(splits.val))
-    targets = targets_of_run(cfg)
-    method, data, trainer, epochs, seconds = learn(cfg, splits, run_dir, targets)
+    targets = read_targets(target_configs(cfg.targets, cfg.dataset, cfg.seed), cfg.data_root, cfg.seed)
+    method, data, trainer, seconds = learn(cfg, splits, run_dir, targets)
     scores, predicted = evaluate(cfg, method, data, targets)
-    results = describe(cfg, method, splits, epochs) | scores | cost(trainer, data, seconds)
+    results = describe(cfg, method, splits, trainer.max_epochs) | scores | cost(trainer, data, seconds)
     if trainer.is_global_zero:
         write_run(run_dir, results, method, data, predicted, trainer)
     return results
 
 
-def learn(cfg: DictConfig, splits: Splits, run_dir: Path, targets: Sequence[Target] = ()) -> Learned:
-    """Load CLIP, build and fit the method, and save prompt.safetensors (coop.sklearn calls this too)."""
+def learn(
+    cfg: DictConfig, splits: Splits, run_dir: Path, targets: Sequence[Target] = ()
+) -> tuple[Method, FewShotData, pl.Trainer, float]:
+    """Load CLIP, build and fit the method, and save prompt.safetensors (coop.sklearn calls this too).
+
+    Returns:
+        The trained method, the data and the Trainer that it was trained with, and the seconds that took.
+    """
     clip = FrozenCLIP.load(**cfg.backbone)
 
     pl.seed_everything(cfg.seed, verbose=False)
@@ -88,4 +82,4 @@ def learn(cfg: DictConfig, splits: Splits, run_dir: Path, targets: Sequence[Targ
     seconds = fit(trainer, method, data, run_dir, cfg)  # encodes all images with a fixed view first
     if trainer.is_global_zero:
         save_prompt(run_dir / PROMPT, method, cfg, splits.classnames)
-    return Learned(method, data, trainer, epochs, seconds)
+    return method, data, trainer, seconds

@@ -7,7 +7,8 @@ from configs import composed
 from omegaconf import OmegaConf
 
 from coop import PromptLearner
-from coop.runs.folder import CONFIG, PROMPT, RESULTS, save_prompt
+from coop.runs.folder import CONFIG, PROMPT, RESULTS
+from coop.runs.prompt import save_prompt
 from coop.system.files import write_json
 
 NAMES = ["ibis", "grey_cat", "<b>ewer</b>"]

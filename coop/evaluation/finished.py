@@ -16,8 +16,9 @@ from coop.errors import CoopError
 from coop.evaluation.images import AnyImage, predict_images
 from coop.methods import Method
 from coop.runs import HISTORY_PICTURE, PROMPT
-from coop.runs.folder import accuracy_rows, load_prompt, read_results
+from coop.runs.folder import accuracy_rows, read_results
 from coop.runs.hub import local_folder
+from coop.runs.prompt import load_prompt
 from coop.runs.trained import Trained, load_trained
 
 
@@ -32,8 +33,7 @@ def load_run(run: str | Path, accelerator: str = "auto", config_dir: str | None 
     Raises:
         CoopError: no such folder or repository, or it is not that of a run.
     """
-    folder = local_folder(run)
-    return Run(folder, load_prompt(folder / PROMPT).metadata["classnames"], accelerator, config_dir)
+    return Run(local_folder(run), accelerator, config_dir)
 
 
 class Run:
@@ -44,11 +44,9 @@ class Run:
         classnames: K class names, in the order of the logits.
     """
 
-    def __init__(
-        self, folder: Path, classnames: Sequence[str], accelerator: str = "auto", config_dir: str | None = None
-    ):
+    def __init__(self, folder: Path, accelerator: str = "auto", config_dir: str | None = None):
         self.folder, self._accelerator, self._config_dir = folder, accelerator, config_dir
-        self.classnames = [name.replace("_", " ") for name in classnames]
+        self.classnames = [name.replace("_", " ") for name in load_prompt(folder / PROMPT).metadata["classnames"]]
 
     @cached_property
     def results(self) -> dict[str, Any]:
@@ -66,7 +64,7 @@ class Run:
 
     @property
     def text_features(self) -> Tensor:
-        """text_features (K, E), L2-normalized, float32, on the CPU: the class weights.
+        """The class weights, text_features (K, E), L2-normalized, float32, on the CPU.
 
         Raises:
             CoopError: the method has none, or others for each image.

@@ -26,37 +26,27 @@ AnyImage = str | os.PathLike | Image.Image | np.ndarray
 def predict_images(
     method: Method, images: Sequence[AnyImage], top: int, autocast: torch.dtype | None = None
 ) -> list[dict[str, Any]]:
-    """The most probable classes of each image.
+    """The most probable classes of each image, as `coop.evaluation.finished.Run.predict` returns them.
 
     Args:
         method: trained.
-        images: any mixture of paths, PIL images and arrays.
+        images: any mixture of paths, PIL images and arrays; one without a path is "image 0", "image 1".
         top: how many classes, at most all.
         autocast: the run's dtype of mixed precision (`coop.config.autocast_dtype`).
-
-    Returns:
-        For each image, in the same order, its "path" ("image 0", "image 1" for one that has none), and under "classes"
-        the most probable first, each with its "classname" and "probability"; for an image that cannot be read, a
-        message under "error" in place of "classes".
 
     Raises:
         CoopError: `top` is no number of classes, or the method's probabilities are NaN.
     """
     if top < 1:
         raise CoopError(f"top={top}: must be at least 1")
-    names = [name_of(image, number) for number, image in enumerate(images)]
-    predictions = []
-    for name, seen in zip(names, classified(method, images, autocast), strict=True):
-        failed = isinstance(seen, CoopError)
-        predictions.append({"path": name, **({"error": str(seen)} if failed else {"classes": best(method, seen, top)})})
+    predictions = [{"path": name_of(image, number)} for number, image in enumerate(images)]
+    for prediction, seen in zip(predictions, classified(method, images, autocast), strict=True):
+        if isinstance(seen, CoopError):
+            prediction["error"] = str(seen)
+            continue
+        best = zip(*(column.tolist() for column in seen.topk(min(top, len(seen)))), strict=True)
+        prediction["classes"] = [{"classname": method.classnames[k], "probability": value} for value, k in best]
     return predictions
-
-
-def best(method: Method, probabilities: Tensor, top: int) -> list[dict[str, Any]]:
-    """The classes of the highest of the probabilities (K)."""
-    values, labels = probabilities.topk(min(top, len(probabilities)))
-    pairs = zip(values.tolist(), labels.tolist(), strict=True)
-    return [{"classname": method.classnames[label], "probability": value} for value, label in pairs]
 
 
 def classified(

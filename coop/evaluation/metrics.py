@@ -19,12 +19,7 @@ from coop.methods.base import Method
 def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, part: str, frozen: Tensor) -> Tensor:
     """Features (N, E) of the "val" or "test" images as the method sees them.
 
-    Args:
-        method: left in eval mode.
-        extractor: of the frozen CLIP.
-        splits: whose images are encoded again if the method has trained an image encoder.
-        part: "val" or "test".
-        frozen: the frozen CLIP's features of them, which all other methods see.
+    They are the `frozen` CLIP's, unless the method has trained an image encoder, which encodes the images again.
     """
     if not method.needs_images:
         return frozen
@@ -83,11 +78,7 @@ def _predicted(logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
 
 
 def check_probabilities(probabilities: Tensor) -> None:
-    """Refuse what no accuracy can be computed from.
-
-    Raises:
-        CoopError: one is NaN.
-    """
+    """Raises CoopError for NaN, which no accuracy can be computed from."""
     if probabilities.isnan().any():
         raise CoopError(
             "the probabilities of classes are not numbers (NaN): what was learned is damaged, or too large for this "

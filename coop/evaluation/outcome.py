@@ -14,7 +14,7 @@ from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
 from coop.evaluation.metrics import features_for, per_class, predict, score
 from coop.evaluation.predictions import OOD, OWN, write_predictions
-from coop.evaluation.targets import Target, base_to_new, beside_zero_shot, new_classes, ood_scores, test_targets
+from coop.evaluation.targets import Target, across_classes, beside_zero_shot, new_classes, test_targets
 from coop.evaluation.words import nearest_words
 from coop.methods import Method
 from coop.runs import HISTORY, HISTORY_PICTURE, PER_CLASS, PER_CLASS_PICTURE, RESULTS, WORDS
@@ -49,7 +49,7 @@ def evaluate(
         own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
         scores["targets"], there = test_targets(method, cfg.method, targets, extractor, frozen, new_classes(own))
         sets |= there
-        scores |= base_to_new(own | scores) | ood_scores(predicted, sets.get(OOD))
+        scores |= across_classes(own | scores, predicted, sets.get(OOD))
     return scores, sets
 
 

@@ -21,55 +21,45 @@ NAME = 24  # characters
 
 
 def draw_history(records: Sequence[dict], path: Path) -> None:
-    """Loss, accuracy, and how far each context vector moved, by epoch.
-
-    Args:
-        records: of history.json.
-        path: of the PNG.
-    """
+    """Loss, accuracy, and how far each context vector moved, by epoch, from the records of history.json, as a PNG."""
+    table = pd.DataFrame(records).set_index("epoch")
     panels = [_draw_loss]
-    panels += [_draw_accuracy] if any("train/acc" in record for record in records) else []
-    panels += [_draw_movement] if "ctx_moved" in records[0] else []
+    panels += [_draw_accuracy] if "train/acc" in table else []
+    panels += [_draw_movement] if "ctx_moved" in table else []
     with rc_context(STYLE):
         figure, axes = _panels(len(panels))
         for draw, ax in zip(panels, axes, strict=True):
-            draw(ax, records)
+            draw(ax, table)
             ax.set_xlabel("epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
         _save(figure, path)
 
 
-def _draw_loss(ax: Axes, records: Sequence[dict]) -> None:
-    ax.plot([r["epoch"] for r in records], [r["train/loss"] for r in records], color=COLORS[0])
+def _draw_loss(ax: Axes, table: pd.DataFrame) -> None:
+    ax.plot(table["train/loss"], color=COLORS[0])
     ax.set_ylabel("training loss (cross-entropy)")
     ax.set_ylim(bottom=0)
 
 
-def _draw_accuracy(ax: Axes, records: Sequence[dict]) -> None:
-    for key, label, color, dash in (
-        ("train/acc", "training images", COLORS[0], "-"),
-        ("val/acc", "validation images", COLORS[1], "--"),
-    ):
-        known = [r for r in records if key in r]
-        if known:
-            ax.plot([r["epoch"] for r in known], [100 * r[key] for r in known], dash, color=color, label=label)
+def _draw_accuracy(ax: Axes, table: pd.DataFrame) -> None:
+    ax.plot(100 * table["train/acc"].dropna(), "-", color=COLORS[0], label="training images")
+    if "val/acc" in table:
+        ax.plot(100 * table["val/acc"].dropna(), "--", color=COLORS[1], label="validation images")
     ax.set_ylabel("accuracy (%)")
     ax.legend(loc="best")
 
 
-def _draw_movement(ax: Axes, records: Sequence[dict]) -> None:
+def _draw_movement(ax: Axes, table: pd.DataFrame) -> None:
     """One line per context vector, with names where there are few enough to be told apart."""
-    epochs = [r["epoch"] for r in records]
-    count = len(records[0]["ctx_moved"])
-    for m in range(count):
-        moved = [r["ctx_moved"][m] for r in records]
-        if count <= len(COLORS):
-            ax.plot(epochs, moved, DASHES[m % len(DASHES)], color=COLORS[m], label=f"v{m + 1}")
-        else:
-            ax.plot(epochs, moved, color=COLORS[0], alpha=0.35 + 0.65 * (m + 1) / count, lw=0.8)
+    moved = pd.DataFrame(table["ctx_moved"].tolist(), index=table.index)
+    count = moved.shape[1]
     if count <= len(COLORS):
+        for m in moved:
+            ax.plot(moved[m], DASHES[m % len(DASHES)], color=COLORS[m], label=f"v{m + 1}")
         ax.legend(loc="best")
     else:
+        for m in moved:
+            ax.plot(moved[m], color=COLORS[0], alpha=0.35 + 0.65 * (m + 1) / count, lw=0.8)
         ax.set_title(f"one line per vector; the darkest is v{count}", loc="right", fontsize=STYLE["font.size"] - 1)
     ax.set_ylabel("distance of context vectors\nfrom their start (Euclidean)")
     ax.set_ylim(bottom=0)
@@ -78,11 +68,8 @@ def _draw_movement(ax: Axes, records: Sequence[dict]) -> None:
 def draw_per_class(contents: dict, path: Path) -> None:
     """Accuracy by class with numbers of images, the most frequent confusions, and the calibration.
 
-    Of many classes: how many of them have which accuracy, and those that have the most mistakes.
-
-    Args:
-        contents: of per_class.json.
-        path: of the PNG.
+    Of many classes: how many of them have which accuracy, and those that have the most mistakes. `contents` is that
+    of per_class.json, `path` that of the PNG.
     """
     classes = [c for c in contents["classes"] if c["n_test"]]
     with rc_context(STYLE):
@@ -148,24 +135,13 @@ def _bars(ax: Axes, names: Sequence[str], values: Sequence[float], color: str, t
 
 
 def _draw_calibration(ax: Axes, calibration: dict) -> None:
+    bins = pd.DataFrame(calibration["bins"], columns=["confidence", "acc", "count"], dtype=float)
+    x, y, sizes = 100 * bins["confidence"], 100 * bins["acc"], 8 + 60 * bins["count"] / bins["count"].max()
     ax.plot([0, 100], [0, 100], ":", color="black", lw=0.8)
-    bins = calibration["bins"]
-    most = max((b["count"] for b in bins), default=1)
-    ax.plot([100 * b["confidence"] for b in bins], [100 * b["acc"] for b in bins], "-", color=COLORS[2])
-    sizes = [8 + 60 * b["count"] / most for b in bins]
-    ax.scatter(
-        [100 * b["confidence"] for b in bins],
-        [100 * b["acc"] for b in bins],
-        sizes,
-        color=COLORS[2],
-        zorder=3,
-        clip_on=False,
-    )
-    ax.set_xlabel("confidence (%); larger dot, more images")
-    ax.set_ylabel("accuracy (%)")
+    ax.plot(x, y, "-", color=COLORS[2])
+    ax.scatter(x, y, sizes, color=COLORS[2], zorder=3, clip_on=False)
+    ax.set(xlabel="confidence (%); larger dot, more images", ylabel="accuracy (%)", xlim=(0, 102), ylim=(0, 102))
     ax.set_title(f"expected calibration error {100 * calibration['ece']:.1f} %", loc="right")
-    ax.set_xlim(0, 102)
-    ax.set_ylim(0, 102)
 
 
 def _short(name: str) -> str:

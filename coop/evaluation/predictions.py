@@ -29,12 +29,7 @@ TestSets = Mapping[str, Mapping[str, np.ndarray]]
 
 
 def write_predictions(folder: Path, sets: TestSets) -> None:
-    """Write the predictions of a run, 24 bytes an image.
-
-    Args:
-        folder: of the run.
-        sets: by the name of a test set, arrays (N) by the keys of `DTYPES`.
-    """
+    """Write the predictions of a run, 24 bytes an image: by test set, arrays (N) by the keys of `DTYPES`."""
     arrays = {f"{name}/{key}": np.asarray(v, DTYPES[key]) for name, kept in sets.items() for key, v in kept.items()}
     write_atomically(folder / PREDICTIONS, save(arrays))
 
@@ -75,9 +70,7 @@ def read_predictions(folder: str | Path) -> dict[str, dict[str, np.ndarray]]:
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> list[dict[str, float]]:
     """Mean confidence, accuracy and number of images of each of 15 equal bins of confidence that has any.
 
-    Args:
-        confidence: (N) probability of the predicted class.
-        correct: (N) whether it is the label.
+    Of N images: the probability of the predicted class, and whether that is the label.
     """
     edges = np.linspace(0, 1, BINS + 1, dtype=np.float32)
     bins = np.minimum(np.digitize(confidence, edges), BINS)  # 1 belongs to the last
@@ -100,12 +93,8 @@ def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
 def ood_detection(inside: np.ndarray, outside: np.ndarray) -> dict[str, float]:
     """How well the maximum probability tells known from unknown classes (Hendrycks and Gimpel, ICLR 2017).
 
-    Args:
-        inside: (N) confidence on images of the classes that are predicted.
-        outside: (M) confidence on images of other classes.
-
-    Returns:
-        "auroc", and "fpr95": the share of `outside` above the highest threshold that 95 % of `inside` reach.
+    From the confidence on images of the classes that are predicted (N) and of others (M): "auroc", and "fpr95", the
+    share of `outside` above the highest threshold that 95 % of `inside` reach.
     """
     from sklearn.metrics import roc_auc_score  # which takes a second to import
 

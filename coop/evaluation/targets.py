@@ -35,22 +35,26 @@ class Target(NamedTuple):
     dataset: DictConfig
     splits: Splits
 
+    @property
+    def classnames(self) -> list[str]:
+        """As methods have them, with spaces for underscores."""
+        return [name.replace("_", " ") for name in self.splits.classnames]
+
 
 def target_configs(names: Sequence[str], own: DictConfig, seed: int) -> dict[str, DictConfig]:
     """The dataset configs of `targets=[...]`, by their keys in results.json.
 
-    Args:
-        names: each the name of a data set, or a folder of class folders (its name is the key), either with ":base" or
-            ":new" behind it for half of the classes; ":new" alone is the run's own data set.
-        own: the run's own dataset config.
-        seed: of generated splits.
+    Each entry is the name of a data set, or a folder of class folders (its name is the key), either with ":base" or
+    ":new" behind it for half of the classes; ":new" alone is the run's own data set. `seed` is of generated splits.
 
     Raises:
         CoopError: an unknown name, or a config that its reader does not accept.
     """
     configs = {}
     for text in names:
-        name, _, classes = text.rpartition(":") if text.rpartition(":")[2] in CLASSES else (text, "", "all")
+        name, _, classes = text.rpartition(":")
+        if classes not in CLASSES:
+            name, classes = text, "all"
         node = _config(name, own, seed)
         node.classes = classes
         check_dataset(node)
@@ -63,20 +67,21 @@ def target_configs(names: Sequence[str], own: DictConfig, seed: int) -> dict[str
 
 def _config(name: str, own: DictConfig, seed: int) -> DictConfig:
     """The dataset config that one entry of `targets` names, without its classes."""
-    known = GlobalHydra.instance().config_loader().get_group_options("dataset")
-    folder = Path(name).expanduser().resolve()
     if not name:
         return OmegaConf.create(OmegaConf.to_container(own, resolve=True))
-    if name not in known and not folder.is_dir():
+    known = GlobalHydra.instance().config_loader().get_group_options("dataset")
+    if name in known:
+        cfg = compose(f"dataset/{name}", overrides=[f"+seed={seed}"])
+    elif (folder := Path(name).expanduser().resolve()).is_dir():
+        cfg = compose("dataset/folder", overrides=[f"+seed={seed}"])
+        cfg.dataset.path, cfg.dataset.name = str(folder), folder.name
+    else:
         near = ", ".join(difflib.get_close_matches(name, known)) or "none"
         raise CoopError(f"targets: there is no data set {name}, and no such folder; near matches: {near}")
-    cfg = compose(f"dataset/{name if name in known else 'folder'}", overrides=[f"+seed={seed}"])
-    if name not in known:
-        cfg.dataset.path, cfg.dataset.name = str(folder), folder.name
     return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True)["dataset"])
 
 
-def read_targets(configs: dict[str, DictConfig], data_root: str | None, seed: int) -> list[Target]:
+def read_targets(configs: Mapping[str, DictConfig], data_root: str | None, seed: int) -> list[Target]:
     """Read the test images of each. Raises CoopError for missing data."""
     return [
         Target(key, node, sample(read_dataset(node, data_root), -1, seed, node.classes))
@@ -84,19 +89,9 @@ def read_targets(configs: dict[str, DictConfig], data_root: str | None, seed: in
     ]
 
 
-def targets_of_run(cfg: DictConfig) -> list[Target]:
-    """What a run tests on besides its own data set (`targets=[...]`). Raises CoopError as the two above."""
-    return read_targets(target_configs(cfg.targets, cfg.dataset, cfg.seed), cfg.data_root, cfg.seed)
-
-
 def check_transfer(method: Method, target: Target, learned_on: str) -> None:
-    """Refuse a target whose classes mean nothing to what was learned.
-
-    Raises:
-        CoopError: which of the classes were never seen.
-    """
-    learned = _spaced(method.classnames)
-    unseen = [name for name in _spaced(target.splits.classnames) if name not in learned]
+    """Raises CoopError for a target whose classes mean nothing to what was learned."""
+    unseen = [name for name in target.classnames if name not in method.classnames]
     if unseen and not method.transfers_to_other_classes:
         raise CoopError(
             f"{target.name}: its classes are not those that this run learned on ({learned_on}; "
@@ -106,18 +101,11 @@ def check_transfer(method: Method, target: Target, learned_on: str) -> None:
 
 
 def for_target(method: Method, node: DictConfig, target: Target) -> Method:
-    """The trained method among the target's classes.
-
-    Args:
-        method: for the classes it was trained with.
-        node: its config.
-        target: already checked by `check_transfer`.
-    """
-    classnames = _spaced(target.splits.classnames)
-    if classnames == _spaced(method.classnames):
+    """The trained method (`node`: its config) among the classes of a target that `check_transfer` has let through."""
+    if target.classnames == method.classnames:
         return method
     if not method.transfers_to_other_classes:
-        return AmongClasses(method, classnames)
+        return AmongClasses(method, target.classnames)
     node = with_published(node, target.dataset.name)
     other = build_method(node, method.clip, list(target.splits.classnames)).to(method.clip.device)
     other.load_state_dict(method.state_dict())
@@ -153,7 +141,7 @@ class AmongClasses(Method):
         self.method, self.needs_images = method, method.needs_images
         self.feature_kind, self.images_at_once = method.feature_kind, method.images_at_once
         learned: dict[str, list[int]] = {}
-        for column, name in enumerate(_spaced(method.classnames)):
+        for column, name in enumerate(method.classnames):
             learned.setdefault(name, []).append(column)
         self.columns = [learned[name] for name in self.classnames]
 
@@ -228,38 +216,25 @@ def new_classes(run: Mapping) -> str | None:
     return f"{run['dataset']}:new" if run["classes"] == "base" else None
 
 
-def ood_scores(base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarray] | None) -> dict[str, float]:
-    """How well images of new classes are told from those of base classes, by the probability among base classes.
+def across_classes(
+    results: dict, base: Mapping[str, np.ndarray] | None, new: Mapping[str, np.ndarray] | None
+) -> dict[str, float]:
+    """What follows from tests on base and on new classes, as in results.json; nothing where only one was tested.
+
+    The harmonic means of both accuracies; and how well images of new classes are told from those of base classes
+    (`ood_detection`).
 
     Args:
+        results: of a run that was trained on base classes, or of its evaluation.
         base: predictions for images of base classes.
         new: those for images of new classes, among the same base classes.
-
-    Returns:
-        "test/auroc" and "test/fpr95"; empty where one of the two is not known.
     """
-    if not (base and new):
-        return {}
-    return as_results("test", ood_detection(base["confidence"], new["confidence"]))
-
-
-def base_to_new(results: dict) -> dict[str, float]:
-    """Harmonic means of the accuracies on base and on new classes.
-
-    Args:
-        results: of a run trained on base classes whose targets may hold the new ones of the same data set.
-
-    Returns:
-        By "test/harmonic_mean" and "zero_shot/harmonic_mean"; empty for other runs.
-    """
-    tested = results["targets"]
-    base = results if "test/acc" in results else tested.get(f"{results['dataset']}:base")  # a converted prompt has none
-    new = tested.get(new_classes(results))
-    if base is None or new is None:
-        return {}
-    pairs = {name: (base[f"{name}/acc"], new[f"{name}/acc"]) for name in ("test", "zero_shot")}
-    return {f"{name}/harmonic_mean": harmonic_mean(*accuracies) for name, accuracies in pairs.items()}
-
-
-def _spaced(names: Sequence[str]) -> list[str]:
-    return [name.replace("_", " ") for name in names]
+    tested, found = results["targets"], {}
+    on_base = results if "test/acc" in results else tested.get(f"{results['dataset']}:base")  # a converted prompt's
+    on_new = tested.get(new_classes(results))
+    if on_base and on_new:
+        for name in ("test", "zero_shot"):
+            found[f"{name}/harmonic_mean"] = harmonic_mean(on_base[f"{name}/acc"], on_new[f"{name}/acc"])
+    if base and new:
+        found |= as_results("test", ood_detection(base["confidence"], new["confidence"]))
+    return found

@@ -16,14 +16,12 @@ CHUNK = 256
 
 
 def nearest_words(method: Method, top: int = 5, metric: str = "euclidean", only_words: bool = False) -> dict[str, Any]:
-    """The words nearest to each context vector of a method that has context vectors `ctx`.
-
-    They are (M, D); (K, M, D) if class-specific; (N, M, D) where each class has N prompts.
+    """The words nearest to each context vector: (M, D); (K, M, D) if class-specific; (N, M, D) of N prompts.
 
     Tokens whose embedding is zero (never trained, as in the bundled backbone) are left out.
 
     Args:
-        method: a trained method.
+        method: has context vectors `ctx`.
         top: how many words for each vector.
         metric: "euclidean" (the paper's), smallest first, or "cosine" (its similarity), largest first.
         only_words: leave out special tokens, parts of words and parts of characters.

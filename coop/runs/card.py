@@ -48,17 +48,13 @@ Written by `python -m coop.export` {{ r.version }}.
 def model_card(
     name: str, results: Mapping[str, Any], backbone: Mapping[str, Any], classnames: Sequence[str], license: str | None
 ) -> str:
-    """The README.md of a repository.
+    """The README.md of a repository USER/NAME, from what results.json and the node `backbone` of config.yaml hold."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    Args:
-        name: of the repository, USER/NAME.
-        results: what results.json holds.
-        backbone: that node of the run's config.
-        classnames: K class names.
-        license: the hub's name of one, such as "mit"; None: it is not stated.
-    """
-    from huggingface_hub import ModelCard, ModelCardData
-
+    tested = [
+        EvalResult("image-classification", dataset, dataset, metric_type="accuracy", metric_value=scores["test/acc"])
+        for dataset, scores in by_test_set(results).items()
+    ]
     data = ModelCardData(
         license=license,
         library_name="coop",
@@ -67,28 +63,10 @@ def model_card(
         base_model=hub_repository(backbone["model"], backbone["pretrained"]),
         metrics=["accuracy"],
         model_name=name.rpartition("/")[2],
-        eval_results=_eval_results(results),
+        eval_results=tested or None,  # in the form that the hub's pages show
         ignore_metadata_errors=False,
     )
     about = {"options": {}, "pretrained": None, "split": "unknown", **results}
-    rows = accuracy_rows(results)
-    card = ModelCard.from_template(
-        data, template_str=TEMPLATE, name=name, r=about, rows=rows, classnames=classnames, license=license
-    )
+    content = {"name": name, "r": about, "rows": accuracy_rows(results), "classnames": classnames, "license": license}
+    card = ModelCard.from_template(data, template_str=TEMPLATE, **content)
     return f"{str(card).rstrip()}\n"
-
-
-def _eval_results(results: Mapping[str, Any]) -> list | None:
-    """Test accuracies in the form that the hub's pages show."""
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            metric_type="accuracy",
-            metric_value=scores["test/acc"],
-        )
-        for dataset, scores in by_test_set(results).items()
-    ] or None

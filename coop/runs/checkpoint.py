@@ -34,10 +34,6 @@ class Checkpoint(FromFile):
 def read_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     """What a checkpoint holds. No code in it is run; the archive's own checksums are compared, which torch does not.
 
-    Args:
-        path: of the checkpoint.
-        run: the decisive part of this run's config.
-
     Raises:
         CoopError: damaged, of another program, or of a run with another config.
     """
@@ -55,22 +51,14 @@ def read_checkpoint(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_archive(path: Path) -> None:
-    """Compare the checksum of each record of a file that torch wrote.
-
-    Raises:
-        BadZipFile: one differs, or it is no such file.
-    """
+    """Raises BadZipFile where the checksum of a record of a file that torch wrote differs, or it is no such file."""
     with zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit its content")
 
 
 def check_fit(own: Mapping[str, Any], given: Mapping[str, Any], path: str | Path) -> None:
-    """Compare what a model learns with what a checkpoint holds: names and shapes.
-
-    Raises:
-        CoopError: they differ; names the first.
-    """
+    """Raises CoopError where names or shapes of what a model learns and of what a checkpoint holds differ."""
     for name in own | given:
         shapes = [tuple(state[name].shape) if hasattr(state.get(name), "shape") else None for state in (own, given)]
         if shapes[0] != shapes[1]:

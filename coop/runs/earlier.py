@@ -16,11 +16,7 @@ READERS = {
 
 
 def as_today(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a run folder, with today's names for what has moved.
-
-    Args:
-        config: with a `backbone`, and a `dataset` and a `method` that have a `_target_`.
-    """
+    """The config of a run folder, already validated, with today's names for what has moved."""
     dataset, method = dict(config["dataset"]), dict(config["method"])
     module, _, function = dataset["_target_"].rpartition(".")
     dataset["_target_"] = READERS.get(f"{module}.", f"{module}.") + function

@@ -1,68 +1,35 @@
-"""What a run leaves behind: results.json, prompt.safetensors, config.yaml, and a closing table."""
+"""A run's folder: its results.json and config.yaml, whose it is, and the closing table."""
 
 import json
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from rich.table import Column, Table
 
-import coop
-from coop.clip.backbone import FrozenCLIP
 from coop.data.manifest import manifest_sha256
 from coop.errors import CoopError, first_line
-from coop.methods.base import Method
 from coop.optim import DEFAULTS
 from coop.optim.schedule import PAPER_EPOCHS
-from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS, check_prompt
+from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS
 from coop.runs.earlier import as_today
-from coop.runs.schemas import CommonResults, PromptMetadata, Results, RunConfig, validated
+from coop.runs.prompt import load_prompt
+from coop.runs.schemas import CommonResults, Results, RunConfig, validated
 from coop.system.files import write_atomically
 
-CHECKSUM = "crc32"  # key in the metadata of a prompt; prompts of earlier versions have none
-ANEW = f"copy it again, or delete it and {RESULTS} and start the same coop.train command again"
 # What decides a run's result; anything else may change between a run and its resumption.
 DECISIVE = (
-    "shots",
-    "seed",
-    "data_root",
-    "epochs",
-    "augmentation",
-    "view_sampling",
-    "validation",
-    "steps",
-    "steps_per_shot",
-    "epochs_by_shots",
-    "batch_size",
-    "backbone",
-    "dataset",
-    "method",
-    "optimizer",
-)
-
-
-class Prompt(NamedTuple):
-    """A trained method as read from a file: its tensors by name, and the metadata that `save_prompt` wrote."""
-
-    state: dict[str, Tensor]
-    metadata: dict[str, Any]
+    "shots", "seed", "data_root", "epochs", "augmentation", "view_sampling", "validation", "steps", "steps_per_shot",
+    "epochs_by_shots", "batch_size", "backbone", "dataset", "method", "optimizer",
+)  # fmt: skip
 
 
 def read_results(run_dir: Path) -> dict[str, Any]:
-    """The results.json of a run, of an evaluation or of a converted prompt; "task" says of which.
-
-    Raises:
-        CoopError: there is none, or it is not one.
-    """
+    """The results.json of a run, of an evaluation or of a converted prompt; "task" says of which. Raises CoopError."""
     path = run_dir / RESULTS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -89,90 +56,6 @@ def read_finished(run_dir: Path) -> dict[str, Any]:
     return results
 
 
-def save_prompt(path: Path, method: Method, cfg: DictConfig, classnames: Sequence[str]) -> None:
-    """The trained tensors, with all that is needed to use them again, and a checksum of both, in the metadata."""
-    metadata = {
-        "version": coop.__version__,
-        "method": OmegaConf.to_container(cfg.method, resolve=True),
-        "dataset": cfg.dataset.name,
-        "classnames": list(classnames),
-        "backbone": method.clip.name,
-        "pretrained": method.clip.pretrained,
-        "precision": method.clip.precision,
-        "fingerprint": method.clip.fingerprint(),
-    }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in method.state_dict().items()}
-    metadata[CHECKSUM] = checksum(tensors, metadata)
-    # Under one key: safetensors writes several in any order, and equal runs would not be equal files.
-    write_atomically(path, save(tensors, metadata={"coop": json.dumps(metadata, ensure_ascii=False)}))
-
-
-def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
-    """Changes with any bit of the tensors (contiguous, on the CPU), their names, dtypes, shapes, or the metadata."""
-    crc = zlib.crc32(json.dumps(metadata).encode())
-    for name, tensor in sorted(tensors.items()):
-        crc = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), crc)
-        crc = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy(), crc)
-    return f"{crc:08x}"
-
-
-def load_prompt(path: Path) -> Prompt:
-    """Read what `save_prompt` wrote.
-
-    Raises:
-        CoopError: no such file, not one of ours, damaged, or one that holds values that are not finite.
-    """
-    check_prompt(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["coop"])
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise CoopError(f"{path}: not a prompt written by coop.train ({error}); {ANEW}") from error
-    given = metadata.pop(CHECKSUM, None) if isinstance(metadata, dict) else None
-    read = validated(PromptMetadata, metadata, path, "a prompt written by coop.train")
-    if given not in (None, checksum(state, metadata)):
-        raise CoopError(f"{path}: damaged, its checksum does not fit its content; {ANEW}")
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.float().isfinite().all():
-            raise CoopError(f"{path}: {name} holds values that are not finite (NaN or infinite); {ANEW}")
-    return Prompt(state, read)
-
-
-def check_backbone(prompt: Prompt, clip: FrozenCLIP, path: Path) -> None:
-    """Refuse a prompt that was learned on another backbone: its vectors mean nothing there.
-
-    Raises:
-        CoopError: names both backbones.
-    """
-    learned = prompt.metadata
-    same_name = (learned["backbone"], learned["pretrained"]) == (clip.name, clip.pretrained)
-    # At another precision the same weights have another fingerprint; then the name has to do.
-    comparable = learned["precision"] == clip.precision
-    if not (learned["fingerprint"] == clip.fingerprint() if comparable else same_name):
-        raise CoopError(
-            f"{path}: learned on {learned['backbone']} ({learned['pretrained']}), this is {clip.name} "
-            f"({clip.pretrained}){' with other weights' if same_name else ''}; "
-            "a prompt works only on the backbone it was learned on"
-        )
-
-
-def load_into(method: Method, prompt: Prompt, path: Path) -> None:
-    """Put a prompt's tensors into a method.
-
-    Raises:
-        CoopError: tensors that are missing, of another shape, or integers where numbers are learned.
-    """
-    for name, own in method.state_dict().items():
-        given = prompt.state.get(name, own)
-        if given.is_floating_point() != own.is_floating_point():
-            raise CoopError(f"{path}: {name} holds {given.dtype}, expected {own.dtype}; not what this method learns")
-    try:
-        method.load_state_dict(prompt.state)
-    except RuntimeError as error:
-        raise CoopError(f"{path}: does not fit this method: {str(error).splitlines()[-1].strip()}") from error
-
-
 class _PlainYaml(yaml.SafeLoader):
     """Plain values only. Without aliases, a few lines cannot stand for gigabytes."""
 
@@ -185,8 +68,7 @@ class _PlainYaml(yaml.SafeLoader):
 def load_config(run_dir: Path) -> DictConfig:
     """The config that a run wrote into its folder. It is data: nothing in it is resolved, imported or called.
 
-    Raises:
-        CoopError: there is none, or it is not one.
+    Raises CoopError where there is none, or it is not one.
     """
     path = run_dir / CONFIG
     try:
@@ -207,11 +89,7 @@ def load_config(run_dir: Path) -> DictConfig:
 
 
 def recorded(cfg: DictConfig) -> dict[str, Any]:
-    """A config as it is written into the run's folder: plain values, and the content of its manifest as a hash.
-
-    Raises:
-        CoopError: the manifest cannot be read.
-    """
+    """A config as it is written into the run's folder: plain values, and the content of its manifest as a hash."""
     plain = OmegaConf.to_container(cfg, resolve=True)
     if plain["dataset"].get("manifest"):
         plain["dataset"]["manifest_sha256"] = manifest_sha256(plain["dataset"]["manifest"])
@@ -246,8 +124,11 @@ def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
         CoopError: the folder holds a run with another config, or what no config there accounts for (an evaluation).
     """
     held = [name for name in (RESULTS, CHECKPOINT, PROMPT) if (run_dir / name).exists()]
-    plain = recorded(cfg)
-    if (run_dir / CONFIG).exists():
+    plain, path = recorded(cfg), run_dir / CONFIG
+    content = OmegaConf.to_yaml(OmegaConf.create(plain)).encode()
+    if path.exists():
+        if path.read_bytes() == content:  # as of the finished runs of a study that is started again
+            return
         before = decisive(OmegaConf.to_container(load_config(run_dir)))
         if held and (lines := differing(before, decisive(plain))):
             listed = "\n".join(lines)
@@ -257,15 +138,11 @@ def claim_folder(run_dir: Path, cfg: DictConfig) -> None:
             f"{run_dir}: holds {held[0]} without the {CONFIG} that says what computed it; "
             f"choose another hydra.run.dir, or delete {' and '.join(held)} to start anew"
         )
-    write_atomically(run_dir / CONFIG, OmegaConf.to_yaml(OmegaConf.create(plain)).encode())
+    write_atomically(path, content)
 
 
 def claim_for_evaluation(out_dir: Path, run_dir: Path) -> None:
-    """Refuse to put an evaluation where it would overwrite something else.
-
-    Raises:
-        CoopError: the folder holds a run, the evaluation of another run, or a results.json of unknown origin.
-    """
+    """Raises CoopError where an evaluation would overwrite something else than an evaluation of the same run."""
     if any((out_dir / name).exists() for name in (CONFIG, PROMPT, CHECKPOINT)):
         raise CoopError(f"{out_dir}: holds a run, whose results would be overwritten; choose another hydra.run.dir")
     if not (out_dir / RESULTS).exists():
@@ -313,10 +190,7 @@ def closing_table(title: str, rows: Sequence[tuple[str, dict[str, float]]], file
     """Accuracies in percent, and where everything lies."""
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(f"\n{title}")
-    table = Table()
-    table.add_column("")
-    table.add_column("accuracy %", justify="right")
-    table.add_column("macro %", justify="right")
+    table = Table("", *(Column(name, justify="right") for name in ("accuracy %", "macro %")))
     for label, scores in rows:
         table.add_row(label, *("" if value is None else f"{100 * value:.2f}" for value in scores.values()))
     console.print(table)

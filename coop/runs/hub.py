@@ -19,16 +19,10 @@ FILES = (PROMPT, CONFIG, RESULTS)
 
 
 def local_folder(run: str | Path) -> Path:
-    """The folder of a run on this machine; one that is on the hub is downloaded into the hub's own cache first.
+    """The folder of a run, given as one or as hf:USER/NAME, with @REVISION behind it for a branch, a tag or a commit.
 
-    Without a network, or with HF_HUB_OFFLINE set, what was downloaded before is used.
-
-    Args:
-        run: a folder, or hf:USER/NAME, with @REVISION behind it for a branch, a tag or a commit.
-
-    Raises:
-        CoopError: a folder that holds no run, no such repository or revision, one that holds no run, or no way to the
-            hub and nothing cached.
+    What is on the hub is downloaded into the hub's own cache; without a network, or with HF_HUB_OFFLINE set, what was
+    downloaded before is used. Raises CoopError where that leads to no run.
     """
     if not str(run).startswith(PREFIX):
         folder = Path(run).expanduser()
@@ -50,16 +44,8 @@ def output_folder(run: str | Path) -> Path:
 def upload(run_dir: Path, repository: str, license: str | None = None, private: bool = False) -> str:
     """Upload a run's prompt, config and results, and a model card written from them, as one commit.
 
-    Paths of this machine are left out: of each, its last part stays.
-
-    Args:
-        run_dir: the folder of a finished run.
-        repository: USER/NAME; made if it is not there.
-        license: of what was learned, by the hub's name ("mit").
-        private: whether a new repository is.
-
-    Returns:
-        The address of its page.
+    Paths of this machine are left out: of each, its last part stays. USER/NAME is made if it is not there, and the
+    address of its page is returned.
 
     Raises:
         CoopError: not a run, weights that are on this machine alone, no token, or the hub cannot be reached or refuses.
@@ -78,7 +64,7 @@ def upload(run_dir: Path, repository: str, license: str | None = None, private: 
         page = str(api.create_repo(repository, private=private or None, exist_ok=True))
         api.create_commit(repository, operations, commit_message="python -m coop.export")
     except HfHubHTTPError as error:
-        raise CoopError(explain(error, given)) from error
+        raise CoopError(_answer(error, given)) from error
     except Exception as error:  # no way to the hub, in the words of the HTTP library beneath; a card that it refuses
         raise CoopError(f"{given}: nothing was uploaded ({' '.join(str(error).split())[:300]})") from error
     return page
@@ -89,7 +75,8 @@ def _files(run_dir: Path, repository: str, license: str | None) -> dict[str, byt
     from coop.clip.loading import has_public_weights  # torch, which a run that is only looked for does not need
     from coop.runs.card import model_card
     from coop.runs.earlier import BUNDLED
-    from coop.runs.folder import load_config, load_prompt, read_results
+    from coop.runs.folder import load_config, read_results
+    from coop.runs.prompt import load_prompt
 
     prompt, cfg, results = load_prompt(run_dir / PROMPT), load_config(run_dir), read_results(run_dir)
     config, results = _without_paths(OmegaConf.to_container(cfg)), _without_paths(results)
@@ -143,7 +130,7 @@ def _download(repository: str, revision: str | None, given: str) -> Path:
     except RevisionNotFoundError:
         raise CoopError(f"{given}: the repository has no branch, tag or commit {revision}") from None
     except HfHubHTTPError as error:
-        raise CoopError(explain(error, given)) from error
+        raise CoopError(_answer(error, given)) from error
     except OSError as error:  # no network, offline, a full disk; a file that an interrupted download has left out
         raise CoopError(
             f"{given}: not in the cache of the hub on this machine, and could not be downloaded "
@@ -152,7 +139,7 @@ def _download(repository: str, revision: str | None, given: str) -> Path:
         ) from error
 
 
-def explain(error: Exception, given: str) -> str:
+def _answer(error: Exception, given: str) -> str:
     """The message about what the hub answers."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 

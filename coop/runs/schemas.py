@@ -18,20 +18,11 @@ class FromFile(BaseModel):
 
 
 def validated(model: type[FromFile], content: Any, path: Path, what: str, fix: str = "") -> dict[str, Any]:
-    """Check what a file contains against a model.
-
-    Args:
-        model: what is expected.
-        content: of the file, as plain Python values.
-        path: of the file.
-        what: the file is, for the message: "the config of a run".
-        fix: what the message advises.
-
-    Returns:
-        The content, with defaults for keys that earlier versions did not write.
+    """The content of a file (plain values), with defaults for keys that earlier versions did not write.
 
     Raises:
-        CoopError: names the file, the first key that is wrong, its value and what was expected.
+        CoopError: `path` is not `what` ("the config of a run"); names the first key that is wrong, its value and what
+            was expected, and ends with `fix`.
     """
     try:
         return model.model_validate(content).model_dump(by_alias=True)

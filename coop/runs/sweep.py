@@ -35,11 +35,7 @@ class HopelessError(CoopError):
 
 @contextmanager
 def exclusive(run_dir: Path) -> Iterator[None]:
-    """Hold a run's folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        BusyError: another process holds it.
-    """
+    """Hold a run's folder for this process, or raise BusyError; the lock goes with the process, however it ends."""
     from pytorch_lightning.utilities import rank_zero_only
 
     if rank_zero_only.rank:  # the other processes of a distributed run work under their first one's lock
@@ -59,23 +55,9 @@ def in_sweep() -> bool:
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def in_search() -> bool:
-    """Whether this is one run of a search, whose sweeper goes by the value that runs return."""
-    return in_sweep() and is_search(HydraConfig.get())
-
-
-def is_search(hydra: DictConfig) -> bool:
-    """The same of a config's `hydra` node."""
-    return any(key in hydra.sweeper for key in SEARCHING)
-
-
 def check_search(has_validation: bool) -> None:
-    """Refuse a search over a data set that has no validation images: it would have to look at the test set.
-
-    Raises:
-        HopelessError: this is one run of a search, and there is no validation accuracy.
-    """
-    if in_search() and not has_validation:
+    """Raises HopelessError in a search without validation images: it would have to look at the test set."""
+    if in_sweep() and any(key in HydraConfig.get().sweeper for key in SEARCHING) and not has_validation:
         raise HopelessError(
             "a search goes by the accuracy on validation images, and this data set has none: choose one that has, or "
             "set a part of the training images aside (a folder val/ of dataset=folder)"
@@ -95,7 +77,8 @@ def run_setting(task: Callable[[DictConfig], float | None], cfg: DictConfig, exp
     if stop.received():
         raise stop.Stopped
     run_dir = Path(HydraConfig.get().runtime.output_dir)
-    _mark(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / LOCK).touch()  # says that the sweep has come to this run
     _leave_loky()
     try:
         value = task(cfg)
@@ -128,12 +111,6 @@ def _leave_loky() -> None:
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
 
 
-def _mark(run_dir: Path) -> None:
-    """Say that a sweep has come to this run."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / LOCK).touch()
-
-
 @dataclass
 class Standing:
     """How far the runs are that a sweep has come to."""
@@ -145,12 +122,7 @@ class Standing:
 
 
 def standing(folder: Path, since: float) -> Standing:
-    """How far the runs beneath a folder are.
-
-    Args:
-        folder: of the sweep.
-        since: leave out those that no process has come to since this time of the disk's clock.
-    """
+    """How far the runs beneath a folder are that a process has come to since a time of the disk's clock."""
     found = Standing()
     for run_dir in sorted(lock.parent for lock in folder.rglob(LOCK) if lock.stat().st_mtime >= since):
         if _is_busy(run_dir):

@@ -11,7 +11,8 @@ from coop.config import BackboneConfig, build_method, check_method
 from coop.errors import CoopError
 from coop.methods import Method
 from coop.runs import CONFIG, PROMPT
-from coop.runs.folder import Prompt, check_backbone, load_config, load_into, load_prompt
+from coop.runs.folder import load_config
+from coop.runs.prompt import Prompt, load_prompt
 from coop.runs.trust import check_offered, check_weights
 from coop.system.devices import device_of, set_tf32
 
@@ -56,3 +57,32 @@ def load_trained(
     method = build_method(cfg.method, clip, prompt.metadata["classnames"]).to(device)
     load_into(method, prompt, run_dir / PROMPT)
     return Trained(method.eval(), cfg, prompt)
+
+
+def check_backbone(prompt: Prompt, clip: FrozenCLIP, path: Path) -> None:
+    """Raises CoopError for a prompt that was learned on another backbone: its vectors mean nothing there."""
+    learned = prompt.metadata
+    same_name = (learned["backbone"], learned["pretrained"]) == (clip.name, clip.pretrained)
+    # At another precision the same weights have another fingerprint; then the name has to do.
+    comparable = learned["precision"] == clip.precision
+    if not (learned["fingerprint"] == clip.fingerprint() if comparable else same_name):
+        raise CoopError(
+            f"{path}: learned on {learned['backbone']} ({learned['pretrained']}), this is {clip.name} "
+            f"({clip.pretrained}){' with other weights' if same_name else ''}; "
+            "a prompt works only on the backbone it was learned on"
+        )
+
+
+def load_into(method: Method, prompt: Prompt, path: Path) -> None:
+    """Put a prompt's tensors into a method.
+
+    Raises CoopError for tensors that are missing, of another shape, or integers where numbers are learned.
+    """
+    for name, own in method.state_dict().items():
+        given = prompt.state.get(name, own)
+        if given.is_floating_point() != own.is_floating_point():
+            raise CoopError(f"{path}: {name} holds {given.dtype}, expected {own.dtype}; not what this method learns")
+    try:
+        method.load_state_dict(prompt.state)
+    except RuntimeError as error:
+        raise CoopError(f"{path}: does not fit this method: {str(error).splitlines()[-1].strip()}") from error

@@ -6,13 +6,12 @@ groups or of the user's own --config-dir.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
@@ -22,16 +21,9 @@ from coop.errors import CoopError
 
 
 def check_offered(group: str, node: DictConfig, file: Path, config_dir: str | None = None) -> None:
-    """Refuse code that only a file names.
+    """Raises CoopError for code that no config of the group, "method" or "dataset", names, but a run's file alone.
 
-    Args:
-        group: "method" or "dataset".
-        node: that part of the config in a run's folder.
-        file: where it stands.
-        config_dir: a folder of the user's own configs; under Hydra its --config-dir and search path count anyway.
-
-    Raises:
-        CoopError: no config of the group names this target.
+    The user's own configs are those of `config_dir`; under Hydra its --config-dir and search path count anyway.
     """
     if node._target_ not in offered(group, config_dir):
         raise CoopError(
@@ -43,11 +35,7 @@ def check_offered(group: str, node: DictConfig, file: Path, config_dir: str | No
 
 
 def check_weights(backbone: DictConfig, file: Path) -> None:
-    """Refuse weights that are a program, where a file names them. OpenAI's own archives are such, and are known.
-
-    Raises:
-        CoopError: `pretrained` is a TorchScript archive of somebody else.
-    """
+    """Raises CoopError for weights that are a program (TorchScript) and not OpenAI's, where a file names them."""
     if backbone.pretrained and is_program(backbone.pretrained):
         raise CoopError(
             f"{file}: backbone.pretrained={backbone.pretrained}: a TorchScript archive that is not one of OpenAI's. It "
@@ -58,37 +46,31 @@ def check_weights(backbone: DictConfig, file: Path) -> None:
 
 def offered(group: str, config_dir: str | None = None) -> set[str]:
     """Every `_target_` that a config of the group names, also under `# @package _global_`."""
-    configs = list(_configs(_repository(config_dir), group))
+    configs = [_read(file) for folder in _folders(config_dir) for file in (folder / group).rglob("*.yaml")]
     nodes = [node for config in configs for node in (config, config.get(group)) if isinstance(node, dict)]
     return {node["_target_"] for node in nodes if isinstance(node.get("_target_"), str)}
 
 
-def _repository(config_dir: str | None) -> ConfigRepository:
-    """The places that configs come from: those of the running command, or the package's."""
-    Plugins.instance()  # registers what can be read: files, packages
-    search_path = ConfigSearchPathImpl()
-    if HydraConfig.initialized():
-        for source in HydraConfig.get().runtime.config_sources:
-            if source.path:
-                search_path.append(source.provider, f"{source.schema}://{source.path}")
-    else:
-        search_path.append("coop", str(conf_dir()))
+def _folders(config_dir: str | None) -> Iterator[Path]:
+    """Where configs come from: the package, the search path of the running command, the user's own folder."""
+    yield conf_dir()
+    for source in HydraConfig.get().runtime.config_sources if HydraConfig.initialized() else []:
+        if source.schema == "file":
+            yield Path(source.path)
+        elif source.schema == "pkg":
+            with suppress(ModuleNotFoundError):
+                yield from map(Path, import_module(source.path).__path__)
     if config_dir is not None:
-        if not Path(config_dir).expanduser().is_dir():
+        folder = Path(config_dir).expanduser()
+        if not folder.is_dir():
             raise CoopError(f"--config-dir {config_dir}: no such folder")
-        search_path.append("command-line", str(Path(config_dir).expanduser()))
-    return ConfigRepository(search_path)
+        yield folder
 
 
-def _configs(repository: ConfigRepository, group: str) -> Iterator[dict]:
-    """The configs of a group and of the groups inside it, as they are written."""
-    for source in repository.get_sources():
-        if not source.is_group(group):
-            continue
-        for name in source.list(group, ObjectType.CONFIG):
-            try:
-                yield OmegaConf.to_container(source.load_config(f"{group}/{name}").config)
-            except YAMLError:  # a damaged file offers nothing
-                continue
-        for inner in source.list(group, ObjectType.GROUP):
-            yield from _configs(repository, f"{group}/{inner}")
+def _read(file: Path) -> dict[str, Any]:
+    """A config as it is written; a damaged file offers nothing."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OSError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}

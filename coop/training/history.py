@@ -6,14 +6,13 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-LOGGED = ("train/loss", "train/acc", "val/acc")
-
 
 class History(Callback):
     """Keeps one record per epoch; a run that is resumed goes on where its checkpoint was.
 
-    A record holds "epoch", "lr", what of `LOGGED` there is and, for a method with context vectors `ctx` (M, D) or
-    (K, M, D), "ctx_moved": the Euclidean distance of each of the M from where it started, over K the mean.
+    A record holds "epoch", "lr", "train/loss", "train/acc", with validation images "val/acc" and, for a method with
+    context vectors `ctx` (M, D) or (K, M, D), "ctx_moved": the Euclidean distance of each of the M from where it
+    started, over K the mean.
     """
 
     def __init__(self):
@@ -35,10 +34,11 @@ class History(Callback):
         self.loss.append(outputs["loss"].detach())
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metrics = {key: trainer.callback_metrics[key].item() for key in LOGGED[1:] if key in trainer.callback_metrics}
-        record = {"epoch": trainer.current_epoch + 1, "lr": self.lr}
         loss = trainer.strategy.reduce(sum(self.loss), reduce_op="sum")  # of all processes, which share each batch
-        record |= {"train/loss": loss.item() / (len(self.loss) * trainer.world_size)} | metrics
+        loss = loss.item() / (len(self.loss) * trainer.world_size)
+        record = {"epoch": trainer.current_epoch + 1, "lr": self.lr, "train/loss": loss}
+        known = trainer.callback_metrics
+        record |= {key: known[key].item() for key in ("train/acc", "val/acc") if key in known}
         self.loss.clear()
         if self.start is not None:
             record["ctx_moved"] = moved(pl_module.method.ctx.detach().cpu(), self.start)

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +94,7 @@ def log_results(logger: Logger | None, results: dict, run_dir: Path) -> None:
 
 
 def _figures(results: dict) -> dict[str, float]:
-    return {
-        key: value for key, value in results.items() if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    return {key: value for key, value in results.items() if type(value) in (int, float)}
 
 
 def _log_to_wandb(logger: WandbLogger, results: dict, run_dir: Path) -> None:
@@ -105,45 +102,35 @@ def _log_to_wandb(logger: WandbLogger, results: dict, run_dir: Path) -> None:
 
     run = logger.experiment
     run.summary.update(_figures(results))
-    tables = {
-        f"tables/{name}": wandb.Table(columns=columns, data=rows) for name, (columns, rows) in result_tables(run_dir)
-    }
-    drawn = [run_dir / name for name in (HISTORY_PICTURE, PER_CLASS_PICTURE) if (run_dir / name).exists()]
-    if shown := tables | {f"pictures/{path.stem}": wandb.Image(str(path)) for path in drawn}:
-        run.log(shown)
+    shown = {f"tables/{name}": wandb.Table(*table) for name, table in result_tables(run_dir).items()}
+    for path in (run_dir / HISTORY_PICTURE, run_dir / PER_CLASS_PICTURE):
+        if path.exists():
+            shown[f"pictures/{path.stem}"] = wandb.Image(str(path))
+    run.log(shown)
     artifact = wandb.Artifact(f"prompt-{run.id}", type="prompt", metadata=json.loads(json.dumps(results)))
     artifact.add_file(str(run_dir / PROMPT))
     run.log_artifact(artifact)
     wandb.finish()
 
 
-Rows = tuple[list[str], list[list[Any]]]
-
-
-def result_tables(run_dir: Path) -> Iterator[tuple[str, Rows]]:
-    """(name, (columns, rows)) of the tables that a run's per_class.json and words.json hold.
+def result_tables(run_dir: Path) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """(columns, rows) of the tables that a run's per_class.json and words.json hold, by name.
 
     per_class: accuracy of each class; confused: which class was taken for which; calibration: accuracy by confidence;
-    words: the words whose embeddings are nearest to each context vector.
+    words: the words whose embeddings are nearest to each context vector, nearest first.
     """
     per_class, words = (_read(run_dir / name) for name in (PER_CLASS, WORDS))
-    calibration = per_class.get("calibration") or {}
-    for name, records in (
-        ("per_class", per_class.get("classes")),
-        ("confused", per_class.get("confused")),
-        ("calibration", calibration.get("bins")),
-        ("words", list(_nearest(words.get("vectors") or []))),
-    ):
-        if records:
-            columns = list(records[0])
-            yield name, (columns, [[record.get(column) for column in columns] for record in records])
-
-
-def _nearest(vectors: list[dict]) -> Iterator[dict]:
-    """One record per context vector and word, nearest first."""
-    for vector in vectors:
-        for rank, word in enumerate(vector["words"], 1):
-            yield {key: vector[key] for key in ("classname", "vector")} | {"rank": rank} | word
+    records = {
+        "per_class": per_class.get("classes"),
+        "confused": per_class.get("confused"),
+        "calibration": per_class.get("calibration", {}).get("bins"),
+        "words": [
+            {"classname": vector["classname"], "vector": vector["vector"], "rank": rank} | word
+            for vector in words.get("vectors", [])
+            for rank, word in enumerate(vector["words"], 1)
+        ],
+    }
+    return {name: (list(rows[0]), [list(row.values()) for row in rows]) for name, rows in records.items() if rows}
 
 
 def _read(path: Path) -> dict:

@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -55,14 +55,11 @@ CHECKPOINTS_PER_RUN = 50
 class Trainer(pl.Trainer):
     """Stops after a budget of steps. Lightning's `max_steps` cannot be resumed: the end of the checkpoint's epoch comes
     a second time.
-
-    Args:
-        steps: in all; -1 for those of the epochs.
     """
 
     def __init__(self, steps: int, **options: Any):
         super().__init__(**options)
-        self.steps = steps
+        self.steps = steps  # in all; -1 for those of the epochs
 
     @property
     def estimated_stepping_batches(self) -> int | float:
@@ -79,12 +76,6 @@ class StopAfterSteps(Callback):
 
 def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> Trainer:
     """A Trainer that checkpoints into `run_dir`, logs, and shows one bar for the whole run.
-
-    Args:
-        cfg: of the run.
-        run_dir: its folder.
-        epochs: T.
-        steps: in all; -1 for those of the epochs.
 
     Raises:
         CoopError: Lightning does not take the keys of `trainer`.
@@ -117,17 +108,7 @@ def build_trainer(cfg: DictConfig, run_dir: Path, epochs: int, steps: int) -> Tr
         raise CoopError(f"trainer: {error}") from error
 
 
-class Learned(NamedTuple):
-    """A trained method, the data and the Trainer that it was trained with, and its epochs and seconds."""
-
-    method: Method
-    data: FewShotData
-    trainer: pl.Trainer
-    epochs: int
-    seconds: float
-
-
-def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> float:
+def fit(trainer: Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> float:
     """Encode what has fixed views, then train; from the checkpoint in the run's folder, if there is one.
 
     Afterwards the method is where it was trained, and what it chooses on validation images is chosen.
@@ -142,7 +123,16 @@ def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, c
     start_peak(device)
     started = time.perf_counter() - data.extractor.seconds
     if method.trained_in_steps:
-        _fit_in_steps(trainer, method, data, run_dir, cfg)
+        if cfg.trainer.compile:
+            method.compile()
+        module = LitClassifier(method, cfg.optimizer, trainer.max_epochs)
+        checkpoint = run_dir / CHECKPOINT if (run_dir / CHECKPOINT).exists() else None
+        if checkpoint:
+            content = read_checkpoint(checkpoint, decisive(recorded(cfg)))
+            log.info("%s: resumed after epoch %d of %d", run_dir, content["epoch"] + 1, trainer.max_epochs)
+        with restoring(module, checkpoint):
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        module.to(device)  # method and CLIP; Lightning leaves them on the CPU
     else:
         data.setup("fit")
         method.to(device)
@@ -150,20 +140,6 @@ def fit(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, c
         method.prepare(data.labeled)
     method.select(data.labeled)
     return time.perf_counter() - started - data.extractor.seconds
-
-
-def _fit_in_steps(trainer: pl.Trainer, method: Method, data: FewShotData, run_dir: Path, cfg: DictConfig) -> None:
-    if cfg.trainer.compile:
-        method.compile()
-    module = LitClassifier(method, cfg.optimizer, trainer.max_epochs)
-    checkpoint = run_dir / CHECKPOINT
-    resume = checkpoint if checkpoint.exists() else None
-    if resume:
-        content = read_checkpoint(resume, decisive(recorded(cfg)))
-        log.info("%s: resumed after epoch %d of %d", run_dir, content["epoch"] + 1, trainer.max_epochs)
-    with restoring(module, resume):
-        trainer.fit(module, data, ckpt_path=resume, weights_only=True)
-    module.to(trainer.strategy.root_device)  # method and CLIP; Lightning leaves them on the CPU
 
 
 def cluster_environment(node: DictConfig) -> list[LightningEnvironment]:
@@ -184,13 +160,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and moves it there.
 
     Lightning's own comes from the folder for temporary files; where that is another disk, a kill leaves half a file.
-
-    Args:
-        run: the decisive part of the run's config, kept in the checkpoint.
     """
 
     def __init__(self, run: dict[str, Any] | None = None):
-        self.run = run
+        self.run = run  # the decisive part of the run's config, kept in the checkpoint
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         content = io.BytesIO()

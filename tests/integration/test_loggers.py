@@ -30,12 +30,12 @@ WORD_ROWS = [[None, 1, 1, "a", 0.5], [None, 1, 2, "of", 0.75], [None, 2, 1, "pho
 
 
 def test_tables_of_what_is_there(tmp_path):
-    assert dict(result_tables(tmp_path)) == {}
+    assert result_tables(tmp_path) == {}
     (tmp_path / "words.json").write_text(json.dumps(WORDS))
     columns = ["classname", "vector", "rank", "word", "distance"]
-    assert dict(result_tables(tmp_path)) == {"words": (columns, WORD_ROWS)}
+    assert result_tables(tmp_path) == {"words": (columns, WORD_ROWS)}
     (tmp_path / "per_class.json").write_text(json.dumps(PER_CLASS))
-    found = dict(result_tables(tmp_path))
+    found = result_tables(tmp_path)
     assert found["per_class"] == (["classname", "n_test", "acc"], [["ewer", 20, 0.95], ["ibis", 10, 0.5]])
     assert found["confused"] == (["classname", "predicted", "count"], [["ibis", "ewer", 5]])
     assert found["calibration"] == (["confidence", "acc", "count"], [[0.75, 0.5, 30]])

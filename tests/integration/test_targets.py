@@ -10,7 +10,7 @@ from hydra import initialize_config_dir
 
 from coop.config import conf_dir
 from coop.evaluation.predictions import ood_detection, read_predictions
-from coop.evaluation.targets import targets_of_run
+from coop.evaluation.targets import read_targets, target_configs
 
 
 def results_of(folder: Path) -> dict:
@@ -89,7 +89,8 @@ def test_base_to_new(run, small, tmp_path):
 def test_the_bundled_study_names_data_sets_that_there_are():
     cfg = composed("+exp=domain_generalization_mini")
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        images = {target.name: len(target.splits.test) for target in targets_of_run(cfg)}
+        targets = read_targets(target_configs(cfg.targets, cfg.dataset, cfg.seed), cfg.data_root, cfg.seed)
+    images = {target.name: len(target.splits.test) for target in targets}
     assert images == dict.fromkeys(("mini_blur", "mini_grayscale", "mini_noise", "mini_sketch"), 500)
 
 

@@ -23,7 +23,8 @@ from coop.methods.clip_lora import CLIPLoRA
 from coop.methods.ivlp import IVLP
 from coop.methods.maple import MaPLe
 from coop.methods.vpt import VPT
-from coop.runs.folder import Prompt, load_into
+from coop.runs.prompt import Prompt
+from coop.runs.trained import load_into
 
 V, E, N, LAYERS = 64, 32, 2, 3
 SMALL = {"image_size": 32, "patch_size": 8, "width": V, "head_width": 32, "layers": LAYERS}

@@ -16,7 +16,8 @@ from coop.methods.tip_adapter import TipAdapter
 from coop.methods.zero_shot import ZeroShot
 from coop.methods.zero_shot_ensemble import ZeroShotEnsemble
 from coop.optim.optimizers import build_optimizer
-from coop.runs.folder import load_into, load_prompt, save_prompt
+from coop.runs.prompt import load_prompt, save_prompt
+from coop.runs.trained import load_into
 from coop.training.module import LitClassifier
 
 NAMES = ["dog", "sea_horse", "grand piano"]

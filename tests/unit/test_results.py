@@ -16,17 +16,9 @@ from safetensors.torch import save_file
 from coop import CoopError, FrozenCLIP, PromptLearner
 from coop.evaluation.metrics import predict, score
 from coop.methods.zero_shot import ZeroShot
-from coop.runs.folder import (
-    PROMPT,
-    RESULTS,
-    check_backbone,
-    claim_folder,
-    closing_table,
-    load_into,
-    load_prompt,
-    read_results,
-    save_prompt,
-)
+from coop.runs.folder import PROMPT, RESULTS, claim_folder, closing_table, read_results
+from coop.runs.prompt import load_prompt, save_prompt
+from coop.runs.trained import check_backbone, load_into
 from coop.system.files import write_atomically, write_json
 
 NAMES = ["dog", "grey_cat", "Ärger"]

@@ -24,20 +24,17 @@ from coop.runs.folder import (
     CONFIG,
     PROMPT,
     RESULTS,
-    checksum,
     claim_folder,
     claim_for_evaluation,
     decisive,
     differing,
     load_config,
-    load_into,
-    load_prompt,
     read_finished,
     read_results,
     recorded,
-    save_prompt,
 )
-from coop.runs.trained import load_trained
+from coop.runs.prompt import checksum, load_prompt, save_prompt
+from coop.runs.trained import load_into, load_trained
 from coop.runs.trust import offered
 from coop.system.files import write_json
 
