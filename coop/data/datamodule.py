@@ -78,15 +78,12 @@ class FewShotData(pl.LightningDataModule):
 
         With online augmentation, and for methods that train an image encoder, the one view of the test transform.
         """
-        if part == "val" and not self.validation:
-            return self.val_features[:, :0], self.splits.labels(part)[:0]
+        labels = self.splits.labels(part)
         if part == "val":
-            features = self.val_features
-        elif isinstance(self.train_set, FeatureSet):
-            features = self.train_set.features
-        else:
-            features = self.extractor(self.splits.train, self.splits.preprocess, "training images")[None]
-        return features, self.splits.labels(part)
+            return (self.val_features, labels) if self.validation else (self.val_features[:, :0], labels[:0])
+        if isinstance(self.train_set, FeatureSet):
+            return self.train_set.features, labels
+        return self.extractor(self.splits.train, self.splits.preprocess, "training images")[None], labels
 
     def _fixed_views(
         self, items: Sequence[Item], views: Iterable[int | None], features: Tensor | None = None

@@ -94,11 +94,7 @@ class FeatureExtractor:
         return F.normalize(features, dim=-1, out=features) if self.kind != self.encoded_kind else features
 
     def _room(self, count: int, size: int) -> Tensor:
-        """Room for features (count, size): much of it in a file without a name, which leaves memory as others need it.
-
-        Raises:
-            CoopError: the cache's disk has not so much room.
-        """
+        """Room for features (count, size): much of it in a file without a name, which leaves memory to others."""
         if (wanted := 4 * count * size) <= MOST_IN_MEMORY:
             return torch.empty(count, size)
         try:

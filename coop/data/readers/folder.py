@@ -47,9 +47,6 @@ def splits_of_classes(
     """The user's own splits of images by class; a part that is alone, of any name, is split 50/20/30 by `seed`.
 
     `source` is the data set, for messages. `in_order` gives the training classes in the order of their labels.
-
-    Raises:
-        CoopError: val or test has a class that train lacks, a class has no name, or nothing is left to test on.
     """
     origin = "own"
     if len(parts) == 1:
@@ -87,11 +84,7 @@ def split_folders(root: Path) -> dict[str, str]:
 
 
 def class_images(root: Path) -> Images:
-    """List the class folders of `root`: image paths by folder name, both sorted.
-
-    Raises:
-        CoopError: no class folders, a class without images, or folders of the wrong level.
-    """
+    """List the class folders of `root`: image paths by folder name, both sorted."""
     top = list_folder(root)
     if not top.folders:
         what = f"{len(top.images)} images but no class folders" if top.images else "no class folders"

@@ -67,11 +67,7 @@ def open_csv(file: Path, where: str) -> Iterator[csv.DictReader]:
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of the CSV file, checked one by one; every row has the keys of the header line.
-
-    Raises:
-        CoopError: names the file and the line.
-    """
+    """The rows of the CSV file, checked one by one; every row has the keys of the header line."""
     with open_csv(file, f"{file}: ") as reader:
         if reader.fieldnames not in (COLUMNS[:2], COLUMNS):
             found = ",".join(reader.fieldnames)
