@@ -35,7 +35,7 @@ class Curves:
     """Averages that may stand in one row or on one line; zero-shot among them, at 0 shots."""
 
     # A row for each curve, in the order in which it is shown: "kind", the keys that its settings agree in, "backbone"
-    # with its weights, "zero_shot" (whether it is), "source" (what it was trained on, of a transfer), "label".
+    # with its weights, "zero_shot" (whether it is), "source" (what a transfer was trained on), "label".
     table: pd.DataFrame
     points: pd.DataFrame  # a row for each curve, test set ("data"), number of shots and seed: "acc", "setting"
 
@@ -46,6 +46,11 @@ class Curves:
     def at(self, index: Iterable[int]) -> "Curves":
         """Those with these numbers."""
         return Curves(self.table.loc[index], self.points[self.points["curve"].isin(index)])
+
+    def at_shots(self, shots: int) -> "Curves":
+        """Those that have this number of shots, and zero-shot."""
+        points = self.points[self.points["shots"].isin([0, shots])]
+        return Curves(self.table.loc[sorted(points["curve"].unique())], points)
 
     def shots(self) -> list[int]:
         """Numbers of shots of the trained ones, ascending."""
@@ -228,7 +233,7 @@ def _shown(values: pd.DataFrame) -> pd.DataFrame:
         backbone=[backbone_name(*n) for n in zip(values["backbone"], column(values, "pretrained"), strict=True)],
         zero_shot=zero_shot,
         classes=values["classes"].fillna("all"),
-        source=[data_name(*pair) if pair[0] else None for pair in names],
+        source=[data_name(*pair) if pair[0] else "" for pair in names],
     )
 
 

@@ -25,7 +25,7 @@ from coop.report.groups import shots_text, sort_shots
 from coop.report.leaderboard import Board
 from coop.report.significance import half_width
 from coop.report.study import Study
-from coop.report.tables import MINUS, beside_curves, panels, places, shots_column
+from coop.report.tables import MINUS, panels, places, shots_column
 
 WIDTH, WIDE = 3.3, 6.9  # inches: one and two columns of a journal
 MANY = 8  # lines in axes of one column
@@ -97,7 +97,7 @@ def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
 def _few_shot(study: Study, styles: dict[str, int]) -> Iterator[Plot]:
     """One per backbone where there is more than one number of shots: axes for the average, then for each data set."""
     for number, (panel, curves) in enumerate(panels(study), 1):
-        figures = beside_curves(study, curves)
+        figures = study.beside(curves, places(curves))
         figures = figures[figures["confidence"] != "low"].groupby(["curve", "data"])
         columns = ["shots", "accuracy_percent", "confidence"]
         published = {place: own[columns].to_numpy().tolist() for place, own in figures}

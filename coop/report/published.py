@@ -1,20 +1,29 @@
-"""The published figures of published.csv, and which of our settings they may be held against."""
+"""The published figures of published.csv, and what they may be held against."""
 
 import shlex
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from coop.errors import CoopError
-from coop.report.groups import Curves, column
+from coop.report.groups import column
 from coop.report.records import shown
 
 FILE = Path(__file__).resolve().parents[1] / "assets" / "published.csv"
 CONFIDENCES = ("verified", "recalled", "low")
-PLACE = ("dataset", "method", "backbone", "shots", "n_ctx")
-COLUMNS = ("table", *PLACE, "setting", "accuracy_percent", "confidence", "source")
+COLUMNS = (
+    "table",
+    "dataset",
+    "method",
+    "backbone",
+    "shots",
+    "n_ctx",
+    "setting",
+    "accuracy_percent",
+    "confidence",
+    "source",
+)
 ELEVEN = {
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft"),
     *("sun397", "dtd", "eurosat", "ucf101"),
@@ -71,36 +80,34 @@ def compare(published: pd.DataFrame, settings: pd.DataFrame) -> pd.DataFrame:
         "same_setting"; "comparable" (and more than a mere recollection); "difference" (percentage points, NaN where
         they must not be compared).
     """
-    place = [name for name in PLACE if name != "n_ctx"]
-    ours = settings.assign(n_ctx=column(settings, "n_ctx")).reset_index(names="setting")
-    ours = ours.rename(columns={"mean": "ours", "n_ctx": "own_n_ctx"})
-    ours = ours[[*place, "own_n_ctx", "setting", "data", "ours", "sd", "n"]].astype(dict.fromkeys(place, object))
-    pairs = published.merge(ours, on=place)
-    keys = settings.loc[pairs["setting"].unique()].to_dict("index")
+    place = ["dataset", "method", "backbone", "shots"]
+    ours = settings.assign(own_n_ctx=column(settings, "n_ctx")).reset_index(names="setting")
+    ours = ours.rename(columns={"mean": "ours"})[[*place, "own_n_ctx", "setting", "data", "ours", "sd", "n"]]
+    pairs = published.merge(ours.astype(dict.fromkeys(place, object)), on=place)
     pairs = pairs[pairs["n_ctx"].isna() | (pairs["n_ctx"] == pairs["own_n_ctx"])].assign(n_ctx=pairs["own_n_ctx"])
+    keys = settings.loc[pairs["setting"].unique()].to_dict("index")
     both = zip(pairs["setting"], pairs["stated"], strict=True)
-    same_source = [_trained_elsewhere(keys[setting]) == stated.get("trained_on") for setting, stated in both]
-    pairs = pairs.loc[pairs.index[same_source] if same_source else []]
-    both = zip(pairs["setting"], pairs["stated"], strict=True)
-    found = [differences(keys[setting], stated) for setting, stated in both]
-    pairs = pairs.assign(differing=[differing for differing, _ in found], unchecked=[names for _, names in found])
+    found = pd.Series([differences(keys[setting], stated) for setting, stated in both], pairs.index, dtype=object)
+    pairs, found = pairs[found.notna()], found.dropna()
+    pairs = pairs.assign(differing=found.map(lambda names: names[0]), unchecked=found.map(lambda names: names[1]))
     pairs["same_setting"] = pairs["stated"].astype(bool) & ~pairs["differing"].astype(bool)
     pairs["comparable"] = pairs["same_setting"] & (pairs["confidence"] != "low")
     pairs["difference"] = (100 * pairs["ours"] - pairs["accuracy_percent"].astype(float)).where(pairs["comparable"])
     return pairs.drop(columns="own_n_ctx").reset_index(drop=True)
 
 
-def _trained_elsewhere(keys: dict[str, Any]) -> str | None:
-    """What a setting was trained on, unless it is what it was tested on."""
-    trained = keys.get("trained_on"), keys.get("trained_classes")
-    return None if trained == (keys["dataset"], keys["classes"]) else trained[0]
+def differences(keys: dict[str, Any], stated: dict[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """Keys in which our setting differs from the stated one, with both values; and those that we did not record.
 
-
-def differences(keys: dict[str, Any], stated: dict[str, str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Keys in which our setting differs from the stated one, with both values; and those that we did not record."""
+    None where they were not trained on the same data: what was tested where it was trained states no source.
+    """
+    source = keys.get("trained_on"), keys.get("trained_classes")
+    if stated.get("trained_on") != (None if source == (keys["dataset"], keys["classes"]) else source[0]):
+        return None
     differing, unchecked = [], []
     for key, there in stated.items():
-        here = _as_written(keys.get(key))
+        value = keys.get(key)  # as published.csv and the command line write it:
+        here = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
         if _unrecorded(key, keys):
             unchecked.append(key)
         elif key == "pretrained" and here == f"{keys['backbone'].removesuffix('-quickgelu')}.pt":
@@ -120,45 +127,7 @@ def _unrecorded(key: str, keys: dict[str, Any]) -> bool:
     return "." in key and keys.get(key) is None and keys.get("config.yaml") == "not there"
 
 
-def _as_written(value: Any) -> str:
-    """A value as published.csv and the command line write it."""
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def beside(
-    published: pd.DataFrame, pairs: pd.DataFrame, settings: pd.DataFrame, curves: Curves, places: Iterable
-) -> pd.DataFrame:
-    """Figures of the same setting beside curves, on data sets and on averages.
-
-    An average over data sets is held against the average of the figures of one published table, if that has all of
-    them, and against averages that were published themselves.
-
-    Args:
-        published, pairs, settings: of a study, `pairs` from `compare`.
-        curves: to be held against them.
-        places: (name, data sets) of what is looked at.
-
-    Returns:
-        A row for each curve, place ("data"), number of shots and figure: the columns of `compare`, and "curve".
-    """
-    members = curves.points.drop_duplicates(["curve", "setting"])[["curve", "setting"]]
-    found = members.merge(pairs[pairs["same_setting"]], on="setting")
-    blocks = [found.iloc[:0]]
-    for name, data in places:
-        if len(data) == 1:
-            blocks.append(found[found["data"].isin(data)])
-        else:
-            ours = curves.average(data).rename(columns={"mean": "ours"}).reset_index()
-            for averages in (_derived(found, data), _stated(published, settings, curves, data)):
-                averages = averages.astype({"shots": int}).merge(ours, on=["curve", "shots"]).assign(data=name)
-                difference = 100 * averages["ours"] - averages["accuracy_percent"].astype(float)
-                blocks.append(averages.assign(difference=difference.where(averages["confidence"] != "low")))
-    return pd.concat([block for block in blocks if len(block)] or blocks, ignore_index=True)
-
-
-def _derived(found: pd.DataFrame, data: list[str]) -> pd.DataFrame:
+def derived_averages(found: pd.DataFrame, data: list[str]) -> pd.DataFrame:
     """Averages of the figures of one table, with the lowest confidence among them."""
     found = found[found["comparable"] & found["data"].isin(data)]
     found = found.drop_duplicates(["curve", "setting", "table"], keep="last").astype({"accuracy_percent": float})
@@ -169,9 +138,13 @@ def _derived(found: pd.DataFrame, data: list[str]) -> pd.DataFrame:
     return found[found["figures"] == len(data)].assign(source="average of its figures")
 
 
-def _stated(published: pd.DataFrame, settings: pd.DataFrame, curves: Curves, data: list[str]) -> pd.DataFrame:
-    """Averages that were published themselves, by the keys of the first setting of each curve and number of shots."""
-    points = curves.points[curves.points["data"].isin(data)]
+def stated_averages(published: pd.DataFrame, settings: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
+    """Averages that were published themselves, by the keys of the first setting of each curve and number of shots.
+
+    Args:
+        published, settings: of a study.
+        points: of curves, on the data sets that are averaged.
+    """
     names = set(settings.loc[points["setting"].unique(), "dataset"])
     figures = published[published["dataset"].map(lambda average: AVERAGES.get(average) == names).astype(bool)]
     points = points.drop_duplicates(["curve", "shots"]).set_index("setting")

@@ -1,6 +1,5 @@
 """The tables of a report, and how they are written: on the page, as Markdown and as LaTeX."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,47 +8,41 @@ import numpy as np
 import pandas as pd
 
 from coop.report.groups import ALWAYS_SAID, NOTHING, Curves, shots_text, sort_shots
-from coop.report.published import beside
 from coop.report.records import OWN
 from coop.report.study import Study
 
 MINUS, UNCHECKED = "\N{MINUS SIGN}", " †"
 MARKS = {"verified": "\N{BLACK DIAMOND}", "recalled": "\N{WHITE DIAMOND}", "low": "?"}  # the surest first
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
-    "^": "\\textasciicircum{}",
-    "±": "$\\pm$",
-    "†": "$\\dagger$",
-    "…": "\\ldots{}",
-    "\n": " ",
-    NOTHING: "--",
-    MINUS: "$-$",
-    MARKS["verified"]: "$\\blacklozenge$",
-    MARKS["recalled"]: "$\\lozenge$",
-}
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {
+        "\\": "\\textbackslash{}",
+        "~": "\\textasciitilde{}",
+        "^": "\\textasciicircum{}",
+        "±": "$\\pm$",
+        "†": "$\\dagger$",
+        "…": "\\ldots{}",
+        "\n": " ",
+        NOTHING: "--",
+        MINUS: "$-$",
+        MARKS["verified"]: "$\\blacklozenge$",
+        MARKS["recalled"]: "$\\lozenge$",
+    }
+)
+MARKDOWN = str.maketrans({character: f"\\{character}" for character in "|<*_`\\"} | {"\n": " "})
 READING = "Accuracy in %: mean ± sample standard deviation (number of seeds)"
 
 
 @dataclass
 class Table:
-    """A table as it is shown.
+    """A table as it is shown."""
 
-    Attributes:
-        name: of its file.
-        title: one line above it.
-        frame: texts.
-        left: how many columns, from the first, hold words; the others hold figures and stand to the right.
-        note: what has to be known to read it.
-        blocks: whether a rule is drawn where the first column changes.
-    """
-
-    name: str
-    title: str
-    frame: pd.DataFrame
-    left: int = 1
-    note: str = ""
-    blocks: bool = True
+    name: str  # of its file
+    title: str  # one line above it
+    frame: pd.DataFrame  # texts
+    left: int = 1  # how many columns, from the first, hold words; the others hold figures and stand to the right
+    note: str = ""  # what has to be known to read it
+    blocks: bool = True  # whether a rule is drawn where the first column changes
 
     @property
     def rules(self) -> list[bool]:
@@ -58,9 +51,9 @@ class Table:
         return [False, *(self.blocks & (first != first.shift())).tolist()[1:]][: len(first)]
 
 
-def percent(value: float | None, digits: int = 2) -> str:
+def percent(value: float | None) -> str:
     """A fraction as percent, without the sign."""
-    return NOTHING if pd.isna(value) else f"{100 * value:.{digits}f}"
+    return NOTHING if pd.isna(value) else f"{100 * value:.2f}"
 
 
 def points(value: float | None) -> str:
@@ -73,12 +66,6 @@ def mean_sd_n(mean: float, sd: float, n: float) -> str:
     if pd.isna(mean):
         return NOTHING
     return f"{percent(mean)}{'' if pd.isna(sd) else f' ± {percent(sd)}'} ({n:.0f})"
-
-
-def texts(averages: pd.DataFrame) -> pd.Series:
-    """Averages of `Curves.average` as they are shown."""
-    columns = (averages[name] for name in ("mean", "sd", "n"))
-    return pd.Series([mean_sd_n(*values) for values in zip(*columns, strict=True)], averages.index, dtype=object)
 
 
 def shots_column(shots: int) -> str:
@@ -115,23 +102,28 @@ def places(curves: Curves) -> list[tuple[str, list[str]]]:
     return [*((name, [name]) for name in names), *([(average_name(averaged), averaged)] * (len(averaged) > 1))]
 
 
+def _averages(curves: Curves) -> pd.Series:
+    """All averages of a panel as they are shown, by data set (`places`), curve and shots."""
+    found = pd.concat({place: curves.average(data) for place, data in places(curves)}, names=["data set"])
+    columns = (found[name] for name in ("mean", "sd", "n"))
+    return pd.Series([mean_sd_n(*values) for values in zip(*columns, strict=True)], found.index, dtype=object)
+
+
 def few_shot_tables(study: Study) -> list[Table]:
     """One table per backbone: data sets and methods down, shots across; the average over data sets last."""
     tables = []
     for number, (name, curves) in enumerate(panels(study), 1):
-        where = places(curves)
-        averages = pd.concat({place: curves.average(data) for place, data in where}, names=["data set"])
-        frame = texts(averages).unstack("shots", fill_value=NOTHING, sort=False)
+        frame = _averages(curves).unstack("shots", fill_value=NOTHING, sort=False)
         frame = frame[sort_shots(frame.columns)]
         zero_shot = curves.table["zero_shot"][frame.index.get_level_values("curve")]
         # Zero-shot stands at 0 shots and nowhere else.
         frame = frame.mask(np.not_equal.outer(zero_shot.to_numpy(), frame.columns == 0), "")
         frame = frame.rename(columns=shots_column).reset_index().rename(columns={"curve": "method"})
         frame["method"] = frame["method"].map(curves.table["label"])
-        left_out = [place for place, own in where if len(own) == 1 and place not in where[-1][1]]
+        *singles, (last, averaged) = places(curves)
         note = f"{READING}; 0 is zero-shot."
-        if left_out and len(where[-1][1]) > 1:
-            note += f" Not in the {where[-1][0]}, because incomplete: {', '.join(left_out)}."
+        if left_out := [place for place, _ in singles if len(averaged) > 1 and place not in averaged]:
+            note += f" Not in the {last}, because incomplete: {', '.join(left_out)}."
         title = f"{name}: accuracy by training images per class"
         tables.append(Table(f"few_shot_{number}", title, frame, 2, note))
     return tables
@@ -157,19 +149,15 @@ def settings_tables(study: Study) -> list[Table]:
 def backbone_tables(study: Study) -> list[Table]:
     """Backbones across, settings down (M among them), at the largest number of shots that two backbones have."""
     trained = study.curves.of(kind=OWN, zero_shot=False)
-    points = trained.points.join(trained.table[["backbone", "label"]], on="curve")
-    shared = points.groupby("shots")["backbone"].nunique()
-    if points["backbone"].nunique() < 2 or shared.max() < 2:
+    backbones = trained.points.join(trained.table["backbone"], on="curve").groupby("shots")["backbone"].nunique()
+    shared = sort_shots(backbones.index[backbones > 1])
+    if not shared:
         return []
-    shots = sort_shots(shared.index[shared > 1])[-1]
-    curves, rows = Curves(trained.table, trained.points[trained.points["shots"] == shots]), []
-    for place, members in places(curves):
-        averages = curves.average(members).droplevel("shots")
-        block = curves.table[["label", "backbone"]].assign(text=texts(averages), place=place).dropna(subset="text")
-        rows.append(block.pivot_table("text", ["place", "label"], "backbone", aggfunc="first", sort=False))
-    frame = pd.concat(rows).fillna(NOTHING).reset_index()
-    frame = frame.rename(columns={"place": "data set", "label": "method"})
-    return [Table("backbones", f"{shots_text(shots)}: settings by backbone", frame, 2, f"{READING}.")]
+    averages = _averages(trained.at_shots(shared[-1])).rename("text").reset_index()
+    rows = averages.join(trained.table[["label", "backbone"]].rename(columns={"label": "method"}), on="curve")
+    frame = rows.pivot_table("text", ["data set", "method"], "backbone", aggfunc="first", sort=False)
+    frame = frame.fillna(NOTHING).reset_index()
+    return [Table("backbones", f"{shots_text(shared[-1])}: settings by backbone", frame, 2, f"{READING}.")]
 
 
 def missing_table(study: Study) -> Table | None:
@@ -183,18 +171,17 @@ def missing_table(study: Study) -> Table | None:
         have = pd.MultiIndex.from_frame(trained.points[["curve", "data", "shots", "seed"]])
         counts = trained.points.groupby("seed")["setting"].nunique()
         seeds = sorted(counts.index[2 * counts >= trained.points["setting"].nunique()])
-        wanted = [trained.table.index, trained.points["data"].unique(), sort_shots(trained.points["shots"]), seeds]
+        wanted = [trained.table.index, trained.points["data"].unique(), curves.shots(), seeds]
         wanted = pd.MultiIndex.from_product(wanted, names=have.names)
-        absent = wanted[~wanted.isin(have)].to_frame(index=False).astype({"seed": str})
-        absent["shots"] = absent["shots"].map(shots_column)
-        blocks.append(absent.join(trained.table[["backbone", "label"]], on="curve"))
-    absent = pd.concat(blocks)
+        blocks.append(wanted[~wanted.isin(have)].to_frame(index=False).join(trained.table, on="curve", rsuffix="_"))
+    absent = pd.concat(blocks).astype({"seed": str})
     if absent.empty:
         return None
-    place = ["backbone", "label", "data", "shots"]
-    absent = absent.groupby(place, sort=False)["seed"].agg(", ".join).rename("seeds").reset_index()
+    absent["shots"] = absent["shots"].map(shots_column)
+    place = ["backbone", "label", "data"]
+    absent = absent.groupby([*place, "shots"], sort=False)["seed"].agg(", ".join).rename("seeds").reset_index()
     title = f"Missing: {len(absent)} setting{'s are' if len(absent) > 1 else ' is'} incomplete"
-    frame = absent.groupby(["backbone", "label", "data", "seeds"], sort=False)["shots"].agg(", ".join).reset_index()
+    frame = absent.groupby([*place, "seeds"], sort=False)["shots"].agg(", ".join).reset_index()
     frame = frame.rename(columns={"label": "method", "data": "data set"})
     note = (
         "Expected is every data set and number of shots that some run of the same backbone has, with every seed that "
@@ -207,7 +194,9 @@ def published_tables(study: Study) -> list[Table]:
     """Published figures beside ours where the setting is the same, and what the others differ in."""
     pairs, tables = study.comparisons, []
     other = pairs[~pairs["same_setting"]]
-    averages = [beside_curves(study, curves, averages_only=True) for _, curves in panels(study)]
+    averages = [
+        study.beside(curves, [place for place in places(curves) if len(place[1]) > 1]) for _, curves in panels(study)
+    ]
     same = pd.concat([pairs[pairs["same_setting"]], *averages])
     if len(same):
         frame = pd.DataFrame([_compared(row) for row in same.to_dict("records")]).drop_duplicates()
@@ -247,12 +236,6 @@ def _compared(pair: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def beside_curves(study: Study, curves: Curves, *, averages_only: bool = False) -> pd.DataFrame:
-    """The published figures of a panel (`beside`)."""
-    where = [(name, data) for name, data in places(curves) if len(data) > 1 or not averages_only]
-    return beside(study.published, study.comparisons, study.settings, curves, where)
-
-
 def to_markdown(table: Table) -> str:
     """A pipe table under its title."""
     frame = table.frame.map(escape_markdown).rename(columns=escape_markdown)
@@ -276,27 +259,21 @@ def _tabulated(frame: pd.DataFrame, left: int, form: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Text that stands for itself in Markdown, on one line."""
-    return re.sub(r"([|<*_`\\])", r"\\\1", text).replace("\n", " ")
+    return text.translate(MARKDOWN)
 
 
 def to_latex(table: Table) -> str:
     """A table environment for LaTeX with the booktabs package."""
-    text = (
-        table.frame.map(_latex)
-        .rename(columns=_latex)
-        .to_latex(
-            index=False,
-            column_format="l" * table.left + "r" * (len(table.frame.columns) - table.left),
-            caption=_latex(f"{table.title}. {table.note}".strip()),
-            label=f"tab:{table.name}",
-        )
+    frame = table.frame.map(_latex).rename(columns=_latex)
+    first = zip(table.rules, frame.iloc[:, 0], strict=True)
+    frame.isetitem(0, [f"\\midrule\n{text}" if rule else text for rule, text in first])
+    return "% needs \\usepackage{booktabs}\n" + frame.to_latex(
+        index=False,
+        column_format="l" * table.left + "r" * (len(frame.columns) - table.left),
+        caption=_latex(f"{table.title}. {table.note}".strip()),
+        label=f"tab:{table.name}",
     )
-    head, body = text.split("\\midrule\n")
-    rows = body.splitlines(keepends=True)
-    rules = [*table.rules, *[False] * (len(rows) - len(table.rules))]
-    ruled = ["\\midrule\n" * rule + row for rule, row in zip(rules, rows, strict=True)]
-    return "% needs \\usepackage{booktabs}\n" + "\\midrule\n".join([head, "".join(ruled)])
 
 
 def _latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)
+    return text.translate(LATEX)

@@ -14,7 +14,7 @@ from coop.errors import CoopError
 from coop.report.published import AVERAGES, read_published
 from coop.report.records import read_runs
 from coop.report.study import make_study
-from coop.report.tables import beside_curves, panels, published_tables
+from coop.report.tables import panels, places, published_tables
 
 PUBLISHED_FIGURES = read_published()
 FIGURES = list(PUBLISHED_FIGURES.itertuples())
@@ -42,7 +42,7 @@ def averages(folder):
     return [
         row
         for _, curves in panels(study)
-        for row in beside_curves(study, curves, averages_only=True).to_dict("records")
+        for row in study.beside(curves, [place for place in places(curves) if len(place[1]) > 1]).to_dict("records")
     ]
 
 
