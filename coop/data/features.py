@@ -231,7 +231,5 @@ def _source(function: Preprocess) -> tuple[str, str]:
 
 def _tf32(device: torch.device) -> tuple[str, ...]:
     """What the cache's key says of 32-bit products with 10 bits of mantissa: nothing where there are none."""
-    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    if device.type != "cuda" or not any(allowed):
-        return ()
-    return tuple(f"tf32 {name}" for name, is_on in zip(("matmul", "cudnn"), allowed, strict=True) if is_on)
+    allowed = {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32}
+    return tuple(f"tf32 {name}" for name, is_on in allowed.items() if is_on and device.type == "cuda")

@@ -22,14 +22,8 @@ InOrder = Callable[[Images], list[str]]
 def read_folder(data_root: str | None, *, path: str | None = None, classnames: Names = None, seed: int = 1) -> Splits:
     """Read class folders.
 
-    With `train` and `test` (and `val`, `valid` or `validation`) folders inside, these are the splits. Without them,
-    each class is split 50/20/30, and `origin` is "generated". Class names are the folders' names.
-
-    Args:
-        data_root: not used.
-        path: the folder that holds the class folders, or the train/val/test folders.
-        classnames: names other than the folders': a mapping, folder to name, or a file of `folder name` lines.
-        seed: seed of the 50/20/30 split; another seed gives another test set.
+    If `path` holds `train` and `test` (and `val`, `valid` or `validation`), these are the splits. Class names are the
+    folders' names.
 
     Raises:
         CoopError: no folder given, no classes, an empty class, a wrong folder level, or a class that train lacks.

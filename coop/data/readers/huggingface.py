@@ -28,17 +28,9 @@ def read_huggingface(
 ) -> Splits:
     """Read an image data set of Hugging Face's `datasets`: what `save_to_disk` wrote, or a folder of parquet files.
 
-    The splits train, validation (val, valid) and test are taken where the data set has train and test; a data set of
-    one split is split 50/20/30 per class by `seed`. Images that lie inside arrow or parquet files are unpacked once, as
-    they are, into the cache folder ($COOP_CACHE, else ~/.cache/coop).
-
-    Args:
-        data_root: not used.
-        path: the data set's folder.
-        image_column: holds images.
-        label_column: holds labels: a ClassLabel, whose names are taken, text or whole numbers.
-        classnames: names other than the labels': a mapping, label to name, or a file of `label name` lines.
-        seed: seed of the 50/20/30 split.
+    The splits train, validation (val, valid) and test are taken where the data set has train and test, or its only one.
+    Labels are a ClassLabel, whose names are taken, text or whole numbers. Images that lie inside arrow or parquet files
+    are unpacked once, as they are, into the cache folder ($COOP_CACHE, else ~/.cache/coop).
 
     Raises:
         CoopError: `datasets` is not installed, the folder is not a data set, or a column is missing.
