@@ -197,10 +197,8 @@ def _set_aside(shard: Path, error: Exception) -> None:
         log.warning("%s: unreadable, its images are encoded again (%s)", shard, error)
     _warned.add(shard)
     if isinstance(error, ValueError) and shard.is_file():
-        try:
+        with suppress(OSError):  # then it stays where it is
             os.replace(shard, shard.with_suffix(DAMAGED))
-        except OSError:
-            log.debug("%s stays where it is", shard)
 
 
 class ShardWriter:
