@@ -148,6 +148,7 @@ class FeatureExtractor:
                 # Not while the other processes of this run wait at a collective, which gives up after half an hour.
                 until_kept.enter_context(cache.alone(self.dataset, wait=shares.world() == 1))
                 found |= cache.lookup(np.where(found, NO_FILE, identities), features)
+        until_kept.callback(writer.flush)
         return shares.as_first_process_says(found, self.device), writer
 
     def entry(self, preprocess: Preprocess | None, view: int | None) -> FeatureCache:
@@ -174,7 +175,7 @@ class FeatureExtractor:
         bar = progress(total=len(rows), desc=label, unit="image", hidden=shares.rank() != 0, leave=False)
         if writer:
             writer.identify(rows)
-        with precision, bar, writer or nullcontext():
+        with precision, bar:
             for batch in loader:
                 # Always a full batch: kernels differ with its size, and features must not depend on an image's company.
                 full = batch[torch.arange(batch_size) % len(batch)].to(device, non_blocking=True)

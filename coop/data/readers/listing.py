@@ -105,10 +105,10 @@ def read_lines(path: Path, fix: str) -> list[str]:
     return lines
 
 
-def shorten(names: list[str], shown: int = SHOWN) -> str:
+def shorten(names: list[str]) -> str:
     """The first few names, and how many more there are."""
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f", ... and {rest} more" if rest > 0 else "")
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f", ... and {rest} more" if rest > 0 else "")
 
 
 def find_folder(data_root: str | None, candidates: list[str]) -> Path:
