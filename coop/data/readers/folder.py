@@ -54,7 +54,7 @@ def splits_of_items(parts: dict[str, Images], classes: Sequence[str], names: lis
     """Splits of images by class; labels are positions in `classes`, whose names for the text encoder are `names`."""
 
     def items(images: Images) -> list[Item]:
-        return [Item(path, label, names[label]) for label, one in enumerate(classes) for path in images.get(one, [])]
+        return [Item(path, label, names[label]) for label, key in enumerate(classes) for path in images.get(key, [])]
 
     return Splits(*(items(parts.get(part, {})) for part in PARTS), names, origin)
 
