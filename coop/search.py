@@ -69,11 +69,7 @@ def check_query(plain: list[str], options: SearchOptions) -> None:
 
 
 def find_photographs(photos: str) -> tuple[list[str], dict[str, str]]:
-    """Paths of photographs, and messages about folders that cannot be read.
-
-    Raises:
-        CoopError: there is no photograph.
-    """
+    """Paths of photographs, and messages about folders that cannot be read."""
     found = list(find_images([photos]))
     unreachable = {path: error for path, error in found if error is not None}
     paths = [path for path, error in found if error is None and not is_contact_sheet(path)]

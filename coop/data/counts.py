@@ -21,13 +21,9 @@ def spread_shots(cfg: DictConfig) -> None:
     """Where `shots` is a list or a file, move it to `dataset.counts`; `shots` becomes the mean, rounded.
 
     Rules that go by the number of shots (epochs, steps) then go by this mean.
-
-    Raises:
-        CoopError: a file that cannot be read as counts, or numbers that are no counts.
     """
     if isinstance(cfg.shots, ListConfig):
-        counts = list(cfg.shots)
-        numbers = counts
+        counts = numbers = list(cfg.shots)
     elif isinstance(cfg.shots, str) and Path(cfg.shots).suffix.lower() in (".csv", ".json"):
         counts = read_counts(Path(cfg.shots).expanduser())
         numbers = [of[1] if isinstance(of, list) and len(of) == 2 else of for of in counts]
@@ -41,11 +37,7 @@ def spread_shots(cfg: DictConfig) -> None:
 
 
 def read_counts(path: Path) -> list[Any]:
-    """Numbers in the order of the classes, or pairs [class name, number].
-
-    Raises:
-        CoopError: no such file, or not of this form.
-    """
+    """Numbers in the order of the classes, or pairs [class name, number]."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         content = json.loads(text) if path.suffix.lower() == ".json" else _rows(text)
@@ -68,26 +60,13 @@ def _rows(text: str) -> list[list[Any]]:
 
 
 def counts_by_label(counts: Sequence[Any], classnames: Sequence[str]) -> list[int]:
-    """The number of shots of each class of a data set.
-
-    Args:
-        counts: as `read_counts` gives them.
-        classnames: K class names by label.
-
-    Returns:
-        K numbers.
-
-    Raises:
-        CoopError: not one for each class.
-    """
-    named = [count for count in counts if not isinstance(count, int)]
-    if not named and len(counts) != len(classnames):
-        order = shorten(list(classnames))
-        raise CoopError(
-            f"shots: {len(counts)} numbers, and the data set has {len(classnames)} classes; give one for each, in the "
-            f"order of its classes ({order})"
-        )
-    if not named:
+    """The number of shots of each of K classes, from what `read_counts` gives and K class names by label."""
+    if all(isinstance(count, int) for count in counts):
+        if len(counts) != len(classnames):
+            raise CoopError(
+                f"shots: {len(counts)} numbers, and the data set has {len(classnames)} classes; give one for each, in "
+                f"the order of its classes ({shorten(list(classnames))})"
+            )
         return list(counts)
     of = {_spaced(name): count for name, count in counts}
     known = {_spaced(name) for name in classnames}

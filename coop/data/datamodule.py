@@ -64,10 +64,10 @@ class FewShotData(pl.LightningDataModule):
         if self.views is None:
             self.train_set = AugmentedImages(splits, train_transform(clip.preprocess_cfg), self.seed)
         elif self.with_images:
-            features = self._train_views() if self.with_teacher else None
+            features = self._train_views(self.views) if self.with_teacher else None
             self.train_set = self._fixed_views(splits.train, [None] if self.views == 1 else range(self.views), features)
         else:
-            self.train_set = FeatureSet(self._train_views(), splits.train, self.seed)
+            self.train_set = FeatureSet(self._train_views(self.views), splits.train, self.seed)
             if self.extractor.kind != "last_layer":  # which is still needed
                 clip.release_image_tower()
         if self.with_images:
@@ -78,15 +78,12 @@ class FewShotData(pl.LightningDataModule):
 
         With online augmentation, and for methods that train an image encoder, the one view of the test transform.
         """
-        if part == "val" and not self.validation:
-            return self.val_features[:, :0], self.splits.labels(part)[:0]
+        labels = self.splits.labels(part)
         if part == "val":
-            features = self.val_features
-        elif isinstance(self.train_set, FeatureSet):
-            features = self.train_set.features
-        else:
-            features = self.extractor(self.splits.train, self.splits.preprocess, "training images")[None]
-        return features, self.splits.labels(part)
+            return (self.val_features, labels) if self.validation else (self.val_features[:, :0], labels[:0])
+        if isinstance(self.train_set, FeatureSet):
+            return self.train_set.features, labels
+        return self._train_views(), labels
 
     def _fixed_views(
         self, items: Sequence[Item], views: Iterable[int | None], features: Tensor | None = None
@@ -95,21 +92,19 @@ class FewShotData(pl.LightningDataModule):
         images = [FixedViews(paths, preprocess, clip, view) for view in views]
         return ViewedImages(images, [item.label for item in items], self.seed, features)
 
-    def _train_views(self) -> Tensor:
-        """Features (V, N, E) of the fixed views of the training images."""
+    def _train_views(self, views: int = 1) -> Tensor:
+        """Features (V, N, E) of the fixed views of the training images; of one view, that of the test transform."""
         train, preprocess = self.splits.train, self.splits.preprocess
-        if self.views == 1:
+        if views == 1:
             return self.extractor(train, preprocess, "training images")[None]
-        return torch.stack(
-            [self.extractor(train, preprocess, f"view {view + 1} of {self.views}", view) for view in range(self.views)]
-        )
+        seen = (self.extractor(train, preprocess, f"view {view + 1} of {views}", view) for view in range(views))
+        return torch.stack(list(seen))
 
     def train_dataloader(self) -> DataLoader:
         world, rank = self.trainer.world_size, self.trainer.global_rank
         if self.batch_size % world:
-            raise CoopError(
-                f"batch_size={self.batch_size}: must be a multiple of the {world} devices, which share each batch"
-            )
+            shared = f"must be a multiple of the {world} devices, which share each batch"
+            raise CoopError(f"batch_size={self.batch_size}: {shared}")
         # The original drops the last incomplete batch, unless it is the only one.
         drop_last = len(self.train_set) >= self.batch_size
         options = {"num_replicas": world, "rank": rank, "seed": self.seed, "drop_last": drop_last}
@@ -119,13 +114,8 @@ class FewShotData(pl.LightningDataModule):
             sampler = EpochSampler(self.train_set, **options)
         # Workers read ahead before Lightning tells the sampler which epoch a resumed run is in.
         sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
-        return DataLoader(
-            self.train_set,
-            batch_size=self.batch_size // world,
-            sampler=sampler,
-            drop_last=drop_last,
-            **self._loading(self.train_set),
-        )
+        loading = {"sampler": sampler, "drop_last": drop_last, **self._loading(self.train_set)}
+        return DataLoader(self.train_set, self.batch_size // world, **loading)
 
     def val_dataloader(self) -> DataLoader | list:
         if not (self.splits.val and self.validation):

@@ -197,17 +197,12 @@ def _set_aside(shard: Path, error: Exception) -> None:
         log.warning("%s: unreadable, its images are encoded again (%s)", shard, error)
     _warned.add(shard)
     if isinstance(error, ValueError) and shard.is_file():
-        try:
+        with suppress(OSError):  # then it stays where it is
             os.replace(shard, shard.with_suffix(DAMAGED))
-        except OSError:
-            log.debug("%s stays where it is", shard)
 
 
 class ShardWriter:
-    """Keeps features (N, E) of images at N paths as they are computed: a shard now and then, one at the end.
-
-    Used in a `with`; whoever fills in the features calls `computed`.
-    """
+    """Keeps features (N, E) of images at N paths: whoever computes them says so, and flushes at the end."""
 
     def __init__(self, cache: FeatureCache, paths: Sequence[str], features: "Tensor", about: Mapping[str, str]):
         self.cache, self.paths, self.features, self.about = cache, paths, features, about
@@ -221,15 +216,8 @@ class ShardWriter:
         self.identities[new] = identify([self.paths[row] for row in new])
         return self.identities[rows]
 
-    def __enter__(self) -> "ShardWriter":
-        self.since = time.monotonic()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.flush()
-
     def computed(self, rows: np.ndarray) -> None:
-        """These rows of the features are there now."""
+        """These rows of the features are there now; a shard is written now and then."""
         self.pending += rows.tolist()
         if len(self.pending) >= SHARD_ROWS or time.monotonic() - self.since >= SHARD_SECONDS:
             self.flush()

@@ -94,11 +94,7 @@ class FeatureExtractor:
         return F.normalize(features, dim=-1, out=features) if self.kind != self.encoded_kind else features
 
     def _room(self, count: int, size: int) -> Tensor:
-        """Room for features (count, size): much of it in a file without a name, which leaves memory as others need it.
-
-        Raises:
-            CoopError: the cache's disk has not so much room.
-        """
+        """Room for features (count, size): much of it in a file without a name, which leaves memory to others."""
         if (wanted := 4 * count * size) <= MOST_IN_MEMORY:
             return torch.empty(count, size)
         try:
@@ -152,6 +148,7 @@ class FeatureExtractor:
                 # Not while the other processes of this run wait at a collective, which gives up after half an hour.
                 until_kept.enter_context(cache.alone(self.dataset, wait=shares.world() == 1))
                 found |= cache.lookup(np.where(found, NO_FILE, identities), features)
+        until_kept.callback(writer.flush)
         return shares.as_first_process_says(found, self.device), writer
 
     def entry(self, preprocess: Preprocess | None, view: int | None) -> FeatureCache:
@@ -178,7 +175,7 @@ class FeatureExtractor:
         bar = progress(total=len(rows), desc=label, unit="image", hidden=shares.rank() != 0, leave=False)
         if writer:
             writer.identify(rows)
-        with precision, bar, writer or nullcontext():
+        with precision, bar:
             for batch in loader:
                 # Always a full batch: kernels differ with its size, and features must not depend on an image's company.
                 full = batch[torch.arange(batch_size) % len(batch)].to(device, non_blocking=True)
@@ -235,7 +232,5 @@ def _source(function: Preprocess) -> tuple[str, str]:
 
 def _tf32(device: torch.device) -> tuple[str, ...]:
     """What the cache's key says of 32-bit products with 10 bits of mantissa: nothing where there are none."""
-    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    if device.type != "cuda" or not any(allowed):
-        return ()
-    return tuple(f"tf32 {name}" for name, is_on in zip(("matmul", "cudnn"), allowed, strict=True) if is_on)
+    allowed = {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32}
+    return tuple(f"tf32 {name}" for name, is_on in allowed.items() if is_on and device.type == "cuda")

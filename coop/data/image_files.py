@@ -18,9 +18,6 @@ def find_images(words: Sequence[str]) -> Iterator[Found]:
     Yields:
         A path and None, or what the message is about and the message: for a word that means nothing that is there, or
         a folder that cannot be read.
-
-    Raises:
-        CoopError: there are no words.
     """
     if not words:
         raise CoopError("give images, folders of images, or patterns such as 'photos/*.jpg'")

@@ -109,7 +109,7 @@ def apply_manifest(splits: Splits, path: str, *, shots: int, classes: str = "all
 
 
 def _check_images(path: str, manifest: Manifest, known: dict[str, Item], splits: Splits, folder: str) -> None:
-    """Whether all images are there, under the same class names, and none stands there once more."""
+    """Whether all images are there, under the same class names, and none more often than in the data set."""
     listed = [row for part in PARTS for row in getattr(manifest, part)]
     written = f"It was written for dataset={manifest.dataset}"
     if missing := [image for image, _, _ in listed if image not in known]:

@@ -32,20 +32,12 @@ def as_first_process_says(mask: np.ndarray, device: torch.device) -> np.ndarray:
 
 
 def exchange(features: Tensor, owner: np.ndarray, device: torch.device) -> None:
-    """Give all processes all rows: each row is sent once, by the process that has it.
-
-    Args:
-        features: (N, E) on the CPU; rows that others own are filled in.
-        owner: (N), the rank of the process that has each row, the same everywhere.
-        device: what the process group's messages lie on.
-    """
+    """Give all processes all rows of the features (N, E), which lie on the CPU: each is sent once, by its owner (N)."""
     if world() == 1:
         return
     for source in range(world()):
         owned = torch.from_numpy(np.flatnonzero(owner == source))
         for rows in owned.split(ROWS) if len(owned) else ():
-            mine = source == rank()
-            sent = features[rows].to(device) if mine else torch.empty(len(rows), features.shape[1], device=device)
+            sent = features[rows].to(device)  # of others' rows: room for them
             dist.broadcast(sent, src=source)
-            if not mine:
-                features[rows] = sent.cpu()
+            features[rows] = sent.cpu()

@@ -22,16 +22,9 @@ def test_transform(preprocess: PreprocessCfg) -> Transform:
 
 def train_transform(preprocess: PreprocessCfg) -> Transform:
     """Random resized crop, horizontal flip, normalization (CoOp, section 4.1); draws from torch's global generator."""
-    return T.Compose(
-        [
-            T.RandomResizedCrop(
-                preprocess.size, scale=CROP_SCALE, interpolation=InterpolationMode(preprocess.interpolation)
-            ),
-            T.RandomHorizontalFlip(),
-            T.ToTensor(),
-            T.Normalize(preprocess.mean, preprocess.std),
-        ]
-    )
+    crop = T.RandomResizedCrop(preprocess.size, CROP_SCALE, interpolation=InterpolationMode(preprocess.interpolation))
+    normalize = T.Normalize(preprocess.mean, preprocess.std)
+    return T.Compose([crop, T.RandomHorizontalFlip(), T.ToTensor(), normalize])
 
 
 def reproducible(transform: Transform, image: Image.Image, *key: object) -> Tensor:

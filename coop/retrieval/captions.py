@@ -44,11 +44,7 @@ class _Karpathy(BaseModel):
 
 
 def read_captions(options: RetrieveOptions) -> Captions:
-    """Read the captions that `captions=` names, of the images of `split=`.
-
-    Raises:
-        CoopError: the file cannot be read, holds nothing of this split, an image has no caption, or a caption no image.
-    """
+    """Read the captions that `captions=` names, of the images of `split=`."""
     source, columns = Path(options.captions).expanduser(), (options.image_column, options.caption_column)
     folder, dataset = Path(options.images or source.parent).expanduser(), None
     try:

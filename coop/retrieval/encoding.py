@@ -49,11 +49,7 @@ class Photographs(NamedTuple):
 
 
 def load_encoder(options: EncoderOptions) -> Encoder:
-    """What `run=`, or `backbone=` and `pretrained=`, name.
-
-    Raises:
-        CoopError: both are given, or what they name cannot be loaded.
-    """
+    """What `run=`, or `backbone=` and `pretrained=`, name."""
     if options.run is None:
         device = device_of(options.accelerator)
         clip = load_backbone(options.backbone or DEFAULT_BACKBONE, options.pretrained).to(device)
@@ -69,11 +65,7 @@ def load_encoder(options: EncoderOptions) -> Encoder:
 
 
 def load_backbone(name: str, pretrained: str | None) -> FrozenCLIP:
-    """A CLIP by the name of a file in conf/backbone, or of an open_clip model (hf-hub: and local-dir: too).
-
-    Raises:
-        CoopError: no such model or weights.
-    """
+    """A CLIP by the name of a file in conf/backbone, or of an open_clip model (hf-hub: and local-dir: too)."""
     known = {path.stem: path for path in (conf_dir() / "backbone").glob("*.yaml")}
     given = OmegaConf.load(known[name]) if name in known else {"model": name}
     node = OmegaConf.merge(OmegaConf.structured(BackboneConfig), given)
@@ -116,9 +108,6 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
     """text_features (N, E) on the CPU, and how many of the texts were too long and were cut.
 
     With a run, texts stand where class names do: behind the learned context.
-
-    Raises:
-        CoopError: what the run learned is not one context for all classes.
     """
     clip, method, room = encoder.clip, encoder.method, encoder.clip.context_length
     if method is not None:

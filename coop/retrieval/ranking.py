@@ -50,11 +50,7 @@ def search(paths: Sequence[str], words: Sequence[str], options: SearchOptions) -
 
 
 def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> Tensor:
-    """One query (E), L2-normalized: the mean of the L2-normalized features of words and of the photograph `like`.
-
-    Raises:
-        CoopError: a text that is too long, or a photograph that cannot be read.
-    """
+    """One query (E), L2-normalized: the mean of the L2-normalized features of words and of the photograph `like`."""
     parts = []
     if words:
         features, cut = encode_texts(encoder, words)

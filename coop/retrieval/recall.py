@@ -21,9 +21,6 @@ def measure(captions: Captions, options: RetrieveOptions) -> tuple[dict[str, Any
 
     Returns:
         Figures as in results.json, a row for each query (`rank_table`), and messages by path of what is left out.
-
-    Raises:
-        CoopError: no image can be read, or a run whose context is not unified.
     """
     encoder = load_encoder(options)
     texts, cut = encode_texts(encoder, captions.texts)

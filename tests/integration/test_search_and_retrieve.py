@@ -115,7 +115,7 @@ def test_a_stopped_search_resumes(run, photographs, backbone, tmp_path):
         (["PHOTOS"], "look for what? Give words"),
         (["PHOTOS", " "], "look for what? Give words"),
         (["nowhere", "snow"], "nowhere: no such image, and no folder or pattern that has any"),
-        (["PHOTOS/empty", "snow"], "empty: no such image, and no folder or pattern that has any"),
+        (["EMPTY", "snow"], ": no such image, and no folder or pattern that has any"),
         (["PHOTOS", "classname=cat"], "classname=cat: a class of a run; add run=RUN_DIR"),
         (["PHOTOS", "snow", "classname=cat", "RUN"], "classname=cat beside words or like=: give one of them"),
         (["PHOTOS", "classname=cat", "RUN"], "classname=cat: not one of the 5 classes of this run"),
@@ -130,10 +130,10 @@ def test_a_stopped_search_resumes(run, photographs, backbone, tmp_path):
         (["PHOTOS", "snow", "run=hf:herons"], "hf:herons: not the whole name of a repository; expected USER/NAME"),
     ],
 )
-def test_search_says_what_is_wrong(finished, photographs, tmp_path, monkeypatch, words, message):
-    (photographs / "empty").mkdir(exist_ok=True)
+def test_search_says_what_is_wrong(finished, photographs, tmp_path_factory, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    given = [word.replace("PHOTOS", str(photographs)).replace("RUN", f"run={finished}") for word in words]
+    places = {"PHOTOS": str(photographs), "RUN": f"run={finished}", "EMPTY": str(tmp_path_factory.mktemp("empty"))}
+    given = [places.get(word, word) for word in words]
     with pytest.raises(CoopError, match=re.escape(message)):
         search.main(given)
     assert not list(tmp_path.iterdir()), "nothing is written"

@@ -1,5 +1,6 @@
 """Features are the CLIP's own, bit for bit the same whatever the order, the company, the workers or the cache."""
 
+import gc
 import itertools
 import math
 import os
@@ -256,12 +257,14 @@ def test_no_images_no_features(small_clip):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_image_is_named(small_clip, items, tmp_path, workers):
+def test_an_unreadable_image_is_named(small_clip, items, tmp_path, workers, monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.1)  # torch waits so long for each worker
     path = tmp_path / "cut.jpg"
     Image.open(items[0].path).save(path)
     path.write_bytes(path.read_bytes()[:400])
     with pytest.raises(CoopError, match=r"cut\.jpg: not a readable image"):
         extractor(small_clip, workers=workers)([*items[:2], items[0]._replace(path=str(path))], None, "x")
+    gc.collect()  # ends the worker now
 
 
 def test_a_preprocess_of_ones_own_is_seen(small_clip, items):

@@ -2,6 +2,10 @@
 
 `data_root` is the folder that holds the data sets, None if the user gave none. `folders` and `image_folders` are
 relative to it; the first that exists is taken: CoOp's layout, then torchvision's.
+
+A user's own data set lies at `path` instead. Where it has no splits, each class is split 50/20/30 by `seed` (another
+one gives another test set), and `origin` is "generated". `classnames` are names other than those of folders or labels:
+a mapping of these to names, or a file of `folder name` lines.
 """
 
 from omegaconf import DictConfig

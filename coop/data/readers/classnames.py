@@ -10,12 +10,6 @@ from omegaconf import DictConfig, OmegaConf
 from coop.data.readers.split_file import PUBLISHED, load_rows, names_by_label
 from coop.errors import CoopError
 
-SYNSETS = {  # files of timm's metadata
-    "imagenet": "imagenet_synsets.txt",
-    "imagenet-a": "imagenet_a_synsets.txt",
-    "imagenet-r": "imagenet_r_synsets.txt",
-}
-
 
 def imagenet_classnames() -> dict[str, str]:
     """Names of ImageNet's 1000 classes by wnid, in label order: open_clip's list, curated by CLIP's authors."""
@@ -25,7 +19,8 @@ def imagenet_classnames() -> dict[str, str]:
 
 def imagenet_wnids(subset: str = "imagenet") -> list[str]:
     """The wnids of ImageNet-1k in label order, or the 200 of a subset: "imagenet-a" or "imagenet-r"."""
-    return (_package_folder("timm") / "data/_info" / SYNSETS[subset]).read_text(encoding="utf-8").split()
+    file = _package_folder("timm") / "data/_info" / f"{subset.replace('-', '_')}_synsets.txt"
+    return file.read_text(encoding="utf-8").split()
 
 
 def _package_folder(package: str) -> Path:

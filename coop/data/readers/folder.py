@@ -22,14 +22,8 @@ InOrder = Callable[[Images], list[str]]
 def read_folder(data_root: str | None, *, path: str | None = None, classnames: Names = None, seed: int = 1) -> Splits:
     """Read class folders.
 
-    With `train` and `test` (and `val`, `valid` or `validation`) folders inside, these are the splits. Without them,
-    each class is split 50/20/30, and `origin` is "generated". Class names are the folders' names.
-
-    Args:
-        data_root: not used.
-        path: the folder that holds the class folders, or the train/val/test folders.
-        classnames: names other than the folders': a mapping, folder to name, or a file of `folder name` lines.
-        seed: seed of the 50/20/30 split; another seed gives another test set.
+    If `path` holds `train` and `test` (and `val`, `valid` or `validation`), these are the splits. Class names are the
+    folders' names.
 
     Raises:
         CoopError: no folder given, no classes, an empty class, a wrong folder level, or a class that train lacks.
@@ -47,9 +41,6 @@ def splits_of_classes(
     """The user's own splits of images by class; a part that is alone, of any name, is split 50/20/30 by `seed`.
 
     `source` is the data set, for messages. `in_order` gives the training classes in the order of their labels.
-
-    Raises:
-        CoopError: val or test has a class that train lacks, a class has no name, or nothing is left to test on.
     """
     origin = "own"
     if len(parts) == 1:
@@ -63,7 +54,7 @@ def splits_of_items(parts: dict[str, Images], classes: Sequence[str], names: lis
     """Splits of images by class; labels are positions in `classes`, whose names for the text encoder are `names`."""
 
     def items(images: Images) -> list[Item]:
-        return [Item(path, label, names[label]) for label, one in enumerate(classes) for path in images.get(one, [])]
+        return [Item(path, label, names[label]) for label, key in enumerate(classes) for path in images.get(key, [])]
 
     return Splits(*(items(parts.get(part, {})) for part in PARTS), names, origin)
 
@@ -87,11 +78,7 @@ def split_folders(root: Path) -> dict[str, str]:
 
 
 def class_images(root: Path) -> Images:
-    """List the class folders of `root`: image paths by folder name, both sorted.
-
-    Raises:
-        CoopError: no class folders, a class without images, or folders of the wrong level.
-    """
+    """List the class folders of `root`: image paths by folder name, both sorted."""
     top = list_folder(root)
     if not top.folders:
         what = f"{len(top.images)} images but no class folders" if top.images else "no class folders"

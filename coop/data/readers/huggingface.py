@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 from coop.data.feature_cache import default_cache_dir
@@ -27,17 +28,9 @@ def read_huggingface(
 ) -> Splits:
     """Read an image data set of Hugging Face's `datasets`: what `save_to_disk` wrote, or a folder of parquet files.
 
-    The splits train, validation (val, valid) and test are taken where the data set has train and test; a data set of
-    one split is split 50/20/30 per class by `seed`. Images that lie inside arrow or parquet files are unpacked once, as
-    they are, into the cache folder ($COOP_CACHE, else ~/.cache/coop).
-
-    Args:
-        data_root: not used.
-        path: the data set's folder.
-        image_column: holds images.
-        label_column: holds labels: a ClassLabel, whose names are taken, text or whole numbers.
-        classnames: names other than the labels': a mapping, label to name, or a file of `label name` lines.
-        seed: seed of the 50/20/30 split.
+    The splits train, validation (val, valid) and test are taken where the data set has train and test, or its only one.
+    Labels are a ClassLabel, whose names are taken, text or whole numbers. Images that lie inside arrow or parquet files
+    are unpacked once, as they are, into the cache folder ($COOP_CACHE, else ~/.cache/coop).
 
     Raises:
         CoopError: `datasets` is not installed, the folder is not a data set, or a column is missing.
@@ -46,16 +39,19 @@ def read_huggingface(
         raise CoopError("dataset=huggingface needs dataset.path=DIR, a folder that `datasets` can load")
     folder = Path(path).expanduser()
     loaded = load(folder)
-    parts = {name: _read_part(folder, name, part, image_column, label_column) for name, part in loaded.items()}
+    try:
+        parts = {name: images_by_class(part, image_column, label_column) for name, part in loaded.items()}
+    except CoopError as error:
+        raise CoopError(f"dataset.path={folder}: {error}") from None
     if len(parts) > 1:
         parts = name_parts(folder, parts)
     feature = next(iter(loaded.values())).features[label_column]
+    return splits_of_classes(folder, parts, seed, classnames, partial(_in_order, feature))
 
-    def in_order(train: Images) -> list[str]:
-        """The ClassLabel's names in its order; text sorted."""
-        return [name for name in getattr(feature, "names", None) or sorted(train) if name in train]
 
-    return splits_of_classes(folder, parts, seed, classnames, in_order)
+def _in_order(feature, train: Images) -> list[str]:
+    """The ClassLabel's names in its order; text sorted."""
+    return [name for name in getattr(feature, "names", None) or sorted(train) if name in train]
 
 
 def load(folder: Path) -> dict:
@@ -79,44 +75,37 @@ def load(folder: Path) -> dict:
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
 
-def _check_columns(folder: Path, name: str, part, image_column: str, label_column: str) -> None:
+def _check_columns(part, image_column: str, label_column: str) -> None:
     import datasets
 
     for key, column in (("image_column", image_column), ("label_column", label_column)):
         if column not in part.features:
-            raise CoopError(
-                f"{folder}: the split {name} has no column {column!r}; give dataset.{key}=NAME, one of "
-                f"{', '.join(part.features)}"
-            )
+            there = ", ".join(part.features)
+            raise CoopError(f"{_name(part)} has no column {column!r}; give dataset.{key}=NAME, one of {there}")
     if not isinstance(part.features[image_column], datasets.Image):
-        raise CoopError(f"{folder}: the column {image_column!r} does not hold images but {part.features[image_column]}")
+        raise CoopError(f"the column {image_column!r} does not hold images but {part.features[image_column]}")
     kind = part.features[label_column]
     if not isinstance(kind, datasets.ClassLabel) and getattr(kind, "dtype", None) not in LABEL_TYPES:
         raise CoopError(
-            f"{folder}: the column {label_column!r} holds {kind}; labels are a ClassLabel, text or whole numbers; give "
+            f"the column {label_column!r} holds {kind}; labels are a ClassLabel, text or whole numbers; give "
             "dataset.label_column=NAME"
         )
 
 
-def _read_part(folder: Path, name: str, part, image_column: str, label_column: str) -> Images:
-    _check_columns(folder, name, part, image_column, label_column)
-    try:
-        return images_by_class(part, image_column, label_column)
-    except CoopError as error:
-        raise CoopError(f"dataset.path={folder}: {error}") from None
+def _name(part) -> str:
+    return f"the split {part.split}" if part.split else "the data set"
 
 
 def images_by_class(part, image_column: str, label_column: str) -> Images:
     """Image paths by class name, classes in order of first appearance, images in the data set's order."""
-    feature = part.features[label_column]
+    _check_columns(part, image_column, label_column)
+    names = getattr(part.features[label_column], "names", None)
     images: Images = {}
     for row, (path, label) in enumerate(zip(image_paths(part, image_column), part[label_column], strict=True)):
-        known = label in range(len(feature.names)) if hasattr(feature, "names") else str(label).strip()
-        if label is None or not known:
-            where = f"row {row} of {part.split or 'the data set'}"
-            raise CoopError(f"{where} has the {label_column} {label!r}; take it out")
-        name = feature.int2str(label) if hasattr(feature, "int2str") else str(label)
-        images.setdefault(name, []).append(path)
+        known = label in range(len(names)) if names else label is not None and str(label).strip()
+        if not known:
+            raise CoopError(f"row {row} of {_name(part)} has the {label_column} {label!r}; take it out")
+        images.setdefault(names[label] if names else str(label), []).append(path)
     return images
 
 
@@ -131,9 +120,10 @@ def image_paths(part, image_column: str) -> list[str]:
     paths = []
     encoded = part.select_columns([image_column]).cast_column(image_column, datasets.Image(decode=False))
     for index, row in enumerate(encoded):
-        if row[image_column] is None:
-            raise CoopError(f"row {index} of {part.split or 'the data set'} has no {image_column}; take it out")
-        paths.append(_own_file(row[image_column]) or _unpack(row[image_column], folder, index))
+        image = row[image_column]
+        if image is None:
+            raise CoopError(f"row {index} of {_name(part)} has no {image_column}; take it out")
+        paths.append(image["path"] if image["bytes"] is None else _unpack(image, folder, index))
     write_atomically(done, json.dumps(paths).encode())
     return paths
 
@@ -144,10 +134,6 @@ def _fingerprint(part, image_column: str) -> str:
     stats = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in files]
     key = [stats, part._fingerprint, str(part.split), len(part), image_column]
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:24]
-
-
-def _own_file(image: dict) -> str | None:
-    return image["path"] if image["bytes"] is None else None
 
 
 def _unpack(image: dict, folder: Path, index: int) -> str:

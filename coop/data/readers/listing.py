@@ -105,18 +105,14 @@ def read_lines(path: Path, fix: str) -> list[str]:
     return lines
 
 
-def shorten(names: list[str], shown: int = SHOWN) -> str:
+def shorten(names: list[str]) -> str:
     """The first few names, and how many more there are."""
-    rest = len(names) - shown
-    return ", ".join(names[:shown]) + (f", ... and {rest} more" if rest > 0 else "")
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f", ... and {rest} more" if rest > 0 else "")
 
 
 def find_folder(data_root: str | None, candidates: list[str]) -> Path:
-    """Find the first of the candidate folders that exists under `data_root`.
-
-    Raises:
-        NotThereError: none exists; says where it was looked for, and what nearly fits.
-    """
+    """The first of the candidate folders that exists; a NotThereError says where it was looked for, and what fits."""
     wanted = " or ".join(candidates)
     if data_root is None:
         raise NotThereError(f"this data set needs data_root=DIR, where DIR is the folder that holds {wanted}")

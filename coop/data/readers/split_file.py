@@ -67,11 +67,7 @@ def own_splits(own: Path, images: Path) -> Splits | None:
 
 
 def load_rows(path: Path) -> Rows:
-    """Load a split file (gzip if its name ends in .gz) and check its form.
-
-    Raises:
-        CoopError: it cannot be read, or is not of this form; names the entry.
-    """
+    """Load a split file (gzip if its name ends in .gz) and check its form."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except PermissionError:

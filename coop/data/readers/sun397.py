@@ -47,11 +47,7 @@ def scene_name(folder: str) -> str:
 
 
 def scene_images(root: Path) -> Images:
-    """Image paths by class folder (a/abbey).
-
-    Raises:
-        CoopError: no images, or folders of the wrong level.
-    """
+    """Image paths by class folder (a/abbey)."""
     found: Images = {}
     others = []
     for path, _, _ in sorted(os.walk(root, followlinks=True)):

@@ -25,16 +25,9 @@ def read_csv(
 ) -> Splits:
     """Read a CSV file (UTF-8) with a header line: `path,label`, or `path,label,split`.
 
-    A label is the name of a class. `split` is train, val (valid, validation) or test; without that column, each class
-    is split 50/20/30 by `seed`, and `origin` is "generated". Classes are sorted by label, numbers by value.
-
-    Args:
-        data_root: not used.
-        path: the CSV file.
-        images: the folder that relative paths start from; the CSV file's own folder if not given.
-        classnames: where labels are not the names (numbers, codes): a mapping, label to name, or a file of
-            `label name` lines.
-        seed: seed of the 50/20/30 split; another seed gives another test set.
+    A label is the name of a class, or a number or code that `classnames` has a name for. `split` is train, val (valid,
+    validation) or test. Classes are sorted by label, numbers by value. Relative paths start from `images`, without it
+    from the CSV file's own folder.
 
     Raises:
         CoopError: the file is missing or malformed, or names images that don't exist.
@@ -67,11 +60,7 @@ def open_csv(file: Path, where: str) -> Iterator[csv.DictReader]:
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of the CSV file, checked one by one; every row has the keys of the header line.
-
-    Raises:
-        CoopError: names the file and the line.
-    """
+    """The rows of the CSV file, checked one by one; every row has the keys of the header line."""
     with open_csv(file, f"{file}: ") as reader:
         if reader.fieldnames not in (COLUMNS[:2], COLUMNS):
             found = ",".join(reader.fieldnames)

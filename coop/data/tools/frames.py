@@ -21,9 +21,6 @@ def extract_middle_frames(root: Path) -> None:
 
     Frame N // 2 of the N that can be decoded. CoOp's authors offer their own frames, which may differ in a frame or in
     compression. Frames that are there already are kept.
-
-    Raises:
-        CoopError: videos are missing or unreadable, or PyAV is not installed.
     """
     rows = load_rows(PUBLISHED / f"{SPLIT_FILE}.gz")
     targets = [root / FRAMES / row[0] for part in rows.values() for row in part]

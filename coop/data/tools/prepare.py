@@ -21,9 +21,6 @@ def prepare(name: str, data_root: str) -> None:
     """Download or build one data set under `data_root`, in a layout that its reader takes.
 
     Called again after an interruption, it keeps the archives that are whole.
-
-    Raises:
-        CoopError: there is nothing that could download or build it (how to get it), or a step failed.
     """
     root = Path(data_root).expanduser()
     builders: dict[str, Callable[[Path], None]] = {"ucf101": extract_middle_frames, "imagenet": unpack_imagenet}
