@@ -135,10 +135,10 @@ def _figures(study: Study, board: Board) -> pd.DataFrame:
     frame = board.curves.table[["label", "method", "backbone", "zero_shot"]].assign(shots=board.shots)
     frame = frame.assign(**{head: scores.mean(axis=1) for head, scores in board.scores.items()})
     scores = list(board.scores.values())[-1]
-    n, sd = scores.count(axis=1), scores.std(axis=1)
-    fixed = frame["zero_shot"] & (sd < SAME)
-    half = significance.half_width(sd, n).mask(fixed)
-    frame = frame.assign(n=n.astype(float).mask(fixed, 1), mean=scores.mean(axis=1), half=half)
+    found = scores.agg(["count", "mean", "std"], axis=1)
+    fixed = frame["zero_shot"] & (found["std"] < SAME)
+    half = significance.half_width(found["std"], found["count"]).mask(fixed)
+    frame = frame.assign(n=found["count"].mask(fixed, 1), mean=found["mean"], half=half)
     frame["rank"] = frame["mean"].where(complete).round(9).rank(ascending=False, method="min")
     if board.ranks is not None:
         frame["mean rank"] = board.ranks
