@@ -17,7 +17,7 @@ _HOMES = {
     "PromptLearner": "coop.methods.coop",
     "Run": "coop.evaluation.finished",
     "few_shot": "coop.data.sampling",
-    "learning_rate": "coop.schedule",
+    "learning_rate": "coop.optim.schedule",
     "load_run": "coop.evaluation.finished",
     "run": "coop.cli.in_process",
 }

@@ -11,11 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
-from safetensors import SafetensorError
 
 from coop.cli.command import exit_code
 from coop.cli.options import parse
-from coop.data.feature_cache import DAMAGED, default_cache_dir, open_shard, read_header
+from coop.data.feature_cache import DAMAGED, Shard, default_cache_dir
 from coop.errors import CoopError
 from coop.system.stop import stoppable
 
@@ -147,14 +146,13 @@ def content(entry: Entry) -> str:
         try:
             if file.suffix == DAMAGED:
                 raise ValueError("set aside by a run that found it so")
-            with open_shard(file) as shard:
-                header = read_header(shard)
-        except (SafetensorError, OSError, ValueError):
+            shard = Shard(file)
+        except (OSError, ValueError):
             unreadable += 1
         else:
-            images += header.rows
-            widths.add(header.width)
-            about |= set(header.about.items())
+            images += shard.rows
+            widths.add(shard.width)
+            about |= set(shard.about.items())
     parts = [f"{images} images x {', '.join(map(str, sorted(widths)))}"] if images else []
     parts += [f"{unreadable} unreadable files"] if unreadable else []
     return ", ".join([*(text for _, text in sorted(about)), *parts])

@@ -16,7 +16,7 @@ from coop.clip import PRECISIONS
 from coop.clip.templates import Template, clip_templates
 from coop.errors import CoopError, no_such_key
 from coop.optim import DEFAULTS
-from coop.schedule import epochs_by_shots
+from coop.optim.schedule import epochs_by_shots
 from coop.system.files import subfolder
 from coop.system.validation import NOT_EMPTY, Rule, between, check_rules, check_value, one_of
 

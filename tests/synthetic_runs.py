@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from coop.schedule import epochs_by_shots
+from coop.optim.schedule import epochs_by_shots
 
 YamlDumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 

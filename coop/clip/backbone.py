@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from coop.clip.last_layer import PART, LastLayer, into_last_layer
 from coop.clip.loading import load_model
-from coop.clip.local import image_tokens
+from coop.clip.local import check_local_features, image_tokens
 from coop.clip.snapshot import Parts, Snapshot
+from coop.clip.text.encoder import PromptEncoder
 from coop.clip.text.plain import text_blocks, token_embedding
-from coop.clip.text.sharded import prompt_encoder
+from coop.clip.text.sharded import ShardedPromptEncoder, is_distributed
 from coop.errors import CoopError
 
 TEXT_BATCH = 256
@@ -111,6 +112,7 @@ class FrozenCLIP(nn.Module):
         """
         images = self.as_tower_takes(images)
         if kind == "tokens":
+            check_local_features(self)
             return normalize(image_tokens(self.model, images))
         if kind == "last_layer":
             return at_least_float32(into_last_layer(self.model.visual, images))
@@ -150,20 +152,26 @@ class FrozenCLIP(nn.Module):
         features = torch.cat([at_least_float32(self.model.encode_text(chunk)) for chunk in ids.split(TEXT_BATCH)])
         return F.normalize(features, dim=-1) if normalize else features
 
-    def prompt_encoder(self, ids: Tensor, slots: Tensor, class_specific: bool = False, **options) -> nn.Module:
+    def prompt_encoder(
+        self, ids: Tensor, slots: Tensor, class_specific: bool = False, *, shard: bool = True, **options
+    ) -> nn.Module:
         """An encoder of prompts with learned context vectors: `encoder(ctx, deep=None, normalize=True)` -> (*, K, E).
+
+        The processes of a distributed run share the classes out, if it has started: make it at the first forward.
 
         Args:
             ids: (K, L) token ids; any id below [EOS]'s where a context vector goes.
             slots: (K, L) index of the context vector at each position, -1 for a constant token.
             class_specific: whether `ctx` holds a context for each class, (*, K, M, D), instead of one, (*, M, D).
-            **options: `checkpoint`, `class_chunk`, `shard`; see `coop.clip.text.sharded.prompt_encoder`, and
-                `coop.clip.text.encoder.PromptEncoder.forward` for the call.
+            shard: False if contexts are not the same on every process, such as one for each of its own images.
+            **options: `checkpoint` and `class_chunk` of `coop.clip.text.encoder.PromptEncoder`, whose `forward` says
+                more of the call.
 
         Raises:
-            CoopError: see `coop.clip.text.encoder.PromptEncoder`.
+            CoopError: see there.
         """
-        return prompt_encoder(self.model, ids, slots, class_specific, **options)
+        encoder = ShardedPromptEncoder if shard and is_distributed() else PromptEncoder
+        return encoder(self.model, ids, slots, class_specific, **options)
 
     @property
     def text_layers(self) -> int:

@@ -15,33 +15,19 @@ Deltas = Mapping[str, Callable[[Tensor], Tensor]]
 
 @dataclass(frozen=True)
 class Block:
-    """A pre-norm transformer block, whoever wrote it.
+    """A pre-norm transformer block, whoever wrote it."""
 
-    Attributes:
-        norm_1: in front of the attention.
-        in_weight: (3 D, D), queries, keys and values one below the other.
-        in_bias: (3 D), or None.
-        out: the output projection.
-        heads: H.
-        scale_1: layer scale of the attention's output.
-        norm_2: in front of the MLP.
-        mlp: the MLP.
-        scale_2: layer scale of the MLP's output.
-        q_norm: norm of each head's queries.
-        k_norm: norm of each head's keys.
-    """
-
-    norm_1: nn.Module
-    in_weight: Tensor
-    in_bias: Tensor | None
-    out: nn.Module
-    heads: int
-    scale_1: nn.Module
-    norm_2: nn.Module
+    norm_1: nn.Module  # in front of the attention
+    in_weight: Tensor  # (3 D, D), queries, keys and values one below the other
+    in_bias: Tensor | None  # (3 D)
+    out: nn.Module  # the output projection
+    heads: int  # H
+    scale_1: nn.Module  # layer scale of the attention's output
+    norm_2: nn.Module  # in front of the MLP
     mlp: nn.Module
-    scale_2: nn.Module
-    q_norm: nn.Module | None = None
-    k_norm: nn.Module | None = None
+    scale_2: nn.Module  # layer scale of the MLP's output
+    q_norm: nn.Module | None = None  # of each head's queries
+    k_norm: nn.Module | None = None  # of each head's keys
 
     def __call__(
         self, x: Tensor, rows: int | None = None, mask: Tensor | None = None, deltas: Deltas | None = None

@@ -3,11 +3,10 @@
 import copy
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.image_tower import ImageTower
+from coop.clip.image_tower import ImageTower, new_prompts
 from coop.errors import CoopError
 
 
@@ -19,10 +18,8 @@ class DeepPrompts(nn.Module):
 
     Args:
         clip: the frozen CLIP; with a ViT, unless `depth_vision` is 0.
-        n_ctx: n of the text prompts.
-        depth_text: J of the text prompts, the context at the input included.
-        n_ctx_vision: n of the image prompts; if coupled, that of the text prompts.
-        depth_vision: J of the image prompts; if coupled, that of the text prompts.
+        n_ctx, depth_text: n and J of the text prompts, the context at the input included.
+        n_ctx_vision, depth_vision: of the image prompts; if coupled, those of the text prompts.
         coupled: whether image prompts are linear images of text prompts.
 
     Raises:
@@ -45,16 +42,15 @@ class DeepPrompts(nn.Module):
                 f"method.{of_text}={depth_text}: the text encoder of {clip.name} has {clip.text_layers} layers"
             )
         self._tower = (ImageTower(clip),) if depth_vision else ()
-        if depth_vision > (layers := self._tower[0].layers if depth_vision else 0):
-            raise CoopError(f"method.{of_image}={depth_vision}: the image tower of {clip.name} has {layers} layers")
+        for tower in self._tower:
+            tower.check_depth(depth_vision, of_image)
         self.text = new_prompts(n_ctx, depth_text - 1, clip.text_width)
-        width = self._tower[0].width if depth_vision else 0
-        self.image = new_prompts(n_ctx_vision, 0 if coupled else depth_vision, width)
-        self.maps = nn.ModuleList(nn.Linear(clip.text_width, width) for _ in range(2 if coupled else 0))
-        # The authors' maps behind the input start as copies of one draw.
-        self.maps = nn.ModuleList(
-            [self.maps[0], *(copy.deepcopy(self.maps[1]) for _ in range(depth_vision - 1))] if coupled else []
-        )
+        self.image, self.maps = nn.ParameterList(), nn.ModuleList()
+        if coupled:  # the authors' maps behind the input start as copies of one draw
+            at_input, behind = (nn.Linear(clip.text_width, self._tower[0].width) for _ in range(2))
+            self.maps.extend([at_input, *(copy.deepcopy(behind) for _ in range(depth_vision - 1))])
+        elif depth_vision:
+            self.image = new_prompts(n_ctx_vision, depth_vision, self._tower[0].width)
 
     def of_text(self) -> dict[int, Tensor]:
         """The text prompts (n, D) by the layer that they stand in front of."""
@@ -70,8 +66,3 @@ class DeepPrompts(nn.Module):
         """Images (B, 3, H, W) to image_features (B, E), with gradient in the prompts; there must be image prompts."""
         (tower,) = self._tower
         return tower(images, self.of_image(ctx), checkpoint=checkpoint, normalize=normalize)
-
-
-def new_prompts(count: int, depth: int, width: int) -> nn.ParameterList:
-    """Parameters (n, width), one for each depth, drawn from N(0, 0.02^2), as all methods start them."""
-    return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for _ in range(depth))

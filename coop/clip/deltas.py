@@ -1,7 +1,8 @@
 """Changes of a frozen CLIP's weights, put in as it runs: low-rank ones of a tower's attention (LoRA, Hu et al., ICLR
-2022), and trained copies of single parameters. The frozen model is shared, and stays as it is.
+2022), and trained copies of single parameters or of the image tower. The frozen model is shared, and stays as it is.
 """
 
+import copy
 import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -14,21 +15,24 @@ from torch.func import functional_call
 
 from coop.clip.backbone import FrozenCLIP, at_least_float32, normalize
 from coop.clip.blocks import Deltas, read_block, run
-from coop.clip.text.plain import text_blocks
+from coop.clip.text.plain import project, text_blocks
 from coop.errors import CoopError
 
 PROJECTIONS = ("q", "k", "v", "o")
+#: CLIP-LoRA's names of layers in a tower of n.
+LAYER_NAMES: dict[str, Callable[[int], slice]] = {
+    "all": lambda n: slice(n),
+    "bottom": lambda n: slice(n // 3),
+    "mid": lambda n: slice(n // 3, 2 * (n // 3)),
+    "up": lambda n: slice(2 * (n // 3), n),
+    "half-bottom": lambda n: slice(n // 2),
+    "half-up": lambda n: slice(n // 2, n),
+    "top3": lambda n: slice(max(0, n - 3), n),
+}
 
 
 class LowRank(nn.Module):
-    """x (..., D) to scale * B A x (..., D); A (r, D) starts uniform in +-1/sqrt(D), B (D, r) at zero.
-
-    Args:
-        width: D.
-        rank: r.
-        scale: of the change.
-        dropout: of the input, in train mode.
-    """
+    """x (..., D) to scale * B A dropout(x) (..., D); A (r, D) starts uniform in +-1/sqrt(D), B (D, r) at zero."""
 
     def __init__(self, width: int, rank: int, scale: float, dropout: float):
         super().__init__()
@@ -50,7 +54,7 @@ class LowRankTower(nn.Module):
     Args:
         width: D of the tower.
         layers: how many it has.
-        chosen: which of them, by number or name (`layers_named`).
+        chosen: which of them, by number or one of `LAYER_NAMES`.
         projections: of "q", "k", "v", "o".
         options: `rank`, `scale`, `dropout` of each change.
 
@@ -83,12 +87,7 @@ class LowRankTower(nn.Module):
 
 
 class TrainedCopies(nn.Module):
-    """Trainable copies, at least float32, of some parameters of a frozen CLIP's model.
-
-    Args:
-        clip: the frozen CLIP.
-        names: of its model's parameters.
-    """
+    """Trainable copies, at least float32, of the parameters of a frozen CLIP's model that are named."""
 
     def __init__(self, clip: FrozenCLIP, names: Sequence[str]):
         super().__init__()
@@ -108,7 +107,6 @@ class TrainedCopies(nn.Module):
         return functional_call(caller, weights, (function, *args))
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalized."""
         (clip,) = self._clip
         return normalize(self(clip.model.encode_image, clip.as_tower_takes(images)))
 
@@ -122,6 +120,26 @@ class _Caller(nn.Module):
 
     def forward(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
         return function(*args)
+
+
+class TrainableImageTower(nn.Module):
+    """A trainable copy, at least float32, of a frozen CLIP's image tower; the original stays as it is.
+
+    In train mode batch norm keeps its statistics of the new images and dropout, where there is some, is on.
+    """
+
+    def __init__(self, clip: FrozenCLIP):
+        super().__init__()
+        visual = copy.deepcopy(clip.model.visual)
+        dtype = next(visual.parameters()).dtype
+        self.visual = visual.to(torch.promote_types(dtype, torch.float32)).requires_grad_(True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W), preprocessed, to image_features (B, E), L2-normalized, with gradient."""
+        dtype = next(self.visual.parameters()).dtype
+        features = self.visual(images.to(dtype, memory_format=torch.channels_last))
+        # CoCa's towers give their tokens as well.
+        return normalize(features[0] if isinstance(features, tuple) else features)
 
 
 def layer_norms(clip: FrozenCLIP) -> list[str]:
@@ -191,10 +209,7 @@ def encode_text(
     for block, changes in zip(blocks, deltas or [{}] * len(blocks), strict=True):
         x = run(block, x, checkpoint, mask=mask, deltas=changes)
     pooled = tower.ln_final(x[torch.arange(len(ids), device=ids.device), end])
-    projection = tower.text_projection
-    if projection is not None:
-        pooled = projection(pooled) if isinstance(projection, nn.Linear) else pooled @ projection
-    features = at_least_float32(pooled)
+    features = at_least_float32(project(tower, pooled))
     return F.normalize(features, dim=-1) if normalize else features
 
 
@@ -204,17 +219,5 @@ def without_padding(ids: Tensor) -> Tensor:
 
 
 def layers_named(where: str | Sequence[int], layers: int) -> list[int]:
-    """The layers that CLIP-LoRA's names mean in a tower of so many ("all", "bottom", "mid", "up", "half-bottom",
-    "half-up", "top3"), or those that are listed.
-    """
-    if not isinstance(where, str):
-        return list(where)
-    third, half = layers // 3, layers // 2
-    named = {
-        "all": (0, layers), "bottom": (0, third), "mid": (third, 2 * third), "up": (2 * third, layers),
-        "half-bottom": (0, half), "half-up": (half, layers), "top3": (max(0, layers - 3), layers),
-    }  # fmt: skip
-    return list(range(*named[where]))
-
-
-LAYER_NAMES = ("all", "bottom", "mid", "up", "half-bottom", "half-up", "top3")
+    """The layers that one of `LAYER_NAMES` means in a tower of so many, or those that are listed."""
+    return list(range(layers))[LAYER_NAMES[where](layers)] if isinstance(where, str) else list(where)

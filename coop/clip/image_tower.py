@@ -31,10 +31,10 @@ VITS = "backbone=vit_b16, vit_b32, vit_l14, laion_vit_b16, datacomp_vit_b16, sig
 
 
 class ImageTower:
-    """The image tower of a frozen CLIP, for methods that put prompts into it or change its weights by deltas.
+    """The image tower of a frozen CLIP, not copied, for methods that put prompts into it or change its weights.
 
     Args:
-        clip: the frozen CLIP; its tower is used, not copied.
+        clip: the frozen CLIP.
         deltas: whether there will be changes of its weights.
 
     Raises:
@@ -72,6 +72,11 @@ class ImageTower:
         """V, the width of the tower's states."""
         return self._tower.width
 
+    def check_depth(self, depth: int, option: str) -> None:
+        """Raises CoopError, naming the method's option, for prompts in front of more layers than there are."""
+        if depth > self.layers:
+            raise CoopError(f"method.{option}={depth}: the image tower of {self._clip.name} has {self.layers} layers")
+
     def __call__(
         self,
         images: Tensor,
@@ -100,9 +105,13 @@ class ImageTower:
                 x = _join(x[:, :count], prompts[layer])
             rows = tower.pooled_rows(count) if layer == last else count if layer + 1 < depth else x.shape[1]
             x = tower.block(layer, x, rows, deltas[layer] if deltas else None, checkpoint)
-        features = tower.leave(x)
-        features = at_least_float32(features)
+        features = at_least_float32(tower.leave(x))
         return F.normalize(features, dim=-1) if normalize else features
+
+
+def new_prompts(count: int, depth: int, width: int) -> nn.ParameterList:
+    """Parameters (n, width), one for each depth, drawn from N(0, 0.02^2), as all methods start them."""
+    return nn.ParameterList(nn.Parameter(0.02 * torch.randn(count, width)) for _ in range(depth))
 
 
 def _kind(visual: nn.Module) -> str:

@@ -23,6 +23,7 @@ from torch import nn
 from coop.clip import PRECISIONS
 from coop.errors import CoopError, first_line
 
+CONFIG = "open_clip_config.json"
 PROBE_SECONDS = 5
 EXAMPLES = {"hf-hub:": "hf-hub:ORG/NAME", "local-dir:": "local-dir:FOLDER"}
 
@@ -66,24 +67,20 @@ def check_source(model: str, pretrained: str | None) -> tuple[str | None, str]:
     if schema and pretrained:
         raise CoopError(f"backbone.pretrained={pretrained}: {model} brings its own weights; leave pretrained out")
     if schema == "local-dir":
-        _check_local_dir(Path(identifier).expanduser())
-        _check_config_file(Path(identifier).expanduser() / "open_clip_config.json")
-        return schema, f"local-dir:{Path(identifier).expanduser()}"
+        folder = Path(identifier).expanduser()
+        _check_local_dir(folder)
+        return schema, f"local-dir:{folder}"
     if schema is None:
         _check_registry_name(model, pretrained)
     return schema, model
 
 
 def clip_tokenizer(model: str) -> SimpleTokenizer | None:
-    """CLIP's own tokenizer, if it is a backbone's and that can be told before anything is downloaded.
-
-    Args:
-        model: already checked by `check_source`.
-    """
+    """CLIP's own tokenizer, if it is that of a backbone (after `check_source`) and no download is needed to tell."""
     schema, name = parse_model_name(model)
     if schema == "hf-hub" or (schema is None and "siglip" in name.lower()):
         return None
-    file = Path(name).expanduser() / "open_clip_config.json"
+    file = Path(name).expanduser() / CONFIG
     config = get_model_config(name) if schema is None else json.loads(file.read_text(encoding="utf-8"))
     has_another = config.get("model_cfg", config).get("text_cfg", {}).get("hf_tokenizer_name")
     return None if has_another else _clip_tokenizer()
@@ -96,12 +93,11 @@ def _clip_tokenizer() -> SimpleTokenizer:
 
 
 def _check_local_dir(folder: Path) -> None:
-    if not (folder / "open_clip_config.json").is_file():
-        raise CoopError(
-            f"{folder}: no open_clip_config.json there; a local-dir: backbone is a folder with it and weights"
-        )
+    if not (folder / CONFIG).is_file():
+        raise CoopError(f"{folder}: no {CONFIG} there; a local-dir: backbone is a folder with it and weights")
     if not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.iterdir()):
-        raise CoopError(f"{folder}: open_clip_config.json is there, the weights are not (open_clip_model.safetensors)")
+        raise CoopError(f"{folder}: {CONFIG} is there, the weights are not (open_clip_model.safetensors)")
+    _check_config_file(folder / CONFIG)
 
 
 def _check_registry_name(model: str, pretrained: str | None) -> None:
@@ -137,20 +133,15 @@ def _check_registry_name(model: str, pretrained: str | None) -> None:
 
 
 def _create(model: str, pretrained: str | None, precision: str, cache_dir: str | None, source: str) -> nn.Module:
-    torchscript = pretrained is not None and os.path.isfile(pretrained) and _is_torchscript(pretrained)
-    if torchscript:
-        logging.disable(logging.WARNING)  # open_clip warns of random weights; ours come right afterwards
-        try:
-            built = open_clip.create_model(model, precision=precision)
-        finally:
-            logging.disable(logging.NOTSET)
-        return _load_torchscript(built, pretrained, source)
+    is_file = pretrained is not None and os.path.isfile(pretrained)
     try:
+        if is_file and _is_torchscript(pretrained):
+            return _from_torchscript(model, pretrained, precision)
         return open_clip.create_model(
             model, pretrained, precision=precision, cache_dir=cache_dir, require_pretrained=True
         )
     except Exception as error:
-        if (pretrained is not None and os.path.isfile(pretrained)) or model.startswith("local-dir:"):
+        if is_file or model.startswith("local-dir:"):
             raise CoopError(
                 f"{source}: the weights could not be read or do not fit this architecture: {_why_unreadable(error)}"
             ) from error
@@ -208,35 +199,32 @@ def _check_finite(model: nn.Module, source: str) -> None:
             )
 
 
-def _load_torchscript(model: nn.Module, path: str, source: str) -> nn.Module:
+def _from_torchscript(model: str, path: str, precision: str) -> nn.Module:
+    """open_clip would unpickle what is no archive after all."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.jit is deprecated; these archives will not change
-        try:
-            state = torch.jit.load(path, map_location="cpu").state_dict()
-        except RuntimeError as error:
-            raise CoopError(f"{path}: this archive cannot be read; copy or download it again") from error
+        state = torch.jit.load(path, map_location="cpu").state_dict()
     for key in ("input_resolution", "context_length", "vocab_size"):
         state.pop(key, None)
+    logging.disable(logging.WARNING)  # open_clip warns of random weights; ours come right afterwards
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CoopError(
-            f"{source}: the weights in this file do not fit this architecture: {first_line(error)[:300]}"
-        ) from error
-    return model
+        built = open_clip.create_model(model, precision=precision)
+    finally:
+        logging.disable(logging.NOTSET)
+    built.load_state_dict(state)
+    return built
 
 
 @contextmanager
 def _hub_access(needed: bool):
     """Without a way to the hub, look only into its cache: otherwise each file costs many seconds of retries."""
-    if not needed or huggingface_hub.constants.HF_HUB_OFFLINE or _hub_answers():
-        yield
-        return
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    constants = huggingface_hub.constants
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline or (needed and not _hub_answers())
     try:
         yield
     finally:
-        huggingface_hub.constants.HF_HUB_OFFLINE = False
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _hub_answers() -> bool:
@@ -248,11 +236,7 @@ def _hub_answers() -> bool:
 
 
 def _check_config_file(path: Path) -> None:
-    """Refuse a model's config that asks for its tokenizer's code to be run.
-
-    Raises:
-        CoopError: it does, or it is not readable.
-    """
+    """Raises CoopError for a model's config that asks for its tokenizer's code to be run, or is not readable."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         text = config.get("model_cfg", config).get("text_cfg", {})
@@ -267,8 +251,7 @@ def _tokenizer(model: str, pretrained: str | None, cache_dir: str | None, source
     try:
         if model.startswith("hf-hub:"):
             repository = model.removeprefix("hf-hub:")
-            file = download_pretrained_from_hf(repository, filename="open_clip_config.json", cache_dir=cache_dir)
-            _check_config_file(Path(file))
+            _check_config_file(Path(download_pretrained_from_hf(repository, filename=CONFIG, cache_dir=cache_dir)))
         return open_clip.get_tokenizer(model, cache_dir=cache_dir)
     except CoopError:
         raise

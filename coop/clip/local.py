@@ -14,15 +14,13 @@ from coop.errors import CoopError
 if TYPE_CHECKING:
     from coop.clip.backbone import FrozenCLIP
 
-THAT_HAVE_THEM = "OpenAI's ResNets, ViTs without attention pool and timm's towers have them"
-
 
 def check_local_features(clip: "FrozenCLIP") -> None:
-    """Raises CoopError, naming the backbone, unless its image tower has local features or was released already."""
+    """Raises CoopError unless the image tower has local features or was released already."""
     if clip.model.visual is not None and _tokens_of(clip.model.visual) is None:
         raise CoopError(
             f"backbone {clip.name}: its image tower ({type(clip.model.visual).__name__}) has no local features, which "
-            f"this method needs; {THAT_HAVE_THEM}"
+            "this method needs; OpenAI's ResNets, ViTs without attention pool and timm's towers have them"
         )
 
 
@@ -30,15 +28,10 @@ def image_tokens(model: nn.Module, images: Tensor) -> Tensor:
     """Images (B, 3, H, W) to (B, 1 + L, E): the pooled feature, then those of L places, not normalized.
 
     A ResNet's attention pool attends from each place as it does from the mean, and gives L = 49 at 224 pixels (PLOT,
-    Chen et al., ICLR 2023, section 3.3). A ViT's final norm and projection are applied to each patch.
-
-    Raises:
-        CoopError: another image tower.
+    Chen et al., ICLR 2023, section 3.3). A ViT's final norm and projection are applied to each patch. The
+    tower has to have them (`check_local_features`).
     """
-    tokens_of = _tokens_of(model.visual)
-    if tokens_of is None:
-        raise CoopError(f"{type(model.visual).__name__}: this image tower has no local features; {THAT_HAVE_THEM}")
-    return tokens_of(model.visual, images)
+    return _tokens_of(model.visual)(model.visual, images)
 
 
 def _tokens_of(visual: nn.Module) -> Callable[[nn.Module, Tensor], Tensor] | None:

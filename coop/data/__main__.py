@@ -3,6 +3,7 @@
 import logging
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -46,17 +47,21 @@ def main(words: list[str]) -> int:
         return 0
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     command, *rest = words
-    reading, writing = {"check": run_check, "prepare": run_prepare}, {"show": run_show, "export": run_export}
-    if command not in reading | writing:
-        allowed = ", ".join(reading | writing)
+    of_one = {"prepare": run_prepare, "show": run_show, "export": run_export}
+    if command not in ("check", *of_one):
+        allowed = ", ".join(("check", *of_one))
         raise CoopError(f"python -m coop.data {command}: there is no such command; allowed are {allowed}")
     names, overrides, options = split(rest, Options)
     names += filter(None, [options.dataset])
-    if command in writing:
-        return writing[command](names, overrides, options.out)
-    if options.out:
+    if command in of_one and len(names) != 1:
+        raise CoopError(f"python -m coop.data {command}: give the name of one data set, such as caltech101")
+    if options.out and command in ("check", "prepare"):
         raise CoopError(f"out={options.out}: {command} writes no such file; show and export do")
-    return reading[command](names, overrides)
+    configs = {name: load_config(name, overrides) for name in names or PUBLISHED}
+    if command == "check":
+        good = run_check(configs)
+        return 0 if good or not names else 1
+    return of_one[command](*next(iter(configs.items())), options.out)
 
 
 def load_config(name: str, overrides: list[str]) -> DictConfig:
@@ -67,36 +72,32 @@ def load_config(name: str, overrides: list[str]) -> DictConfig:
     return cfg
 
 
-def run_check(names: list[str], overrides: list[str]) -> int:
-    """Exit code 1 if a data set that was asked for by name is not there or not complete."""
-    reports = []
-    for name in names or PUBLISHED:
-        cfg = load_config(name, overrides)
-        reports.append(report(name, lambda cfg=cfg: read_dataset(cfg.dataset, cfg.data_root)))
-    show_reports(reports, cfg.data_root)
-    return 1 if names and not all(item.good for item in reports) else 0
+def read(cfg: DictConfig) -> Splits:
+    return read_dataset(cfg.dataset, cfg.data_root)
 
 
-def run_prepare(names: list[str], overrides: list[str]) -> int:
+def run_check(configs: dict[str, DictConfig]) -> bool:
+    """Whether all of these data sets are there and complete."""
+    reports = [report(name, partial(read, cfg)) for name, cfg in configs.items()]
+    show_reports(reports, next(iter(configs.values())).data_root)
+    return all(item.good for item in reports)
+
+
+def run_prepare(name: str, cfg: DictConfig, _: None) -> int:
     """Download or build, unless it is complete already; then check."""
     from coop.data.tools.prepare import prepare  # brings torchvision
 
-    name = only(names, "prepare")
-    cfg = load_config(name, overrides)
     if cfg.data_root is None:
         raise CoopError(f"prepare {name}: give data_root=DIR, the folder that the data sets are to lie in")
-    before = report(name, lambda: read_dataset(cfg.dataset, cfg.data_root))
-    if before.good:
+    if report(name, partial(read, cfg)).good:
         print(f"{name}: is complete already, nothing to do")
         return 0
     prepare(name, cfg.data_root)
-    return run_check([name], overrides)
+    return 0 if run_check({name: cfg}) else 1
 
 
-def run_show(names: list[str], overrides: list[str], out: Path | None) -> int:
-    name = only(names, "show")
-    cfg = load_config(name, overrides)
-    sampled = take(read_dataset(cfg.dataset, cfg.data_root), cfg)
+def run_show(name: str, cfg: DictConfig, out: Path | None) -> int:
+    sampled = take(read(cfg), cfg)
     what = f"shots={cfg.shots} seed={cfg.seed}" if sampled.train else "test images"
     path = out or Path(f"{name}.png")
     write_picture(path, sampled, f"{name}, {len(sampled.classnames)} classes, {what}")
@@ -104,10 +105,8 @@ def run_show(names: list[str], overrides: list[str], out: Path | None) -> int:
     return 0
 
 
-def run_export(names: list[str], overrides: list[str], out: Path | None) -> int:
-    name = only(names, "export")
-    cfg = load_config(name, overrides)
-    whole = read_dataset(cfg.dataset, cfg.data_root)
+def run_export(name: str, cfg: DictConfig, out: Path | None) -> int:
+    whole = read(cfg)
     sampled = take(whole, cfg)
     path = out or Path(f"{name}_shots{cfg.shots}_seed{cfg.seed}_{cfg.dataset.classes}.json")
     write_manifest(path, whole, sampled, dataset=name, shots=cfg.shots, seed=cfg.seed, classes=cfg.dataset.classes)
@@ -118,12 +117,6 @@ def run_export(names: list[str], overrides: list[str], out: Path | None) -> int:
 def take(whole: Splits, cfg: DictConfig) -> Splits:
     """What a run takes of a data set; where there is nothing to train on, its test images."""
     return sample(whole, cfg.shots if whole.train else -1, cfg.seed, cfg.dataset.classes)
-
-
-def only(names: list[str], command: str) -> str:
-    if len(names) != 1:
-        raise CoopError(f"python -m coop.data {command}: give the name of one data set, such as caltech101")
-    return names[0]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The few-shot data of one run, as Lightning wants it."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import pytorch_lightning as pl
 import torch
@@ -17,47 +18,30 @@ from coop.errors import CoopError
 from coop.methods import Method
 
 
+@dataclass(eq=False, repr=False)
 class FewShotData(pl.LightningDataModule):
     """Batches {"image" or "image_features", "label"} for training and validation, and the features of test images.
 
-    Whatever has a fixed view is encoded once, before the first step.
-
-    Args:
-        splits: sampled images: `train` and `val` hold the shots.
-        extractor: encodes images of fixed views.
-        seed: seed of order and augmentation.
-        augmentation: "online", "none" or "views:V".
-        batch_size: images per step, over all devices together.
-        num_workers: processes that decode training images.
-        with_images: batches bring images, for a method that needs them.
-        with_teacher: batches of fixed views bring the frozen CLIP's features of them, too.
-        view_sampling: with views:V, "per_image" (an epoch sees one view of each image) or "pooled" (an epoch is a
-            random sample of the V * N views, as many as there are images, but at least one full batch; CLAP,
-            Silva-Rodriguez et al., CVPR 2024).
-        validation: whether anything may be chosen on the validation images.
-        targets: further data sets to test on, by name.
+    Whatever has a fixed view is encoded once, before the first step. With `views:V` and `view_sampling="per_image"`, an
+    epoch sees one view of each image; with "pooled", a random sample of the V * N views, as many as there are images,
+    but at least one full batch (CLAP, Silva-Rodriguez et al., CVPR 2024).
     """
 
-    def __init__(
-        self,
-        splits: Splits,
-        extractor: FeatureExtractor,
-        seed: int,
-        augmentation: str,
-        batch_size: int,
-        num_workers: int,
-        with_images: bool = False,
-        with_teacher: bool = False,
-        view_sampling: str = "per_image",
-        validation: bool = True,
-        targets: Mapping[str, Splits] | None = None,
-    ):
+    splits: Splits  # sampled images: `train` and `val` hold the shots
+    extractor: FeatureExtractor  # encodes images of fixed views
+    seed: int  # of order and augmentation
+    augmentation: str  # "online", "none" or "views:V"
+    batch_size: int  # images per step, over all devices together
+    num_workers: int  # processes that decode training images
+    with_images: bool = False  # batches bring images, for a method that needs them
+    with_teacher: bool = False  # batches of fixed views bring the frozen CLIP's features of them, too
+    view_sampling: str = "per_image"
+    validation: bool = True  # whether anything may be chosen on the validation images
+    targets: Mapping[str, Splits] = field(default_factory=dict)  # further data sets to test on, by name
+
+    def __post_init__(self):
         super().__init__()
-        self.splits, self.extractor, self.seed = splits, extractor, seed
-        self.views = parse_augmentation(augmentation)
-        self.batch_size, self.num_workers, self.with_images = batch_size, num_workers, with_images
-        self.with_teacher, self.view_sampling, self.validation = with_teacher, view_sampling, validation
-        self.targets = targets or {}
+        self.views = parse_augmentation(self.augmentation)
         self._test_features: dict[str | None, Tensor] = {}
         self.train_set: Dataset | None = None
 
@@ -86,7 +70,6 @@ class FewShotData(pl.LightningDataModule):
             self.train_set = FeatureSet(self._train_views(), splits.train, self.seed)
             if self.extractor.kind != "last_layer":  # which is still needed
                 clip.release_image_tower()
-
         if self.with_images:
             self.val_set = self._fixed_views(splits.val, [None])
 
@@ -163,16 +146,9 @@ def build_data(
     cfg: DictConfig, splits: Splits, targets: Mapping[str, Splits], method: Method, device: torch.device
 ) -> FewShotData:
     """The batches and features of a run."""
-    extractor = FeatureExtractor(
-        method.clip,
-        device,
-        cfg.num_workers,
-        autocast=autocast_dtype(cfg.trainer.precision),
-        cached=cfg.features == "cached",
-        cache_dir=cfg.cache_dir,
-        dataset=cfg.dataset.name,
-        kind=method.feature_kind,
-    )
+    precision, cached = autocast_dtype(cfg.trainer.precision), cfg.features == "cached"
+    kept = {"cached": cached, "cache_dir": cfg.cache_dir, "dataset": cfg.dataset.name}
+    extractor = FeatureExtractor(method.clip, device, cfg.num_workers, precision, kind=method.feature_kind, **kept)
     return FewShotData(
         splits,
         extractor,
@@ -196,14 +172,9 @@ class EpochSampler(DistributedSampler):
 
 
 class PooledViews(EpochSampler):
-    """Yields (epoch, index, view): a random sample of all views of all images.
+    """Yields (epoch, index, view): a random sample of all V views of all N images.
 
     As many as there are images, but a full batch if there are views enough (so with the authors of CLAP).
-
-    Args:
-        dataset: N images.
-        views: V.
-        batch_size: over all devices together.
     """
 
     def __init__(self, dataset: Dataset, views: int, batch_size: int, **options):
@@ -236,18 +207,14 @@ class AugmentedImages(Dataset):
         return {"image": reproducible(self.transform, image, self.seed, epoch, index), "label": item.label}
 
 
+@dataclass(eq=False)
 class ViewedImages(Dataset):
-    """Images decoded in every step; each epoch sees one of their V fixed views.
+    """Images decoded in every step; each epoch sees one of their V fixed views."""
 
-    Args:
-        views: V of them.
-        labels: of the images.
-        seed: of the choice.
-        features: the frozen CLIP's (V, N, E) of them, if batches bring them.
-    """
-
-    def __init__(self, views: Sequence[FixedViews], labels: Sequence[int], seed: int, features: Tensor | None = None):
-        self.views, self.labels, self.seed, self.features = views, labels, seed, features
+    views: Sequence[FixedViews]  # V of them
+    labels: Sequence[int]
+    seed: int  # of the choice
+    features: Tensor | None = None  # the frozen CLIP's (V, N, E), if batches bring them
 
     def __len__(self) -> int:
         return len(self.views[0])

@@ -14,7 +14,7 @@ import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,20 +37,16 @@ IDENTITY_BYTES = 16
 NO_FILE = b"\0" * IDENTITY_BYTES
 CHECKSUM = "crc32"  # key in a shard's metadata; shards of earlier versions have none
 DAMAGED = ".damaged"  # the ending of a shard that was set aside
-SLICE = 16384  # rows read at once: a shard may be as large as all features of ImageNet
 # A kill loses at most so many images, and at most so many seconds of work.
 SHARD_ROWS, SHARD_SECONDS = 4096, 30
 
 _warned: set[Path] = set()
-_shown: set[Path] = set()
 _refused: set[Path] = set()
 
 
+@cache
 def show_once(root: Path) -> None:
     """Say where image features are kept and how much there is of them: once in a process."""
-    if root in _shown:
-        return
-    _shown.add(root)
     size = 0
     for shard in (root / "features").glob("*/*.safetensors"):
         with suppress(OSError):  # another process has removed it
@@ -79,34 +75,40 @@ class FeatureCache:
         self.root, self.folder = root, root / "features" / name
 
     def lookup(self, identities: np.ndarray, features: "Tensor") -> np.ndarray:
-        """Which images are in the cache.
+        """Which images are in the cache (N), by their identities (N); theirs of the features (N, E) are filled in.
 
         A shard that is damaged is set aside with a warning, and its images count as not found.
-
-        Args:
-            identities: (N), of the images (`identify`).
-            features: (N, E), float32, on the CPU; the rows of images that are found are filled in.
-
-        Returns:
-            A mask (N).
         """
-        wanted = _Wanted(identities)
-        for shard in sorted(self.folder.glob("*.safetensors")):
-            if wanted.found.all():
+        wanted, first, inverse = np.unique(identities, return_index=True, return_inverse=True)
+        found = wanted == NO_FILE  # nothing to look for
+        for path in sorted(self.folder.glob("*.safetensors")):
+            if found.all():
                 break
             try:
-                wanted.read(shard, features)
+                shard = Shard(path)
+                if shard.width != features.shape[1]:
+                    raise ValueError(f"features of width {shard.width}, expected {features.shape[1]}")
+                place = np.searchsorted(wanted, shard.identities).clip(max=len(wanted) - 1)
+                hits = (wanted[place] == shard.identities) & ~found[place]
+                if hits.any():
+                    rows = shard.features()
+                    features.numpy()[first[place[hits]]] = rows if hits.all() else rows[hits]
             except (SafetensorError, OSError, ValueError) as error:
-                _set_aside(shard, error)
-        return wanted.fill(features)
+                _set_aside(path, error)
+            else:
+                found[place[hits]] = True
+        found[wanted == NO_FILE] = False
+        # An image that was asked for twice has its row twice.
+        found, first = found[inverse], first[inverse]
+        again = np.flatnonzero(found & (first != np.arange(len(first))))
+        features.numpy()[again] = features.numpy()[first[again]]
+        return found
 
     @contextmanager
     def alone(self, dataset: str | None, wait: bool) -> Iterator[None]:
         """Encode images of a data set while no other process does, so that none is encoded twice.
 
-        Args:
-            dataset: the data set's name; who encodes another one is not waited for.
-            wait: until another process is done; otherwise, and where files cannot be locked, both go on at once.
+        Without `wait`, and where files cannot be locked, both go on at once.
         """
         with ExitStack() as held:
             with suppress(Timeout, OSError, NotImplementedError):
@@ -122,133 +124,69 @@ class FeatureCache:
                 held.callback(lock.release)
             yield
 
-    def add(self, identities: np.ndarray, features: "Tensor", about: Mapping[str, str] | None = None) -> bool:
-        """Keep features of these images. A folder that cannot be written costs one warning, and is not tried again.
+    def add(self, identities: np.ndarray, features: "Tensor", about: Mapping[str, str] | None = None) -> None:
+        """Keep features (N, E) of the images of these identities (N), but for those whose file has gone away.
 
-        Args:
-            identities: (N), of the images; one whose file has gone away is not kept.
-            features: (N, E), theirs, in the same order.
-            about: what a person wants to know of them; `python -m coop.cache` shows it.
-
-        Returns:
-            Whether they could be kept.
+        A folder that cannot be written costs one warning, and is not tried again. `python -m coop.cache` shows `about`.
         """
         there = identities != NO_FILE
-        if self.root in _refused:
-            return False
-        if not there.any():
-            return True
+        if self.root in _refused or not there.any():
+            return
         tensors = {
             "identities": np.frombuffer(identities[there].tobytes(), np.uint8).reshape(-1, IDENTITY_BYTES),
             "features": np.ascontiguousarray(features.numpy()[there]),
         }
-        checksum = zlib.crc32(tensors["features"], zlib.crc32(tensors["identities"]))
-        content = save(tensors, metadata={**(about or {}), CHECKSUM: f"{checksum:08x}"})
+        content = save(tensors, metadata={**(about or {}), CHECKSUM: checksum(**tensors)})
         try:
             write_atomically(self.folder / f"{uuid.uuid4().hex}.safetensors", content)
         except CoopError as error:
             log.warning("features are not kept for later runs: %s", error)
             _refused.add(self.root)
-            return False
-        return True
 
 
-class _Wanted:
-    """Images that are looked for: each identity once, in order."""
-
-    def __init__(self, identities: np.ndarray):
-        self.identities, self.first, self.inverse = np.unique(identities, return_index=True, return_inverse=True)
-        self.found = self.identities == NO_FILE  # nothing to look for
-        self.missing_file = self.found.copy()
-
-    def read(self, shard: Path, features: "Tensor") -> None:
-        """Fill in the rows that a shard has and that are not there yet.
-
-        Raises:
-            SafetensorError, OSError, ValueError: the shard is damaged; nothing counts as found.
-        """
-        with open_shard(shard) as file:
-            header = read_header(file)
-            if header.width != features.shape[1]:
-                raise ValueError(f"features of width {header.width}, expected {features.shape[1]}")
-            stored = file.get_slice("identities")[:]
-            place = np.searchsorted(self.identities, stored.view(f"S{IDENTITY_BYTES}")[:, 0])
-            place[place == len(self.identities)] = 0
-            hits = self.identities[place] == stored.view(f"S{IDENTITY_BYTES}")[:, 0]
-            hits &= ~self.found[place]
-            if hits.any():
-                self._copy(file, header, stored, np.where(hits, place, -1), features)
-        self.found[place[hits]] = True
-
-    def _copy(self, file, header: "Header", stored: np.ndarray, place: np.ndarray, features: "Tensor") -> None:
-        rows, checksum = file.get_slice("features"), zlib.crc32(stored)
-        for start in range(0, header.rows, SLICE):
-            end = min(start + SLICE, header.rows)
-            part, where = rows[start:end], place[start:end]
-            checksum = zlib.crc32(part, checksum)
-            if not np.isfinite(part).all():
-                raise ValueError("features that are not finite")
-            wanted = where >= 0
-            features.numpy()[self.first[where[wanted]]] = part if wanted.all() else part[wanted]
-        if header.checksum not in (None, f"{checksum:08x}"):
-            raise ValueError("its checksum does not fit its content")
-
-    def fill(self, features: "Tensor") -> np.ndarray:
-        """The mask of what was found, after images that were asked for twice have their rows twice."""
-        found, first = (self.found & ~self.missing_file)[self.inverse], self.first[self.inverse]
-        again = np.flatnonzero(found & (first != np.arange(len(first))))
-        features.numpy()[again] = features.numpy()[first[again]]
-        return found
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a shard says of itself.
-
-    Attributes:
-        rows: number of images.
-        width: E.
-        checksum: of its content; None for a shard of an earlier version.
-        about: what a person wants to know.
-    """
-
-    rows: int
-    width: int
-    checksum: str | None
-    about: dict[str, str]
-
-
-def open_shard(path: Path):
-    """A shard to read from.
+class Shard:
+    """A file of the cache that is open to be read: the features of `rows` images, of `width` numbers each.
 
     Raises:
         OSError: it cannot be read just now.
-        ValueError: it is not one.
+        ValueError: it is not of the form that shards have.
     """
-    if not path.is_file():  # opening a named pipe would wait for ever
-        raise ValueError("not a file")
-    try:
-        return safe_open(path, framework="np")
-    except SafetensorError as error:
-        raise ValueError(str(error)) from error
+
+    def __init__(self, path: Path):
+        if not path.is_file():  # opening a named pipe would wait for ever
+            raise ValueError("not a file")
+        try:
+            self.file = safe_open(path, framework="np")
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+        if sorted(self.file.keys()) != ["features", "identities"]:
+            raise ValueError(f"holds {', '.join(self.file.keys()) or 'nothing'}, expected features and identities")
+        features, identities = self.file.get_slice("features"), self.file.get_slice("identities")
+        shape = features.get_shape()
+        if features.get_dtype() != "F32" or len(shape) != 2:
+            raise ValueError(f"features of type {features.get_dtype()} and shape {shape}, expected F32 and (N, E)")
+        if identities.get_dtype() != "U8" or identities.get_shape() != [shape[0], IDENTITY_BYTES]:
+            raise ValueError(f"identities of shape {identities.get_shape()} for {shape[0]} images")
+        self.rows, self.width = shape
+        self.about = dict(self.file.metadata() or {})
+        self.checksum = self.about.pop(CHECKSUM, None)
+
+    @cached_property
+    def identities(self) -> np.ndarray:
+        return self.file.get_slice("identities")[:].view(f"S{IDENTITY_BYTES}")[:, 0]
+
+    def features(self) -> np.ndarray:
+        """All of them (N, E), at most a little more than SHARD_ROWS. Raises ValueError where they are damaged."""
+        features = self.file.get_slice("features")[:]
+        if not np.isfinite(features).all():
+            raise ValueError("features that are not finite")
+        if self.checksum not in (None, checksum(self.identities, features)):
+            raise ValueError("its checksum does not fit its content")
+        return features
 
 
-def read_header(file) -> Header:
-    """The header of an open shard.
-
-    Raises:
-        ValueError: a form that no shard has.
-    """
-    if sorted(file.keys()) != ["features", "identities"]:
-        raise ValueError(f"holds {', '.join(file.keys()) or 'nothing'}, expected features and identities")
-    features, identities = file.get_slice("features"), file.get_slice("identities")
-    shape = features.get_shape()
-    if features.get_dtype() != "F32" or len(shape) != 2:
-        raise ValueError(f"features of type {features.get_dtype()} and shape {shape}, expected F32 and (N, E)")
-    if identities.get_dtype() != "U8" or identities.get_shape() != [shape[0], IDENTITY_BYTES]:
-        raise ValueError(f"identities of shape {identities.get_shape()} for {shape[0]} images")
-    about = dict(file.metadata() or {})
-    return Header(*shape, about.pop(CHECKSUM, None), about)
+def checksum(identities: np.ndarray, features: np.ndarray) -> str:
+    return f"{zlib.crc32(features, zlib.crc32(identities)):08x}"
 
 
 def _set_aside(shard: Path, error: Exception) -> None:
@@ -266,20 +204,16 @@ def _set_aside(shard: Path, error: Exception) -> None:
 
 
 class ShardWriter:
-    """Keeps features as they are computed, a shard now and then; used in a `with`, which ends with what is left.
+    """Keeps features (N, E) of images at N paths as they are computed: a shard now and then, one at the end.
 
-    Args:
-        cache: where.
-        paths: (N), of the images.
-        features: (N, E), filled in by whoever calls `computed`.
-        about: as in `FeatureCache.add`.
+    Used in a `with`; whoever fills in the features calls `computed`.
     """
 
     def __init__(self, cache: FeatureCache, paths: Sequence[str], features: "Tensor", about: Mapping[str, str]):
         self.cache, self.paths, self.features, self.about = cache, paths, features, about
         self.identities = np.zeros(len(paths), f"S{IDENTITY_BYTES}")
         self.pending: list[int] = []
-        self.since, self.works = time.monotonic(), True
+        self.since = time.monotonic()
 
     def identify(self, rows: np.ndarray) -> np.ndarray:
         """Identities of these images, looked at once and before they are read."""
@@ -301,12 +235,12 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not on disk yet; a disk that refused once is not asked again."""
+        """Write what is not on disk yet."""
         rows, self.pending = np.array(self.pending, int), []
-        if len(rows) and self.works:
+        if len(rows):
             # An image that was replaced meanwhile must not be found under its new identity.
             rows = rows[identify([self.paths[row] for row in rows]) == self.identities[rows]]
-            self.works = self.cache.add(self.identities[rows], self.features[rows], self.about)
+            self.cache.add(self.identities[rows], self.features[rows], self.about)
         self.since = time.monotonic()
 
 

@@ -35,47 +35,30 @@ MOST_IN_MEMORY = 2**31
 
 @dataclass
 class FeatureExtractor:
-    """Encodes images of fixed views.
+    """Encodes images of fixed views, and says how long that took and how many images were not in the cache."""
 
-    Args:
-        clip: the frozen CLIP; moved to `device` when there is something to encode.
-        device: where images are encoded.
-        num_workers: processes that decode.
-        autocast: dtype of mixed precision, None for the weights' own, so that features are those of a training step.
-        cached: keep features on disk and take them from there.
-        cache_dir: where; None for the default.
-        encode: encodes images in place of `clip.encode_image`; belongs together with `cached=False`.
-        kind: of the features.
-        dataset: the data set's name, for whoever looks into the cache.
-        skip_unreadable: give an image that cannot be read features of NaN, which are not kept, instead of raising.
-
-    Attributes:
-        seconds: spent on encoding.
-        encoded: how many images were not in the cache.
-    """
-
-    clip: FrozenCLIP
+    clip: FrozenCLIP  # moved to `device` when there is something to encode
     device: torch.device
-    num_workers: int
-    autocast: torch.dtype | None = None
-    cached: bool = False
-    cache_dir: str | None = None
-    encode: Callable[[Tensor], Tensor] | None = None
-    dataset: str | None = None
+    num_workers: int  # processes that decode
+    autocast: torch.dtype | None = None  # of mixed precision, so that features are those of a training step
+    cached: bool = False  # keep features on disk and take them from there
+    cache_dir: str | None = None  # None for the default
+    encode: Callable[[Tensor], Tensor] | None = None  # in place of `clip.encode_image`; goes with `cached=False`
+    dataset: str | None = None  # its name, for whoever looks into the cache
     kind: FeatureKind = "normalized"
-    skip_unreadable: bool = False
+    skip_unreadable: bool = False  # give such an image features of NaN, which are not kept, instead of raising
     seconds: float = 0.0
     encoded: int = 0
 
     def __call__(
-        self, items: Sequence[Item], preprocess: Preprocess | None, label: str, view: int | None = None
+        self, images: Sequence[Item | str], preprocess: Preprocess | None, label: str, view: int | None = None
     ) -> Tensor:
         """image_features (N, E), or as `kind` says, float32, on the CPU.
 
         With several processes each encodes its share; all of them get all features.
 
         Args:
-            items: the images.
+            images: items, or paths alone.
             preprocess: applied to each opened image first.
             label: which images these are, for the progress bar and for whoever looks into the cache.
             view: None for the test transform, else the number of a random view that is the same in every run.
@@ -83,34 +66,27 @@ class FeatureExtractor:
         Raises:
             CoopError: an image that cannot be read (which one, and what to do).
         """
-        return self.of_paths([item.path for item in items], preprocess, label, view)
-
-    def of_paths(
-        self, paths: Sequence[str], preprocess: Preprocess | None, label: str, view: int | None = None
-    ) -> Tensor:
-        """What calling this gives for images at these paths; of a million, no other object is made."""
-        if not paths:
+        if not images:
             return torch.empty(0, 0)
+        paths = [image if isinstance(image, str) else image.path for image in images]
         started = time.perf_counter()
-        features = self._features(paths, preprocess, label, view)
+        features = self._features(FixedViews(paths, preprocess, self.clip, view, self.skip_unreadable), label)
         self.seconds += time.perf_counter() - started
         return features
 
-    def _features(self, paths: Sequence[str], preprocess: Preprocess | None, label: str, view: int | None) -> Tensor:
-        rank, world = shares.rank(), shares.world()
-        shape = self.shape
-        features = self._room(len(paths), math.prod(shape))
+    def _features(self, images: "FixedViews", label: str) -> Tensor:
+        shape, world = self.shape, shares.world()
+        features = self._room(len(images), math.prod(shape))
         with ExitStack() as until_kept:
-            found, writer = self._look_up(paths, preprocess, label, view, features, until_kept)
+            found, writer = self._look_up(images, label, features, until_kept)
             missing = np.flatnonzero(~found)
-            share = missing[rank::world]
+            share = missing[shares.rank() :: world]
             if len(missing):
                 self.clip.to(self.device)
             if len(share):
-                images = FixedViews(paths, preprocess, self.clip, view, self.skip_unreadable)
                 self._encode(images, share, features, label, writer)
         self.encoded += len(missing)
-        owner = np.zeros(len(paths), int)  # what is in the cache comes from the first process
+        owner = np.zeros(len(images), int)  # what is in the cache comes from the first process
         owner[missing] = np.arange(len(missing)) % world
         shares.exchange(features, owner, self.device)
         features = features.view(-1, *shape)
@@ -155,28 +131,22 @@ class FeatureExtractor:
         return tuple(self.clip.to(self.device).encode_image(blank, self.kind).shape[1:])
 
     def _look_up(
-        self,
-        paths: Sequence[str],
-        preprocess: Preprocess | None,
-        label: str,
-        view: int | None,
-        features: Tensor,
-        until_kept: ExitStack,
+        self, images: "FixedViews", label: str, features: Tensor, until_kept: ExitStack
     ) -> tuple[np.ndarray, ShardWriter | None]:
         """Which images are in the cache (N), the same in all processes, and who keeps the others.
 
         The first process alone reads, and fills in its `features`: another run may write between two look-ups. Where
         images are missing, other runs are kept from encoding them until `until_kept` ends.
         """
-        found = np.zeros(len(paths), bool)
+        found = np.zeros(len(images), bool)
         if not self.cached:
             return found, None
-        cache = self.entry(preprocess, view)
+        cache = self.entry(images.preprocess, images.view)
         about = {"backbone": self.clip.name, "images": f"{self.dataset or ''} {label}".strip()}
-        writer = ShardWriter(cache, paths, features, about)
+        writer = ShardWriter(cache, images.paths, features, about)
         if shares.rank() == 0:
             show_once(cache.root)
-            identities = writer.identify(np.arange(len(paths)))
+            identities = writer.identify(np.arange(len(images)))
             found = cache.lookup(identities, features)
             if not found.all():
                 # Not while the other processes of this run wait at a collective, which gives up after half an hour.
@@ -186,9 +156,9 @@ class FeatureExtractor:
 
     def entry(self, preprocess: Preprocess | None, view: int | None) -> FeatureCache:
         """Where features of such a view are kept."""
-        key = (self.clip.fingerprint(), preprocess and _source(preprocess), view, str(self.autocast), self.device.type)
-        key += (self.encoded_kind,)
-        return FeatureCache(self._root, *key, *_tf32(self.device))
+        source, precision = preprocess and _source(preprocess), (str(self.autocast), self.device.type)
+        key = (self.clip.fingerprint(), source, view, *precision, self.encoded_kind, *_tf32(self.device))
+        return FeatureCache(self._root, *key)
 
     @torch.no_grad()
     def _encode(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("coop")
 
+PARTS = ("train", "val", "test")
 MAX_VAL_SHOTS = 4
 MIN_CLASSES = 2
 
@@ -48,6 +49,10 @@ class Splits:
     classnames: list[str]
     origin: str = "published"
     preprocess: Callable[[Image], Image] | None = field(default=None, compare=False)
+
+    def items(self) -> list[Item]:
+        """All images."""
+        return [*self.train, *self.val, *self.test]
 
     def labels(self, part: str) -> "Tensor":
         """Labels (N) of the images of "train", "val" or "test"."""
@@ -118,20 +123,16 @@ def sample(splits: Splits, shots: int | Sequence[int], seed: int, classes: str =
     _check_number(len(splits.classnames), classes)
     train, val = few_shot(splits.train, splits.val, shots, seed)
     _warn_of_small_classes(train, shots, splits.classnames)
-    labels = selected_labels(len(splits.classnames), classes)
-    selected = {
-        "train": select_classes(train, len(splits.classnames), classes),
-        "val": select_classes(val, len(splits.classnames), classes),
-        "test": select_classes(splits.test, len(splits.classnames), classes),
-    }
+    labels, parts = selected_labels(len(splits.classnames), classes), {"train": train, "val": val, "test": splits.test}
+    names = splits.classnames[labels.start : labels.stop]
+    selected = {part: select_classes(items, len(splits.classnames), classes) for part, items in parts.items()}
     for part in ("train", "test"):
         if getattr(splits, part) and not selected[part]:
-            names = ", ".join(splits.classnames[labels.start : labels.stop][:5])
             raise CoopError(
-                f"dataset.classes={classes}: none of the {part} images belongs to these classes ({names}); add images, "
-                "or set dataset.classes=all"
+                f"dataset.classes={classes}: none of the {part} images belongs to these classes "
+                f"({', '.join(names[:5])}); add images, or set dataset.classes=all"
             )
-    return replace(splits, classnames=splits.classnames[labels.start : labels.stop], **selected)
+    return replace(splits, classnames=names, **selected)
 
 
 def _check_number(number: int, classes: str) -> None:
@@ -150,11 +151,9 @@ def _check_number(number: int, classes: str) -> None:
 
 def _warn_of_small_classes(train: Sequence[Item], shots: int | Sequence[int], classnames: Sequence[str]) -> None:
     count = Counter(item.label for item in train)
-    if not train:  # a data set to test on
-        return
     wanted = [shots] * len(classnames) if isinstance(shots, int) else shots
     small = [f"{name} ({count[label]})" for label, name in enumerate(classnames) if count[label] < wanted[label]]
-    if small:
+    if small and train:  # without any, a data set to test on
         shown = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
         of = f"={shots}" if isinstance(shots, int) else " says"
         log.warning("fewer training images than shots%s, all are used: %s", of, shown)

@@ -6,7 +6,6 @@
   name]. Its files could not be read when this was written; the names of keys are presumed, and others of ROW are read.
 """
 
-import hashlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -66,11 +65,7 @@ def is_support(path: str) -> bool:
 
 
 def load_support(path: str) -> Indices:
-    """Read such a file.
-
-    Raises:
-        CoopError: it cannot be read, or is not of this form; names the line or the key.
-    """
+    """Read such a file; raises CoopError, which names the line or the key, where it is none."""
     where, file = f"dataset.manifest={path}", Path(path).expanduser()
     try:
         content = file.read_bytes()
@@ -85,23 +80,15 @@ def load_support(path: str) -> Indices:
     return Indices(train=Part(data=rows))
 
 
-def support_sha256(path: str) -> str:
-    """What tells such files apart: their content, however the JSON is laid out. Raises CoopError as `load_support`."""
-    return hashlib.sha256(load_support(path).model_dump_json().encode()).hexdigest()
-
-
-def apply_support(whole: Splits, relative: dict[str, Item], path: str, *, shots: int, classes: str) -> Splits:
+def apply_support(whole: Splits, known: dict[str, Item], path: str, *, shots: int, classes: str) -> Splits:
     """Train and validate on exactly the images that a file lists, in its order; test on the data set's own.
 
     Args:
-        whole: the data set as its reader gives it.
-        relative: its images by their paths from its folder.
+        whole: the data set as its reader gives it, whose labels and class names stay.
+        known: its images by their paths from its folder.
         path: of the file.
         shots: the run's, which has to be the file's.
         classes: "all", "base" or "new".
-
-    Returns:
-        Splits with the data set's own labels and class names.
 
     Raises:
         CoopError: images that the data set lacks, that it tests on, or that stand there twice; labels that do not fit
@@ -110,7 +97,7 @@ def apply_support(whole: Splits, relative: dict[str, Item], path: str, *, shots:
     listed = load_support(path)
     parts = {"train": listed.train.data, "val": listed.val.data}
     rows = [row for part in parts.values() for row in part]
-    items = {row.impath: item for row in rows if (item := _find(row.impath, relative))}
+    items = {row.impath: item for row in rows if (item := _find(row.impath, known))}
     if missing := [row.impath for row in rows if row.impath not in items]:
         raise CoopError(
             f"{path}: {len(missing)} of its {len(rows)} images are not in this data set: {shorten(missing)}"
@@ -123,10 +110,10 @@ def apply_support(whole: Splits, relative: dict[str, Item], path: str, *, shots:
     return sample(replace(whole, **found), -1, 0, classes)
 
 
-def _find(listed: str, relative: dict[str, Item]) -> Item | None:
+def _find(listed: str, known: dict[str, Item]) -> Item | None:
     """The image that a path of somebody else's machine means: by the longest end of it that is one here."""
     parts = Path(listed.replace("\\", "/")).parts
-    return next((item for n in range(len(parts)) if (item := relative.get("/".join(parts[n:])))), None)
+    return next((item for n in range(len(parts)) if (item := known.get("/".join(parts[n:])))), None)
 
 
 def _check_rows(path: str, rows: list[Row], items: dict[str, Item], whole: Splits) -> None:

@@ -1,8 +1,8 @@
 """What a method predicts from image features, and its accuracy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -14,36 +14,6 @@ from coop.data.sampling import Splits
 from coop.errors import CoopError
 from coop.evaluation.predictions import calibration_bins, calibration_error
 from coop.methods.base import Method
-
-
-class Predictions(NamedTuple):
-    """What is predicted for N images, on the CPU.
-
-    Attributes:
-        labels: (N) the most probable classes.
-        confidence: (N) their probabilities.
-        entropy: (N) of the probabilities of all classes, in nats.
-        truth_probability: (N) probabilities of the true classes, where these are known.
-        truth_rank: (N) how many classes are more probable than the true one.
-    """
-
-    labels: Tensor
-    confidence: Tensor
-    entropy: Tensor | None = None
-    truth_probability: Tensor | None = None
-    truth_rank: Tensor | None = None
-
-    def kept(self, truth: Tensor | None = None) -> dict[str, np.ndarray]:
-        """As `predictions.safetensors` holds them: arrays (N) by name; `truth` (N) are the true labels."""
-        arrays = {
-            "label": truth,
-            "predicted": self.labels,
-            "confidence": self.confidence,
-            "entropy": self.entropy,
-            "label_probability": self.truth_probability,
-            "label_rank": self.truth_rank,
-        }
-        return {name: tensor.numpy() for name, tensor in arrays.items() if tensor is not None}
 
 
 def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, part: str, frozen: Tensor) -> Tensor:
@@ -66,8 +36,8 @@ def features_for(method: Method, extractor: FeatureExtractor, splits: Splits, pa
 
 @torch.no_grad()
 def predict(
-    method: Method, image_features: Tensor, autocast: torch.dtype | None = None, truth: Tensor | None = None
-) -> Predictions:
+    method: Method, image_features: Tensor, autocast: torch.dtype | None = None, labels: Tensor | None = None
+) -> dict[str, np.ndarray]:
     """The most probable class of each image, computed where the frozen CLIP is.
 
     The text features are computed once, whatever the number of images, unless they depend on the image.
@@ -76,30 +46,40 @@ def predict(
         method: over K classes, on the CLIP's device; left in eval mode.
         image_features: (N, E), or as the method's `feature_kind` says.
         autocast: the run's dtype of mixed precision (`coop.config.autocast_dtype`).
-        truth: (N) the true labels, where they are among the K.
+        labels: (N), where they are among the K.
+
+    Returns:
+        Arrays (N) by the keys of `coop.evaluation.predictions.DTYPES`; "label*" with `labels` alone.
 
     Raises:
         CoopError: probabilities that are NaN.
     """
     method.eval()
     device, size, parts = method.clip.device, method.images_at_once, []
-    truths = [None] * len(image_features) if truth is None else truth.to(device).split(size)
+    truths = repeat(None) if labels is None else labels.to(device).split(size)
     with torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for features, labels in zip(image_features.split(size), truths, strict=False):
-            parts.append(_predictions(method.logits(features.to(device)).float(), labels))
-    predictions = Predictions(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
-    check_probabilities(predictions.confidence)
-    return predictions
+        for features, truth in zip(image_features.split(size), truths, strict=False):
+            parts.append(_predicted(method.logits(features.to(device)).float(), truth))
+    predicted = {key: torch.cat([part[key] for part in parts]).cpu() for key in parts[0]}
+    check_probabilities(predicted["confidence"])
+    return {key: column.numpy() for key, column in predicted.items()}
 
 
-def _predictions(logits: Tensor, truth: Tensor | None) -> tuple[Tensor, ...]:
-    """The columns of `Predictions` from logits (N, K); the last two if the true labels (N) are known."""
+def _predicted(logits: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+    """What `predict` gives, of logits (N, K)."""
     probabilities = logits.softmax(dim=1)
-    columns = logits.argmax(dim=1), probabilities.amax(dim=1), torch.special.entr(probabilities).sum(dim=1)
-    if truth is None:
+    columns = {
+        "predicted": logits.argmax(dim=1),
+        "confidence": probabilities.amax(dim=1),
+        "entropy": torch.special.entr(probabilities).sum(dim=1),
+    }
+    if labels is None:
         return columns
-    rank = (logits > logits.gather(1, truth[:, None])).sum(dim=1)
-    return *columns, probabilities.gather(1, truth[:, None])[:, 0], rank
+    return columns | {
+        "label": labels,
+        "label_probability": probabilities.gather(1, labels[:, None])[:, 0],
+        "label_rank": (logits > logits.gather(1, labels[:, None])).sum(dim=1),
+    }
 
 
 def check_probabilities(probabilities: Tensor) -> None:
@@ -115,28 +95,24 @@ def check_probabilities(probabilities: Tensor) -> None:
         )
 
 
-def score(predictions: Predictions, labels: Tensor, num_classes: int) -> dict[str, float]:
-    """Accuracies and the calibration error, as fractions.
+def score(predicted: Mapping[str, np.ndarray], num_classes: int) -> dict[str, float]:
+    """Accuracies and the calibration error of what `predict` gives with labels, as fractions.
 
     "acc" is the micro accuracy (the paper's), "macro_acc" the mean over the classes that have images, "ece" the
     expected calibration error of the predicted class (Guo et al., ICML 2017; 15 bins).
-
-    Args:
-        predictions: of N images.
-        labels: (N), from 0 to K - 1.
-        num_classes: K.
     """
-    by_class = accuracy_by_class(predictions, labels, num_classes)
+    found, labels = (torch.from_numpy(predicted[key]) for key in ("predicted", "label"))
     return {
-        "acc": multiclass_accuracy(predictions.labels, labels, num_classes, average="micro").item(),
-        "macro_acc": by_class[labels.unique()].mean().item(),
-        "ece": calibration_error(predictions.confidence.numpy(), (predictions.labels == labels).numpy()),
+        "acc": multiclass_accuracy(found, labels, num_classes, average="micro").item(),
+        "macro_acc": accuracy_by_class(predicted, num_classes)[labels.unique()].mean().item(),
+        "ece": calibration_error(predicted["confidence"], predicted["predicted"] == predicted["label"]),
     }
 
 
-def accuracy_by_class(predictions: Predictions, labels: Tensor, num_classes: int) -> Tensor:
+def accuracy_by_class(predicted: Mapping[str, np.ndarray], num_classes: int) -> Tensor:
     """(K) accuracy on the images of each class; 0 for a class without images."""
-    return multiclass_accuracy(predictions.labels, labels, num_classes, average="none")
+    found, labels = (torch.from_numpy(predicted[key]) for key in ("predicted", "label"))
+    return multiclass_accuracy(found, labels, num_classes, average="none")
 
 
 def as_results(name: str, scores: dict[str, float]) -> dict[str, float]:
@@ -144,31 +120,25 @@ def as_results(name: str, scores: dict[str, float]) -> dict[str, float]:
     return {f"{name}/{key}": value for key, value in scores.items()}
 
 
-def confused_pairs(predictions: Predictions, labels: Tensor, top: int) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes: (label, predicted label, how often), most frequent first."""
-    wrong = predictions.labels != labels
-    pairs, counts = torch.stack([labels[wrong], predictions.labels[wrong]], dim=1).unique(dim=0, return_counts=True)
-    order = counts.argsort(descending=True, stable=True)[:top]
-    return [(*pairs[index].tolist(), int(counts[index])) for index in order]
-
-
-def per_class(predictions: Predictions, labels: Tensor, classnames: Sequence[str], top: int = 20) -> dict:
+def per_class(predicted: Mapping[str, np.ndarray], classnames: Sequence[str], top: int = 20) -> dict:
     """What per_class.json holds: accuracy by class, the pairs that are confused most, calibration."""
-    by_class, counts = (
-        accuracy_by_class(predictions, labels, len(classnames)),
-        labels.bincount(minlength=len(classnames)),
-    )
+    labels, found = predicted["label"], predicted["predicted"]
+    counts = np.bincount(labels, minlength=len(classnames)).tolist()
+    accuracies = accuracy_by_class(predicted, len(classnames)).tolist()
+    wrong = np.stack([labels, found], axis=1)[labels != found]
+    pairs, times = np.unique(wrong, axis=0, return_counts=True)
+    most = np.argsort(-times, kind="stable")[:top]
     return {
         "classes": [
-            {"classname": name, "n_test": int(count), "acc": acc.item() if count else None}
-            for name, count, acc in zip(classnames, counts, by_class, strict=True)
+            {"classname": name, "n_test": count, "acc": acc if count else None}
+            for name, count, acc in zip(classnames, counts, accuracies, strict=True)
         ],
         "confused": [
-            {"classname": classnames[label], "predicted": classnames[predicted], "count": count}
-            for label, predicted, count in confused_pairs(predictions, labels, top)
+            {"classname": classnames[label], "predicted": classnames[other], "count": count}
+            for (label, other), count in zip(pairs[most].tolist(), times[most].tolist(), strict=True)
         ],
         "calibration": {
-            "ece": score(predictions, labels, len(classnames))["ece"],
-            "bins": calibration_bins(predictions.confidence.numpy(), (predictions.labels == labels).numpy()),
+            "ece": calibration_error(predicted["confidence"], labels == found),
+            "bins": calibration_bins(predicted["confidence"], labels == found),
         },
     }

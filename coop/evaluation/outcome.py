@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
 
 import coop
@@ -13,12 +12,12 @@ from coop.clip.handcrafted import HandCrafted
 from coop.config import METHOD_KEYS, arguments
 from coop.data.datamodule import FewShotData
 from coop.data.sampling import Splits
-from coop.evaluation.metrics import Predictions, features_for, per_class, predict, score
+from coop.evaluation.metrics import features_for, per_class, predict, score
 from coop.evaluation.predictions import OOD, OWN, write_predictions
 from coop.evaluation.targets import Target, base_to_new, beside_zero_shot, new_classes, ood_scores, test_targets
 from coop.evaluation.words import nearest_words
 from coop.methods import Method
-from coop.runs import HISTORY_PICTURE, PER_CLASS, PER_CLASS_PICTURE, RESULTS, WORDS
+from coop.runs import HISTORY, HISTORY_PICTURE, PER_CLASS, PER_CLASS_PICTURE, RESULTS, WORDS
 from coop.system.files import write_json
 from coop.system.memory import peak_mb
 from coop.training.history import History
@@ -33,39 +32,25 @@ VECTORS_COMPARED = 2000
 def evaluate(
     cfg: DictConfig, method: Method, data: FewShotData, targets: Sequence[Target]
 ) -> tuple[dict, dict[str, dict]]:
-    """What a trained method achieves on its own test images and on its targets, as in results.json.
+    """What a trained method achieves on its own test and validation images and on its targets, as in results.json.
 
     Returns:
         The scores; and what was predicted, by test set, as `coop.evaluation.predictions` keeps it.
     """
-    scores, sets = own_results(method, data, cfg.dataset.template)
+    splits, extractor = data.splits, data.extractor
+    scores, predicted, _ = beside_zero_shot(method, extractor, splits, cfg.dataset.template, data.test_features())
+    scores["val/acc"], sets = None, {OWN: predicted}
+    if splits.val and data.validation:
+        seen = features_for(method, extractor, splits, "val", data.val_features[0])
+        on_val = predict(method, seen, extractor.autocast, splits.labels("val"))
+        scores["val/acc"] = score(on_val, len(splits.classnames))["acc"]
     if targets:
         frozen = {target.name: data.test_features(target.name) for target in targets}
         own = {"dataset": cfg.dataset.name, "classes": cfg.dataset.classes}
-        scores["targets"], kept = test_targets(
-            method, cfg.method, targets, data.extractor, frozen, ood=new_classes(own)
-        )
-        sets |= kept
-        scores |= base_to_new(own | scores) | ood_scores(sets.get(OWN), sets.get(OOD))
+        scores["targets"], there = test_targets(method, cfg.method, targets, extractor, frozen, new_classes(own))
+        sets |= there
+        scores |= base_to_new(own | scores) | ood_scores(predicted, sets.get(OOD))
     return scores, sets
-
-
-def own_results(method: Method, data: FewShotData, template: str) -> tuple[dict, dict[str, dict]]:
-    """Accuracies on the test and validation images, zero-shot beside them, as in results.json; and the predictions.
-
-    Args:
-        method: trained.
-        data: of the run.
-        template: of zero-shot CLIP.
-    """
-    splits, extractor = data.splits, data.extractor
-    results, predictions, _ = beside_zero_shot(method, extractor, splits, template, data.test_features())
-    results["val/acc"] = None
-    if splits.val and data.validation:
-        seen = features_for(method, extractor, splits, "val", data.val_features[0])
-        predicted = predict(method, seen, extractor.autocast)
-        results["val/acc"] = score(predicted, splits.labels("val"), len(splits.classnames))["acc"]
-    return results, {OWN: predictions.kept(splits.labels("test"))}
 
 
 def describe(cfg: DictConfig, method: Method, splits: Splits, epochs: int) -> dict:
@@ -139,27 +124,19 @@ def write_run(
     run_dir: Path, results: dict, method: Method, data: FewShotData, sets: dict[str, dict], trainer: pl.Trainer
 ) -> None:
     """Write what a run's folder shows of it, results.json last: its presence says that the run is finished."""
-    write_predictions(run_dir, sets)
-    predictions = Predictions(*(torch.from_numpy(sets[OWN][key]) for key in ("predicted", "confidence")))
-    describe_run(run_dir, method, data, predictions, _history(trainer))
-    write_json(run_dir / RESULTS, results)
-    log_results(trainer.logger, results, run_dir)
-
-
-def describe_run(run_dir: Path, method: Method, data: FewShotData, predictions: Predictions, history: History) -> None:
-    """Write per_class.json, history.json, words.json and the pictures of the first two."""
     from coop.evaluation.plots import draw_history, draw_per_class
 
-    contents = per_class(predictions, data.splits.labels("test"), data.splits.classnames)
-    write_json(run_dir / PER_CLASS, contents)
-    draw_per_class(contents, run_dir / PER_CLASS_PICTURE)
-    history.write(run_dir)
-    if history.records:
-        draw_history(history.records, run_dir / HISTORY_PICTURE)
+    write_predictions(run_dir, sets)
+    classes = per_class(sets[OWN], data.splits.classnames)
+    write_json(run_dir / PER_CLASS, classes)
+    draw_per_class(classes, run_dir / PER_CLASS_PICTURE)
+    if records := _history(trainer).records:  # none of a method that is not trained in steps
+        write_json(run_dir / HISTORY, {"epochs": records})
+        draw_history(records, run_dir / HISTORY_PICTURE)
     ctx = getattr(method, "ctx", None)
-    if ctx is None:
-        return
-    if ctx.numel() // ctx.shape[-1] > VECTORS_COMPARED:
+    if ctx is not None and ctx.numel() // ctx.shape[-1] > VECTORS_COMPARED:
         log.info("the words nearest to each context vector: python -m coop.interpret run=%s", run_dir)
-        return
-    write_json(run_dir / WORDS, nearest_words(method))
+    elif ctx is not None:
+        write_json(run_dir / WORDS, nearest_words(method))
+    write_json(run_dir / RESULTS, results)
+    log_results(trainer.logger, results, run_dir)

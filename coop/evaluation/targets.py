@@ -19,7 +19,7 @@ from coop.data.features import FeatureExtractor
 from coop.data.readers import read_dataset
 from coop.data.sampling import Splits, sample
 from coop.errors import CoopError
-from coop.evaluation.metrics import Predictions, as_results, features_for, predict, score
+from coop.evaluation.metrics import as_results, features_for, predict, score
 from coop.evaluation.predictions import OOD, ood_detection
 from coop.methods import Method
 from coop.methods.zero_shot import ZeroShot
@@ -187,18 +187,18 @@ def test_targets(
     for target in targets:
         name, dataset, splits = target
         method_there = for_target(method, node, target)
-        results, predictions, seen = beside_zero_shot(method_there, extractor, splits, dataset.template, frozen[name])
+        results, predicted, seen = beside_zero_shot(method_there, extractor, splits, dataset.template, frozen[name])
         about = {"classes": dataset.classes, "split": splits.origin, "num_classes": len(splits.classnames)}
         scores[name] = about | {"n_test": len(splits.test)} | results
-        sets[f"targets/{name}"] = predictions.kept(splits.labels("test"))
+        sets[f"targets/{name}"] = predicted
         if name == ood:
-            sets[OOD] = predict(method, seen, extractor.autocast).kept()
+            sets[OOD] = predict(method, seen, extractor.autocast)
     return scores, sets
 
 
 def beside_zero_shot(
     method: Method, extractor: FeatureExtractor, splits: Splits, template: str, frozen: Tensor
-) -> tuple[dict[str, float], Predictions, Tensor]:
+) -> tuple[dict[str, float], dict[str, np.ndarray], Tensor]:
     """What a method achieves on test images, and zero-shot CLIP beside it, as in results.json.
 
     Args:
@@ -209,18 +209,18 @@ def beside_zero_shot(
         frozen: the frozen CLIP's features (N, E) of them, or as the method's `feature_kind` says.
 
     Returns:
-        The results; the method's predictions; the features as the method sees them.
+        The results; what the method predicts; the features as the method sees them.
     """
     started = time.perf_counter()
     labels, classes = splits.labels("test"), len(splits.classnames)
     seen = features_for(method, extractor, splits, "test", frozen)
-    predictions = predict(method, seen, extractor.autocast, labels)
-    results = as_results("test", score(predictions, labels, classes))
+    predicted = predict(method, seen, extractor.autocast, labels)
+    results = as_results("test", score(predicted, classes))
     seconds = time.perf_counter() - started
     zero_shot = ZeroShot(method.clip, splits.classnames, template=template)
-    without_training = predict(zero_shot, method.clip.pooled(frozen, extractor.kind), extractor.autocast)
-    results |= as_results("zero_shot", score(without_training, labels, classes))
-    return results | {"test_seconds": seconds}, predictions, seen
+    without_training = predict(zero_shot, method.clip.pooled(frozen, extractor.kind), extractor.autocast, labels)
+    results |= as_results("zero_shot", score(without_training, classes))
+    return results | {"test_seconds": seconds}, predicted, seen
 
 
 def new_classes(run: Mapping) -> str | None:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
+from coop.clip.deltas import TrainableImageTower
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.image_copy import TrainableImageTower
 from coop.clip.templates import Template
 from coop.methods.base import Method
 

@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from coop.clip.backbone import FrozenCLIP
-from coop.clip.deep_prompts import new_prompts
 from coop.clip.handcrafted import HandCrafted
-from coop.clip.image_tower import ImageTower
+from coop.clip.image_tower import ImageTower, new_prompts
 from coop.clip.templates import Template
-from coop.errors import CoopError
 from coop.methods.base import Count, Method
 
 
@@ -41,10 +39,7 @@ class VPT(Method):
     ):
         super().__init__(clip, classnames)
         self.tower, self.checkpoint = ImageTower(clip), checkpoint
-        if depth_vision > self.tower.layers:
-            raise CoopError(
-                f"method.depth_vision={depth_vision}: the image tower of {clip.name} has {self.tower.layers} layers"
-            )
+        self.tower.check_depth(depth_vision, "depth_vision")
         self.prompts = HandCrafted(clip, self.classnames, [template])
         self.image_prompts = new_prompts(n_ctx_vision, depth_vision, self.tower.width)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coop.errors import CoopError
 from coop.optim.optimizers import StackedAdamW
-from coop.schedule import linear_warmup
+from coop.optim.schedule import linear_warmup
 
 log = logging.getLogger("coop")
 
@@ -60,7 +60,7 @@ class Grid:
         weight_decay: decoupled ones (AdamW).
         batch_size: of a step.
         iterations: T, of each setting.
-        warmup: steps of a rising learning rate (`coop.schedule.linear_warmup`).
+        warmup: steps of a rising learning rate (`coop.optim.schedule.linear_warmup`).
         interval: steps between validations, the first of which comes after the first step.
     """
 

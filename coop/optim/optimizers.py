@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from coop.errors import CoopError, no_such_key
 from coop.optim import DEFAULTS
-from coop.schedule import learning_rate
+from coop.optim.schedule import learning_rate
 from coop.system.validation import NOT_NEGATIVE, POSITIVE, between, check_value, one_of
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -1,6 +1,5 @@
 """Images with their captions: Karpathy's JSON of Flickr30k and COCO, a CSV file, a Hugging Face data set."""
 
-import csv
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import BaseModel
 
 from coop.data.readers.huggingface import image_paths, load
 from coop.data.readers.listing import shorten
+from coop.data.readers.table import open_csv
 from coop.errors import CoopError
 from coop.retrieval.options import RetrieveOptions
 from coop.system.validation import read_json
@@ -18,10 +18,10 @@ from coop.system.validation import read_json
 class Captions(NamedTuple):
     """Captions of images, several of each or one."""
 
-    images: list[str]  #: paths, each once
+    images: list[str]  # paths, each once
     texts: list[str]
-    owners: list[int]  #: of each caption, the index of its image
-    dataset: str | None = None  #: as Karpathy's file calls it: "coco", "flickr30k"
+    owners: list[int]  # of each caption, the index of its image
+    dataset: str | None = None  # as Karpathy's file calls it: "coco", "flickr30k"
 
 
 Captioned = list[tuple[str, list[str]]]  # path and captions
@@ -90,15 +90,11 @@ def _of_karpathy(source: Path, folder: Path, split: str) -> tuple[Captioned, str
 
 def _of_table(source: Path, folder: Path, split: str, image_column: str, caption_column: str) -> Captioned:
     by_image: dict[str, list[str]] = {}
-    try:
-        with open(source, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            _check_columns(reader.fieldnames or [], image_column, caption_column)
-            for row in reader:
-                if row.get("split", split) == split:
-                    by_image.setdefault(str(folder / (row[image_column] or "")), []).append(row[caption_column] or "")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CoopError(f"can't be read as a CSV file in UTF-8: {error}") from None
+    with open_csv(source, "") as reader:
+        _check_columns(reader.fieldnames, image_column, caption_column)
+        for row in reader:
+            if row.get("split", split) == split:
+                by_image.setdefault(str(folder / (row[image_column] or "")), []).append(row[caption_column] or "")
     if not by_image:
         raise CoopError(f"no rows of split={split} below the header line")
     return list(by_image.items())

@@ -63,16 +63,9 @@ def load_encoder(options: EncoderOptions) -> Encoder:
     folder = local_folder(options.run)
     method, cfg, _ = load_trained(folder, accelerator=options.accelerator, config_dir=options.config_dir)
     clip, encode = method.clip, method.encode_image if method.needs_images else None
-    extractor = FeatureExtractor(
-        clip,
-        clip.device,
-        options.num_workers,
-        autocast_dtype(cfg.trainer.precision),
-        cached=encode is None,
-        encode=encode,
-        kind=method.feature_kind,
-    )
-    return Encoder(clip, extractor, method, cfg.method)
+    how = {"cached": encode is None, "encode": encode, "kind": method.feature_kind}
+    precision = autocast_dtype(cfg.trainer.precision)
+    return Encoder(clip, FeatureExtractor(clip, clip.device, options.num_workers, precision, **how), method, cfg.method)
 
 
 def load_backbone(name: str, pretrained: str | None) -> FrozenCLIP:
@@ -100,7 +93,7 @@ def encode_photographs(extractor: FeatureExtractor, paths: Sequence[str]) -> Pho
         CoopError: none of them can be read.
     """
     extractor = replace(extractor, skip_unreadable=True, encoded=0)
-    features = extractor.of_paths(paths, None, "photographs")
+    features = extractor(paths, None, "photographs")
     readable = features.flatten(1).sum(dim=1).isfinite()
     left_out = {paths[row]: _why(paths[row]) for row in (~readable).nonzero()[:, 0].tolist()}
     if len(left_out) == len(paths):
@@ -145,11 +138,7 @@ def encode_texts(encoder: Encoder, texts: Sequence[str]) -> tuple[Tensor, int]:
 
 
 def check_context(method: Method) -> None:
-    """Refuse to put other texts behind what a run learned.
-
-    Raises:
-        CoopError: it is no context, a context of each class or image, or it works with another image tower.
-    """
+    """Raise CoopError for a run that learned no context, one of each class or image, or another image tower."""
     unified = isinstance(method, PromptLearner) and method.transfers_to_other_classes
     plain = not (method.needs_images or method.text_depends_on_image) and type(method).logits is Method.logits
     if not (unified and plain):

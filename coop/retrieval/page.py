@@ -1,46 +1,37 @@
 """What a search shows: a page for the browser and a contact sheet."""
 
 import base64
-import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
+from coop.data.contact_sheet import TILE, contact_sheet, encoded, thumbnail
 from coop.data.images import open_image
 from coop.data.readers.listing import printable
 from coop.errors import CoopError
 from coop.system.files import write_atomically, write_json
 
 PAGE, SHEET, HITS = "page.html", "contact_sheet.png", "hits.json"
-TILE, MARGIN, CAPTION, FONT_SIZE, COLUMNS = 160, 6, 36, 13, 5
 NAMED = 10  # of the photographs that are left out, on the terminal
 
 
 def write_page(folder: Path, found: Mapping[str, Any]) -> Path:
-    """Write hits.json, the contact sheet and, last, the page.
-
-    Args:
-        folder: where; made if it is not there.
-        found: what `coop.retrieval.ranking.search` returns.
-
-    Returns:
-        The page.
-    """
+    """Write hits.json, the contact sheet and, last, the page of what `coop.retrieval.ranking.search` found."""
     hits = [{**hit, "path": printable(hit["path"])} for hit in found["hits"]]
-    tiles, captions = [thumbnail(hit["path"]) for hit in found["hits"]], [caption(hit) for hit in hits]
+    tiles, captions = [_thumbnail(hit["path"]) for hit in found["hits"]], [caption(hit) for hit in hits]
     links = [Path(hit["path"]).absolute().as_uri() for hit in found["hits"]]
-    inline = [base64.b64encode(_encoded(tile, "JPEG")).decode() for tile in tiles]
+    inline = [base64.b64encode(encoded(tile, "JPEG", optimize=True)).decode() for tile in tiles]
     loader = FileSystemLoader(Path(__file__).parent)
     template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.j2")
     page = template.render(found, hits=list(zip(links, inline, captions, hits, strict=True)), summary=summary(found))
     left_out = {printable(path): message for path, message in found["left_out"].items()}
     write_json(folder / HITS, {**found, "left_out": left_out, "hits": hits})
-    write_atomically(folder / SHEET, _encoded(contact_sheet(found["query"], tiles, captions), "PNG"))
+    write_atomically(folder / SHEET, encoded(contact_sheet(found["query"], tiles, captions), "PNG", optimize=True))
     write_atomically(folder / PAGE, page.encode("utf-8", "backslashreplace"))
     return folder / PAGE
 
@@ -73,30 +64,9 @@ def caption(hit: Mapping[str, Any]) -> str:
     return f"{hit['score']:.3f}{said}"
 
 
-def thumbnail(path: str) -> Image.Image:
-    """A photograph within a square of TILE; grey if it has gone away since it was encoded."""
+def _thumbnail(path: str) -> Image.Image:
+    """A photograph; grey if it has gone away since it was encoded."""
     try:
-        return ImageOps.contain(open_image(path), (TILE, TILE))
+        return thumbnail(open_image(path))
     except CoopError:
         return Image.new("RGB", (TILE, TILE), "lightgrey")
-
-
-def contact_sheet(title: str, tiles: Sequence[Image.Image], captions: Sequence[str]) -> Image.Image:
-    """A grid of the photographs, the best first, each above its caption."""
-    columns = max(1, min(COLUMNS, len(tiles)))
-    width, height = TILE + MARGIN, TILE + CAPTION
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new("RGB", (COLUMNS * width + MARGIN, rows * height + CAPTION), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT_SIZE)
-    pen.text((MARGIN, MARGIN), title, fill="black", font=font)
-    for index, (tile, text) in enumerate(zip(tiles, captions, strict=True)):
-        left, top = MARGIN + index % columns * width, CAPTION + index // columns * height
-        sheet.paste(tile, (left + (TILE - tile.width) // 2, top + (TILE - tile.height) // 2))
-        pen.text((left, top + TILE + MARGIN // 2), text, fill="black", font=font)
-    return sheet
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    content = io.BytesIO()
-    image.save(content, format=kind, optimize=True)
-    return content.getvalue()

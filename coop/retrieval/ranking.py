@@ -50,12 +50,7 @@ def search(paths: Sequence[str], words: Sequence[str], options: SearchOptions) -
 
 
 def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> Tensor:
-    """One query (E), L2-normalized: the mean of the L2-normalized features of all that is asked for.
-
-    Args:
-        encoder: of texts and photographs.
-        words: texts.
-        like: path of a photograph, None for none.
+    """One query (E), L2-normalized: the mean of the L2-normalized features of words and of the photograph `like`.
 
     Raises:
         CoopError: a text that is too long, or a photograph that cannot be read.
@@ -70,17 +65,13 @@ def query_feature(encoder: Encoder, words: Sequence[str], like: str | None) -> T
     if like:
         like = os.path.expanduser(like)
         open_image(like)  # says what is wrong before a model is at work
-        features = encoder.photographs.of_paths([like], None, "query")
+        features = encoder.photographs([like], None, "query")
         parts.append(encoder.clip.pooled(features, encoder.photographs.kind))
     return F.normalize(torch.cat(parts).mean(dim=0), dim=0)
 
 
 def label_of(method: Method, classname: str) -> int:
-    """The label of a class of a run.
-
-    Raises:
-        CoopError: it learned no such class; names those that are close.
-    """
+    """The label of a class of a run; raises CoopError, which names those that are close, if it has no such class."""
     name = classname.replace("_", " ")
     if name not in method.classnames:
         close = difflib.get_close_matches(name, method.classnames) or method.classnames[:5]
@@ -105,18 +96,17 @@ def log_probabilities(encoder: Encoder, image_features: Tensor, label: int | Non
 
 
 def best_photographs(encoder: Encoder, image_features: Tensor, query: Tensor | int, top: int) -> tuple[Tensor, Tensor]:
-    """Scores and rows of the photographs that come first.
+    """Scores and rows of the `top` photographs, or of all N if they are fewer.
 
     Args:
         encoder: whose photographs.
         image_features: (N, E), or as the method's `feature_kind` says; on the CPU.
         query: (E), for which the score is the cosine similarity, or a label, for which it is the class's probability.
-        top: how many, at most N.
+        top: how many.
     """
     top = min(top, len(image_features))
     if isinstance(query, Tensor):
         # One pass over the features, as fast as memory is: to copy them to a GPU would take longer.
-        scores, rows = (encoder.clip.pooled(image_features, encoder.photographs.kind) @ query).topk(top)
-        return scores, rows
+        return (encoder.clip.pooled(image_features, encoder.photographs.kind) @ query).topk(top)
     scores, rows = log_probabilities(encoder, image_features, query)[:, 0].topk(top)
     return scores.exp(), rows

@@ -19,10 +19,6 @@ SCORES_AT_ONCE = 2**25  # bounds the memory: 128 MB of similarities
 def measure(captions: Captions, options: RetrieveOptions) -> tuple[dict[str, Any], pd.DataFrame, dict[str, str]]:
     """Encode images and captions, and rank; images that cannot be read are left out with their captions.
 
-    Args:
-        captions: of images.
-        options: which run or backbone encodes them.
-
     Returns:
         Figures as in results.json, a row for each query (`rank_table`), and messages by path of what is left out.
 
@@ -79,7 +75,7 @@ def both_ways(captions: Captions, images: Tensor, texts: Tensor) -> dict[str, Te
     """Ranks by direction: the best of each image's captions (I), and the image of each caption (T).
 
     Args:
-        captions: whose.
+        captions: say which belong together.
         images: image_features (I, E).
         texts: text_features (T, E), on the same device.
     """

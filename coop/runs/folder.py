@@ -22,10 +22,10 @@ from coop.data.manifest import manifest_sha256
 from coop.errors import CoopError, first_line
 from coop.methods.base import Method
 from coop.optim import DEFAULTS
+from coop.optim.schedule import PAPER_EPOCHS
 from coop.runs import CHECKPOINT, CONFIG, PROMPT, RESULTS, check_prompt
 from coop.runs.earlier import as_today
 from coop.runs.schemas import CommonResults, PromptMetadata, Results, RunConfig, validated
-from coop.schedule import PAPER_EPOCHS
 from coop.system.files import write_atomically
 
 CHECKSUM = "crc32"  # key in the metadata of a prompt; prompts of earlier versions have none

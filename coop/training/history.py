@@ -1,14 +1,10 @@
 """What happened during training, epoch by epoch: loss, accuracy, learning rate, and how far the context moved."""
 
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
-
-from coop.runs import HISTORY
-from coop.system.files import write_json
 
 LOGGED = ("train/loss", "train/acc", "val/acc")
 
@@ -53,11 +49,6 @@ class History(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.records, self.start = state_dict["records"], state_dict["start"]
-
-    def write(self, run_dir: Path) -> None:
-        """Write history.json; nothing for a method that is not trained in steps."""
-        if self.records:
-            write_json(run_dir / HISTORY, {"epochs": self.records})
 
 
 def moved(ctx: Tensor, start: Tensor) -> list[float]:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from open_clip.model import convert_weights_to_lp
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
+from coop.clip.backbone import FrozenCLIP
 from coop.clip.text.encoder import PromptEncoder
 from coop.clip.text.packed import PackedTower
 from coop.clip.text.plain import PlainTower, plain_text_features, prompt_embeddings
-from coop.clip.text.sharded import ShardedPromptEncoder, prompt_encoder
+from coop.clip.text.sharded import ShardedPromptEncoder
 from coop.errors import CoopError
 
 # Two to six tokens each; names that end in a bracket or digit merge with the "." behind them, or do not; one is twice.
@@ -417,17 +418,17 @@ def two_processes(tmp_path_factory):
 def _encode_in_two(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    results = []
+    clip, results = FrozenCLIP(model(), small.tokenizer()), []
     for case in SHARDED:
         names, class_specific, learned = _sharded_case(*case)
-        encoder = prompt_encoder(model(), *prompts(names, 4, "end"), class_specific)
+        encoder = clip.prompt_encoder(*prompts(names, 4, "end"), class_specific)
         assert isinstance(encoder, ShardedPromptEncoder)
         features = encoder(learned[0], dict(zip(case[3], learned[1:], strict=True)), normalize=False)
         _loss(features, rank).backward()
         for tensor in learned:
             dist.all_reduce(tensor.grad)  # DistributedDataParallel averages
         results.append((features.detach(), [tensor.grad / 2 for tensor in learned]))
-    assert type(prompt_encoder(model(), *prompts(NAMES, 4, "end"), shard=False)) is PromptEncoder
+    assert type(clip.prompt_encoder(*prompts(NAMES, 4, "end"), shard=False)) is PromptEncoder
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -462,4 +463,4 @@ def test_two_processes_equal_one(two_processes, case):
 
 
 def test_one_process_does_not_shard(tiny):
-    assert type(prompt_encoder(tiny, *prompts(NAMES, 4, "end"), False)) is PromptEncoder
+    assert type(FrozenCLIP(tiny, small.tokenizer()).prompt_encoder(*prompts(NAMES, 4, "end"))) is PromptEncoder

@@ -44,8 +44,8 @@ def features() -> torch.Tensor:
 class Cached(FeatureCache):
     """By paths, and with the rows that were found by their index."""
 
-    def add(self, paths: list[str], features: torch.Tensor) -> bool:
-        return super().add(identify(paths), features)
+    def add(self, paths: list[str], features: torch.Tensor) -> None:
+        super().add(identify(paths), features)
 
     def lookup(self, paths: list[str], width: int = 8) -> dict[int, torch.Tensor]:
         features = torch.full((len(paths), width), torch.nan)
@@ -231,12 +231,6 @@ def test_a_named_pipe_does_not_hang(tmp_path, paths, features, caplog):
     assert same(cached(tmp_path).lookup(paths), features, range(40))
     assert "0.safetensors: unreadable, its images are encoded again (not a file)" in caplog.text
     assert run([f"cache_dir={tmp_path / 'cache'}"]) == 0
-
-
-def test_a_shard_larger_than_what_is_read_at_once(tmp_path, paths, features, monkeypatch):
-    monkeypatch.setattr("coop.data.feature_cache.SLICE", 7)
-    cached(tmp_path).add(paths, features)
-    assert same(cached(tmp_path).lookup([*paths[30:], *paths[:3], paths[31]]), features[[*range(30, 40), 0, 1, 2, 31]], range(14))  # fmt: skip
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path, paths, features, caplog):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from coop.cli.messages import explain
 from coop.config import AUTOCAST, TrainConfig, budget, build_method, check, conf_dir, resolve_epochs
 from coop.errors import CoopError
-from coop.schedule import epochs_by_shots
+from coop.optim.schedule import epochs_by_shots
 
 
 def message(*overrides: str) -> str:

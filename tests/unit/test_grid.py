@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from coop import CoopError
 from coop.optim.grid import Grid, by_each, of_kinds
-from coop.schedule import linear_warmup
+from coop.optim.schedule import linear_warmup
 
 STEPS = 30
 

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from coop import CoopError, FrozenCLIP, PromptLearner
+from coop.data.contact_sheet import contact_sheet
 from coop.data.features import FeatureExtractor
 from coop.evaluation.images import predict_images
 from coop.methods.cocoop import CoCoOp
@@ -25,7 +26,7 @@ from coop.methods.zero_shot import ZeroShot
 from coop.retrieval import encoding
 from coop.retrieval.encoding import Encoder, check_context, encode_photographs, encode_texts, shorten
 from coop.retrieval.options import EncoderOptions
-from coop.retrieval.page import contact_sheet, write_page
+from coop.retrieval.page import write_page
 from coop.retrieval.ranking import best_photographs, label_of, log_probabilities, query_feature
 
 

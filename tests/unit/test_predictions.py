@@ -40,12 +40,12 @@ def predicted():
     """Seven images of four classes: logits, labels, predictions."""
     generator = torch.Generator().manual_seed(1)
     logits, labels = torch.randn(7, 4, generator=generator), torch.tensor([0, 1, 2, 3, 0, 1, 2])
-    return logits, labels, predict(Given(), logits, truth=labels)
+    return logits, labels, predict(Given(), logits, labels=labels)
 
 
 def test_what_is_kept_of_each_image(predicted, tmp_path):
     logits, labels, predictions = predicted
-    write_predictions(tmp_path, {"test": predictions.kept(labels), "ood": predict(Given(), logits).kept()})
+    write_predictions(tmp_path, {"test": predictions, "ood": predict(Given(), logits)})
     found = read_predictions(tmp_path)
     assert list(found["test"]) == sorted(DTYPES, key=list(found["test"]).index)
     probabilities = logits.softmax(dim=1).numpy()
@@ -61,7 +61,7 @@ def test_what_is_kept_of_each_image(predicted, tmp_path):
     assert set(found["ood"]) == {"predicted", "confidence", "entropy"}
     assert (tmp_path / PREDICTIONS).stat().st_size < 1000 + 7 * (24 + 12)
     accuracy = (found["test"]["label_rank"] == 0).mean()
-    assert score(predictions, labels, 4)["acc"] == pytest.approx(accuracy)
+    assert score(predictions, 4)["acc"] == pytest.approx(accuracy)
 
 
 def test_reading_needs_no_torch():
@@ -112,12 +112,12 @@ def test_calibration_error(sharpness):
     """Equal to the naive formula, also where probabilities are exactly 1, and to torchmetrics where none is."""
     torch.manual_seed(0)
     logits, labels = sharpness * torch.randn(500, 7), torch.randint(7, (500,))
-    predictions = predict(Given(), logits)
-    confidence, correct = predictions.confidence.numpy(), (predictions.labels == labels).numpy()
+    predictions = predict(Given(), logits, labels=labels)
+    confidence, correct = predictions["confidence"], predictions["predicted"] == labels.numpy()
     assert (confidence == 1).any() == (sharpness == 30)
     error = calibration_error(confidence, correct)
     assert error == pytest.approx(naive_calibration_error(confidence.tolist(), correct.tolist()), abs=1e-6)
-    assert score(predictions, labels, 7)["ece"] == error
+    assert score(predictions, 7)["ece"] == error
     if sharpness < 30:  # its bins are 16, of which the last is that of 1 alone
         theirs = multiclass_calibration_error(logits.softmax(dim=1), labels, num_classes=7, n_bins=15)
         assert error == pytest.approx(theirs.item(), abs=1e-6)

@@ -251,7 +251,7 @@ def oracle(small_clip, predictions: list[int], classes: int) -> torch.Tensor:
 def test_micro_and_macro_accuracy_by_hand(small_clip):
     """Class 0: 3 of 4 right; class 1: 0 of 1; class 2: 1 of 1."""
     method, features = oracle(small_clip, [0, 0, 0, 1, 0, 2], 3)
-    scores = score(predict(method, features), torch.tensor([0, 0, 0, 0, 1, 2]), 3)
+    scores = score(predict(method, features, labels=torch.tensor([0, 0, 0, 0, 1, 2])), 3)
     assert scores["acc"] == pytest.approx(4 / 6, abs=1e-6)
     assert scores["macro_acc"] == pytest.approx((3 / 4 + 0 + 1) / 3, abs=1e-6)
 
@@ -259,7 +259,7 @@ def test_micro_and_macro_accuracy_by_hand(small_clip):
 def test_macro_accuracy_is_over_the_classes_that_have_images(small_clip):
     """A class without test images has no accuracy, even where other classes' images are taken for it."""
     method, features = oracle(small_clip, [0, 2, 1], 4)
-    scores = score(predict(method, features), torch.tensor([0, 0, 1]), 4)
+    scores = score(predict(method, features, labels=torch.tensor([0, 0, 1])), 4)
     assert scores["acc"] == pytest.approx(2 / 3, abs=1e-6)
     assert scores["macro_acc"] == pytest.approx((1 / 2 + 1) / 2, abs=1e-6)
 
@@ -267,9 +267,9 @@ def test_macro_accuracy_is_over_the_classes_that_have_images(small_clip):
 def test_scores_of_many_batches_are_those_of_one(small_clip, monkeypatch):
     predictions, labels = [index % 3 for index in range(50)], torch.arange(50) % 4
     method, features = oracle(small_clip, predictions, 4)
-    whole = score(predict(method, features), labels, 4)
+    whole = score(predict(method, features, labels=labels), 4)
     monkeypatch.setattr(method, "images_at_once", 7)
-    assert score(predict(method, features), labels, 4) == pytest.approx(whole, abs=1e-6)
+    assert score(predict(method, features, labels=labels), 4) == pytest.approx(whole, abs=1e-6)
     assert whole["acc"] == pytest.approx(
         sum(p == t for p, t in zip(predictions, labels.tolist(), strict=True)) / 50, abs=1e-6
     )

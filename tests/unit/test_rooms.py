@@ -19,11 +19,11 @@ ROOMS = [
     {"config"},
     {"methods"},
     {"clip"},
-    {"optim", "schedule"},
+    {"optim"},
     {"system", "errors"},
 ]
 COMMANDS = {"report.__main__", "data.__main__"}  # of their packages, but above the command line's room
-NOT_COMMANDS = {"__init__", "config", "errors", "schedule"}
+NOT_COMMANDS = {"__init__", "config", "errors"}
 MODULES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,43 +10,40 @@ from coop import PromptLearner
 from coop.clip.text.vocabulary import vocabulary
 from coop.errors import CoopError
 from coop.evaluation import plots as pictures
-from coop.evaluation.metrics import Predictions, confused_pairs, per_class
+from coop.evaluation.metrics import per_class
 from coop.evaluation.plots import draw_history, draw_per_class
 from coop.evaluation.words import nearest_words
 from coop.methods.linear_probe import LinearProbe
 from coop.training.history import History, moved
 
 
-@pytest.fixture
-def predictions() -> tuple[Predictions, torch.Tensor]:
+def predictions(labels, predicted, confidence) -> dict[str, np.ndarray]:
+    columns = {"label": labels, "predicted": predicted, "confidence": confidence}
+    return {key: np.asarray(column) for key, column in columns.items()}
+
+
+def test_per_class_by_hand():
     """Six images: 0 right with 0.9, 0 as 1 twice, 1 right with 0.4, 2 as 0, 2 right with 1.0."""
-    predicted = Predictions(torch.tensor([0, 1, 1, 1, 0, 2]), torch.tensor([0.9, 0.6, 0.55, 0.4, 0.5, 1.0]))
-    return predicted, torch.tensor([0, 0, 0, 1, 2, 2])
-
-
-def test_confused_pairs_by_hand(predictions):
-    assert confused_pairs(*predictions, top=5) == [(0, 1, 2), (2, 0, 1)]
-    assert confused_pairs(*predictions, top=1) == [(0, 1, 2)]
-    right = Predictions(predictions[1], predictions[0].confidence)
-    assert confused_pairs(right, predictions[1], top=5) == []
-
-
-def test_per_class_by_hand(predictions):
-    contents = per_class(*predictions, ["dog", "cat", "ant", "never seen"])
+    labels, predicted, names = [0, 0, 0, 1, 2, 2], [0, 1, 1, 1, 0, 2], ["dog", "cat", "ant", "never seen"]
+    contents = per_class(predictions(labels, predicted, [0.9, 0.6, 0.55, 0.4, 0.5, 1.0]), names)
     assert [entry["n_test"] for entry in contents["classes"]] == [3, 1, 2, 0]
     assert [entry["acc"] for entry in contents["classes"]] == [pytest.approx(1 / 3), 1.0, 0.5, None]
-    assert contents["confused"][0] == {"classname": "dog", "predicted": "cat", "count": 2}
+    dog, ant = (
+        {"classname": "dog", "predicted": "cat", "count": 2},
+        {"classname": "ant", "predicted": "dog", "count": 1},
+    )
+    assert contents["confused"] == [dog, ant]
+    assert per_class(predictions(labels, predicted, np.ones(6)), names, top=1)["confused"] == [dog]
+    assert per_class(predictions(labels, labels, np.ones(6)), names)["confused"] == []
     assert json.loads(json.dumps(contents)) == contents
 
 
 @pytest.mark.parametrize("classes", [2, 40])
 def test_pictures_are_drawn_for_few_and_many_classes(tmp_path, classes):
-    labels = torch.arange(200) % classes
-    predicted = Predictions((labels + (torch.arange(200) % 3 == 0)) % classes, torch.linspace(0.1, 1, 200))
-    draw_per_class(per_class(predicted, labels, [f"a [class] ${n}" for n in range(classes)]), tmp_path / "classes.png")
-    draw_per_class(
-        per_class(Predictions(labels, predicted.confidence), labels, ["x"] * classes), tmp_path / "right.png"
-    )
+    labels, confidence = np.arange(200) % classes, np.linspace(0.1, 1, 200)
+    predicted = predictions(labels, (labels + (np.arange(200) % 3 == 0)) % classes, confidence)
+    draw_per_class(per_class(predicted, [f"a [class] ${n}" for n in range(classes)]), tmp_path / "classes.png")
+    draw_per_class(per_class(predictions(labels, labels, confidence), ["x"] * classes), tmp_path / "right.png")
     records = [{"epoch": e, "lr": 0.1, "train/loss": 1 / e, "ctx_moved": [0.1 * e] * classes} for e in (1, 2)]
     draw_history(records, tmp_path / "history.png")
     for name in ("classes", "right", "history"):

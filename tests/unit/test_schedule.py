@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from coop import learning_rate
-from coop.schedule import linear_warmup
+from coop.optim.schedule import linear_warmup
 
 
 def chained(epochs: int, base_lr: float, warmup_epochs: int, warmup_lr: float) -> list[float]:

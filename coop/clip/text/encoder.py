@@ -34,8 +34,7 @@ have their own blocks, CoCa appends a class token), `PromptEncoder` runs its own
 the same features at the plain cost. So it does where modules have hooks or parametrizations, are replaced (by LoRA's,
 say) or trained, as long as that lasts.
 
-Letters: K prompts (classes), L tokens, M context vectors, n deep prompts, D width, E joint width, G contexts, P tokens
-of the shared prefix, N rows of R tokens.
+Further letters: n deep prompts, G contexts, P tokens of the shared prefix, N rows of R tokens.
 """
 
 import logging

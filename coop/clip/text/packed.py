@@ -22,54 +22,43 @@ from torch.utils.checkpoint import checkpoint as recompute_in_backward
 from coop.clip.snapshot import hooked
 from coop.clip.text.onednn import FrozenLinear
 from coop.clip.text.packing import Plan, as_symbols, build_plan, common_beginning, distinct_tokens
-from coop.clip.text.plain import DeepPrompts, text_parts
+from coop.clip.text.plain import DeepPrompts, project, text_parts
 
 KeysValues = tuple[Tensor, Tensor]
+#: What open_clip builds causal text towers of.
+KNOWN = {
+    *(TextTransformer, Transformer, ResidualAttentionBlock, QuickGELU, LayerNorm, LayerNormFp32, LayerScale),
+    *(nn.MultiheadAttention, NonDynamicallyQuantizableLinear, nn.Linear, nn.LayerNorm, nn.Embedding),
+    *(nn.GELU, nn.Identity, nn.Sequential, nn.ModuleList),
+}
+with torch.device("meta"):  # where nothing is drawn from the random number generator
+    STANDARD = {*ResidualAttentionBlock(1, 1, ls_init_value=1.0).state_dict()}
 
 
 @dataclass(frozen=True)
 class Constants:
-    """A chunk's plan on the model's device, with all that does not depend on the context.
+    """A chunk's plan on the model's device, with all that does not depend on the context."""
 
-    Attributes:
-        x: (U, D) input to the first layer of each distinct constant token.
-        qkv: (U, 3D) its query, key and value there.
-        index: (T,) which of them each computed token is; anything for a learned token.
-        learned: (2, V) prompt (0 if the context is shared) and slot of each distinct learned token.
-        learned_position: (V, D) its positional embedding.
-        learned_places: (W,) which of the computed tokens are learned, in the order of their slots;
-        learned_index: (W,) which of the distinct learned tokens they are;
-        learned_counts: how many of them have a slot below 0, 1, .. M.
-        masks: for each stack, (N, 1, R, P + C + R), see `coop.clip.text.packing.Layout`.
-        lengths: for each stack, N * R.
-        queries: (T',) tokens whose state the last layer computes, see `coop.clip.text.packing.Plan`.
-        query_masks: `masks` for these, (N, 1, Q, P + C + R).
-        seen: for each layer, keys and values of the shared prefix (1, 1, P, D), None if it is one of the stacks; and
-            for each stack those of its cached tokens (N, C, D). This is the prefix KV cache.
-        pooled: (K,) which of the queries is each prompt's.
-        source: (T,) where the state of each computed token is in the layout with shared deep prompts.
-    """
-
-    x: Tensor
-    qkv: Tensor
-    index: Tensor
-    learned: Tensor
-    learned_position: Tensor
-    learned_places: Tensor
-    learned_index: Tensor
-    learned_counts: list[int]
-    masks: list[Tensor]
-    lengths: list[int]
-    queries: Tensor
-    query_masks: list[Tensor]
+    x: Tensor  # (U, D) input to the first layer of each distinct constant token
+    qkv: Tensor  # (U, 3D) its query, key and value there
+    index: Tensor  # (T,) which of them each computed token is; anything for a learned token
+    learned: Tensor  # (2, V) prompt (0 if the context is shared) and slot of each distinct learned token
+    learned_position: Tensor  # (V, D) its positional embedding
+    learned_places: Tensor  # (W,) which of the computed tokens are learned, in the order of their slots
+    learned_index: Tensor  # (W,) which of the distinct learned tokens they are
+    learned_counts: list[int]  # how many of them have a slot below 0, 1, .. M
+    masks: list[Tensor]  # for each stack, (N, 1, R, P + C + R), see `coop.clip.text.packing.Layout`
+    lengths: list[int]  # for each stack, N * R
+    queries: Tensor  # (T',) tokens whose state the last layer computes, see `coop.clip.text.packing.Plan`
+    query_masks: list[Tensor]  # `masks` for these, (N, 1, Q, P + C + R)
+    # The prefix KV cache: for each layer, keys and values of the shared prefix (1, 1, P, D), None if it is one of the
+    # stacks; and for each stack those of its cached tokens (N, C, D).
     seen: list[tuple[KeysValues | None, list[KeysValues | None]]]
-    pooled: Tensor
-    source: Tensor
+    pooled: Tensor  # (K,) which of the queries is each prompt's
+    source: Tensor  # (T,) where the state of each computed token is in the layout with shared deep prompts
 
 
 class PackedTower:
-    """Steps 1 to 6 of the module's docstring, for a text encoder of open_clip's causal blocks."""
-
     def __init__(
         self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, chunk: int, checkpoint: bool
     ):
@@ -99,11 +88,7 @@ class PackedTower:
         return self._plans[class_specific]
 
     def chunks(self, class_specific_deep: bool = False) -> list[Callable[[Tensor, DeepPrompts], Tensor]]:
-        """For each chunk of prompts, its features as a function of contexts and deep prompts.
-
-        Args:
-            class_specific_deep: whether any of the deep prompts are.
-        """
+        """For each chunk of prompts, its features as a function of contexts and (class-specific) deep prompts."""
         first = self.constants(self.class_specific)
         behind = self.constants(True) if class_specific_deep else first
         return [partial(self._encode, *constants) for constants in zip(first, behind, strict=True)]
@@ -111,11 +96,7 @@ class PackedTower:
     def _encode(self, c: Constants, behind: Constants, ctx: Tensor, deep: DeepPrompts) -> Tensor:
         """(G, M, D), or (G, K, M, D) with a context per prompt, to (G, K, E).
 
-        Args:
-            c: for the layers before any class-specific deep prompts,
-            behind: for the others.
-            ctx: the contexts.
-            deep: the deep prompts.
+        `c` is for the layers before any class-specific deep prompts, `behind` for the others.
         """
         run = recomputed if self.checkpoint else called
         x, qkv = self._first_inputs(c, ctx)
@@ -154,11 +135,7 @@ class PackedTower:
         return layer.residual_and_mlp(x.index_select(1, c.queries[c.pooled]), attended.index_select(1, c.pooled))
 
     def constants(self, class_specific: bool) -> list[Constants]:
-        """Each chunk's constants, for the weights as they were when this began or `forget` was last called.
-
-        Args:
-            class_specific: see `plans`.
-        """
+        """For each plan its constants, of the weights as they were when this began or `forget` was last called."""
         # Not as inference tensors (a validation may come first, and training could not use them), nor under the
         # caller's autocast: no result may depend on which call happened to be the first.
         device = self.tower.token_embedding.weight.device
@@ -336,13 +313,6 @@ def attend(
     return torch.cat(attended, dim=1)
 
 
-def project(tower: nn.Module, x: Tensor) -> Tensor:
-    """The text projection, (.., D) to (.., E), in whichever form the tower has it."""
-    if tower.text_projection is None:
-        return x
-    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
-
-
 def pooled_positions(tower: nn.Module, ids: Tensor) -> Tensor:
     """(K,) the position whose state the tower returns."""
     kind = getattr(tower, "pool_type", None) or tower.text_pool_type
@@ -370,14 +340,9 @@ def why_plain(model: nn.Module) -> str | None:
     return f"{type(odd).__name__} is not a standard block" if odd is not None else _why_not_as_built(model)
 
 
-#: What open_clip builds causal text towers of.
-
-
-KNOWN = {
-    *(TextTransformer, Transformer, ResidualAttentionBlock, QuickGELU, LayerNorm, LayerNormFp32, LayerScale),
-    *(nn.MultiheadAttention, NonDynamicallyQuantizableLinear, nn.Linear, nn.LayerNorm, nn.Embedding),
-    *(nn.GELU, nn.Identity, nn.Sequential, nn.ModuleList),
-}
+def _is_standard(block: nn.Module) -> bool:
+    """Pre-norm attention and MLP with biases, nothing besides, maybe layer scales: what `PackedTower` computes."""
+    return type(block) is ResidualAttentionBlock and {*block.state_dict(), "ls_1.gamma", "ls_2.gamma"} == STANDARD
 
 
 def _why_not_as_built(model: nn.Module) -> str | None:
@@ -393,24 +358,6 @@ def _why_not_as_built(model: nn.Module) -> str | None:
         return f"{type(model).__name__} is parametrized"
     weights = [*tensors, *(weight for root in roots for weight in root.parameters())]
     return "its weights are trained" if any(weight.requires_grad for weight in weights) else None
-
-
-def _is_standard(block: nn.Module) -> bool:
-    """Pre-norm attention and MLP with biases, nothing besides: what `PackedTower` computes."""
-    if type(block) is not ResidualAttentionBlock or hasattr(block, "ln_1_kv"):
-        return False
-    attn, fc, proj = block.attn, block.mlp.c_fc, block.mlp.c_proj
-    return (
-        type(attn) is nn.MultiheadAttention
-        and attn.in_proj_weight is not None
-        and attn.in_proj_bias is not None
-        and attn.bias_k is None
-        and not attn.add_zero_attn
-        and attn.dropout == 0
-        and len(block.mlp) == 3
-        and all(type(linear) is nn.Linear and linear.bias is not None for linear in (fc, proj))
-        and all(isinstance(scale, (nn.Identity, LayerScale)) for scale in (block.ls_1, block.ls_2))
-    )
 
 
 def recomputed(function, *args):

@@ -63,22 +63,15 @@ NO_KEY = -1
 
 @dataclass(frozen=True)
 class Rows:
-    """A stack of N rows of R tokens.
+    """A stack of N rows of R tokens."""
 
-    Attributes:
-        prompt: (N, R) the prompt that each token belongs to; `NO_KEY` where a row of keys holds fewer than R.
-        position: (N, R) its position in that prompt.
-    """
-
-    prompt: Tensor
-    position: Tensor
+    prompt: Tensor  # (N, R) the prompt that each token belongs to; `NO_KEY` where a row of keys holds fewer than R
+    position: Tensor  # (N, R) its position in that prompt
 
     def sees(self, keys: "Rows", owner: Tensor) -> Tensor:
         """Causal attention within each prompt: (N, R, C), true where a token sees a key in the same row of `keys`.
 
-        Args:
-            keys: their prompts are owners, see `find_owners`.
-            owner: (K, L), see there.
+        The keys' prompts are owners; those of all positions are (K, L), see `find_owners`.
         """
         same_prompt = owner[self.prompt[:, :, None], keys.position[:, None, :]] == keys.prompt[:, None, :]
         return same_prompt & (keys.position[:, None, :] <= self.position[:, :, None])
@@ -86,20 +79,14 @@ class Rows:
 
 @dataclass(frozen=True)
 class Layout:
-    """T tokens in the order in which they are computed: stack after stack, row after row.
+    """T tokens in the order in which they are computed: stack after stack, row after row."""
 
-    Attributes:
-        stacks: the prefix as a single row, if it is computed here; then the prompts' rows, stacked by width.
-        keys: for each stack, the cached tokens (N, C) that its rows see.
-        masks: for each stack, (N, R, P + C + R) which keys a token sees of prefix, cached tokens and its own row. The
-            shared prefix itself sees nothing before it, (1, P, P).
-        base: (K,) position p of prompt k, if k owns it, is the (base[k] + p)-th token.
-    """
-
-    stacks: list[Rows]
-    keys: list[Rows]
+    stacks: list[Rows]  # the prefix as a single row, if it is computed here; then the prompts' rows, stacked by width
+    keys: list[Rows]  # for each stack, the cached tokens (N, C) that its rows see
+    # For each stack, (N, R, P + C + R) which keys a token sees of prefix, cached tokens and its own row. The shared
+    # prefix itself sees nothing before it, (1, P, P).
     masks: list[Tensor]
-    base: Tensor
+    base: Tensor  # (K,) position p of prompt k, if k owns it, is the (base[k] + p)-th token
 
     @property
     def prompts(self) -> Tensor:
@@ -114,27 +101,19 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to compute for K prompts.
+    """What to compute for K prompts."""
 
-    Attributes:
-        computed: suffix tokens, and the shared prefix if it holds a context vector: computed in every step.
-        cached: cached tokens, and the shared prefix if it holds no context vector: computed once. Otherwise empty.
-        cached_seen: for each stack of `computed`, which tokens (N, C) of `cached` its `keys` are.
-        place: (K, L) where in `computed` the state of each prompt at each position is; meaningless at positions whose
-            state is cached, and behind the pooled token.
-        queries: (T',) the tokens of `computed` that the tower pools, stack after stack, Q to a row; a row that has
-            fewer is filled up with others.
-        query_masks: for each stack, (N, Q, P + C + R) what they see.
-        pooled: (K,) which of the queries is each prompt's.
-    """
-
-    computed: Layout
-    cached: Layout
-    cached_seen: list[Tensor]
+    computed: Layout  # suffix tokens, and the shared prefix if it holds a context vector: computed in every step
+    cached: Layout  # cached tokens, and the shared prefix if it holds no context vector: computed once
+    cached_seen: list[Tensor]  # for each stack of `computed`, which tokens (N, C) of `cached` its `keys` are
+    # (K, L) where in `computed` the state of each prompt at each position is; meaningless at positions whose state is
+    # cached, and behind the pooled token.
     place: Tensor
+    # (T',) the tokens of `computed` that the tower pools, stack after stack, Q to a row; a row that has fewer is filled
+    # up with others.
     queries: Tensor
-    query_masks: list[Tensor]
-    pooled: Tensor
+    query_masks: list[Tensor]  # for each stack, (N, Q, P + C + R) what they see
+    pooled: Tensor  # (K,) which of the queries is each prompt's
 
 
 def as_symbols(ids: Tensor, slots: Tensor, class_specific: bool) -> Tensor:
@@ -151,12 +130,7 @@ def as_symbols(ids: Tensor, slots: Tensor, class_specific: bool) -> Tensor:
 
 
 def common_beginning(symbols: Tensor, end: Tensor) -> int:
-    """P, the number of tokens that all prompts begin with, leaving each its pooled token.
-
-    Args:
-        symbols: (K, L), see `as_symbols`.
-        end: (K,) position that the tower pools; nothing after it is computed.
-    """
+    """P, the number of tokens that all prompts (K, L) begin with, leaving each the token that is pooled (K,)."""
     alike = (symbols == symbols[:1]).all(0)
     return min(int(alike.int().cumprod(0).sum()), int(end.min()))
 
@@ -166,7 +140,7 @@ def build_plan(symbols: Tensor, end: Tensor, prefix: int) -> Plan:
 
     Args:
         symbols: (K, L), see `as_symbols`.
-        end: (K,), see `common_beginning`.
+        end: (K,) position that the tower pools; nothing after it is computed.
         prefix: P, common to these prompts and maybe to others.
     """
     learned = symbols < 0

@@ -6,9 +6,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import (
-    ResidualAttentionBlock,
-)
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 
 from coop.clip.snapshot import Parts
@@ -66,19 +64,12 @@ def plain_text_features(model: nn.Module, ids: Tensor, embeddings: Tensor) -> Te
 
 @contextmanager
 def deep_prompts(model: nn.Module, slots: Tensor, deep: DeepPrompts) -> Iterator[None]:
-    """Let the text encoder's own forward replace states by deep prompts, for as long as the context lasts.
-
-    Args:
-        model: an open_clip model.
-        slots: (K, L), see `prompt_embeddings`.
-        deep: for each layer, (n, D) or (K, n, D), see `PromptEncoder.forward`.
-
-    Raises:
-        CoopError: a text encoder without residual blocks.
-    """
-    blocks = text_blocks(model) if deep else None
+    """Let the text encoder's own forward replace states by deep prompts, for as long as the context lasts."""
+    if not deep:
+        yield
+        return
+    blocks, batch_first = text_blocks(model), getattr(getattr(model, "text", model).transformer, "batch_first", True)
     own = {layer: blocks[layer] for layer in deep}
-    batch_first = getattr(getattr(model, "text", model).transformer, "batch_first", True) if deep else True
     try:
         for layer, vectors in deep.items():
             blocks[layer] = _WithPrompts(own[layer], slots, vectors, batch_first)
@@ -121,6 +112,13 @@ def token_embedding(model: nn.Module) -> nn.Module:
     """The embedding of token ids of an open_clip model's text encoder."""
     text = getattr(model, "text", model)
     return text.token_embedding if hasattr(text, "token_embedding") else text.transformer.get_input_embeddings()
+
+
+def project(tower: nn.Module, x: Tensor) -> Tensor:
+    """The text projection, (.., D) to (.., E), in whichever form the tower has it."""
+    if tower.text_projection is None:
+        return x
+    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
 
 
 def text_parts(model: nn.Module) -> Parts:

@@ -19,25 +19,9 @@ from coop.clip.text.encoder import PromptEncoder
 from coop.clip.text.plain import DeepPrompts
 
 
-def prompt_encoder(
-    model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool = False, *, shard: bool = True, **options
-) -> nn.Module:
-    """A `PromptEncoder`, sharded if this process belongs to a distributed run.
-
-    Call it when the run has started (at the first forward, say): before `torch.distributed` is initialized there is
-    nothing to see, and every process would encode everything, which is right but slow. Arguments as `PromptEncoder`.
-
-    Args:
-        model: see `PromptEncoder`, like all arguments but `shard`.
-        ids: (K, L).
-        slots: (K, L).
-        class_specific: whether each prompt has its own context vectors.
-        shard: False if contexts are not the same on every process, such as one per image of the process's own.
-        **options: `checkpoint` and `class_chunk`.
-    """
-    distributed = shard and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    encoder = ShardedPromptEncoder if distributed else PromptEncoder
-    return encoder(model, ids, slots, class_specific, **options)
+def is_distributed() -> bool:
+    """Whether this process shares a run with others; known once the run has started, at the first forward, say."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def mean_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -45,7 +29,7 @@ def mean_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
 
     DistributedDataParallel averages those of `backward()` alone. All processes must call it.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not is_distributed():
         return list(tensors)
     means = [tensor / dist.get_world_size() for tensor in tensors]
     for mean in means:
@@ -54,12 +38,10 @@ def mean_over_processes(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 class ShardedPromptEncoder(nn.Module):
-    """`PromptEncoder` over all processes: same call, same result on every process, to rounding.
+    """`PromptEncoder` over all processes, each of which passes all K prompts: same call, same result, to rounding.
 
     Every call is collective: all processes must make it, in the same order (and backward through it if one does), with
-    the same contexts and deep prompts.
-
-    Args: as `PromptEncoder`; every process passes all K prompts. `class_chunk` applies within a process's share.
+    the same contexts and deep prompts. `class_chunk` applies within a process's share.
     """
 
     def __init__(self, model: nn.Module, ids: Tensor, slots: Tensor, class_specific: bool, **options):

@@ -1,4 +1,8 @@
-"""Readers: one for each layout on disk, a function (data_root, *, ...) that gives `Splits`."""
+"""Readers: one for each layout on disk, a function (data_root, *, ...) that gives `Splits`.
+
+`data_root` is the folder that holds the data sets, None if the user gave none. `folders` and `image_folders` are
+relative to it; the first that exists is taken: CoOp's layout, then torchvision's.
+"""
 
 from omegaconf import DictConfig
 

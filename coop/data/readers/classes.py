@@ -16,14 +16,7 @@ def check_names(splits: Splits, dataset: str) -> None:
     """Refuse classes whose prompts would be the same: nothing that is learned could tell them apart.
 
     A published list may give two classes one name (ImageNet: "missile", "sunglasses"): a warning, and figures stay
-    comparable with those that others have from it.
-
-    Args:
-        splits: as a reader gives them.
-        dataset: the data set's name, for messages.
-
-    Raises:
-        CoopError: names the classes and how to fix it.
+    comparable with those that others have from it. `dataset` is its name, for messages.
     """
     labels = defaultdict(list)
     for label, name in enumerate(splits.classnames):

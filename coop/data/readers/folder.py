@@ -2,12 +2,12 @@
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from coop.data.readers.classnames import read_classnames
 from coop.data.readers.listing import list_folder, log, shorten, warn_left_out
-from coop.data.sampling import Item, Splits
+from coop.data.sampling import PARTS, Item, Splits
 from coop.errors import CoopError
 
 VAL_NAMES = ("val", "valid", "validation")
@@ -15,14 +15,15 @@ PART_OF = {"train": "train", "test": "test"} | dict.fromkeys(VAL_NAMES, "val")  
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.2
 
 Names = dict[str | int, str] | str | None  # by label, or the path of a list
-Images = dict[str, list[str]]  # paths by class folder, both sorted
+Images = dict[str, list[str]]  # paths by class, such as a class folder
+InOrder = Callable[[Images], list[str]]
 
 
 def read_folder(data_root: str | None, *, path: str | None = None, classnames: Names = None, seed: int = 1) -> Splits:
     """Read class folders.
 
     With `train` and `test` (and `val`, `valid` or `validation`) folders inside, these are the splits. Without them,
-    each class is split 50/20/30 by `seed`, and `origin` is "generated". Class names are the folders' names.
+    each class is split 50/20/30, and `origin` is "generated". Class names are the folders' names.
 
     Args:
         data_root: not used.
@@ -36,25 +37,42 @@ def read_folder(data_root: str | None, *, path: str | None = None, classnames: N
     if not path:
         raise CoopError("dataset=folder needs dataset.path=DIR, the folder that holds one folder per class")
     root = Path(path).expanduser()
-    above = split_folders(root)
-    if above:
-        parts = {part: class_images(root / name) if name else {} for part, name in above.items()}
-        check_classes(root, parts)
-        origin = "own"
-    else:
-        parts = split_each_class(root, class_images(root), seed)
-        origin = "generated"
-    folders = sorted(parts["train"])
-    names = name_classes(folders, classnames, root)
-    items = {part: to_items(images, folders, names) for part, images in parts.items()}
-    return Splits(**items, classnames=names, origin=origin)
+    parts = {part: class_images(root / name) for part, name in split_folders(root).items()}
+    return splits_of_classes(root, parts, seed, classnames)
 
 
-def split_folders(root: Path) -> dict[str, str | None] | None:
-    """Names of the folders that hold train, val and test, or None if `root` holds the class folders themselves."""
+def splits_of_classes(
+    source: Path, parts: dict[str, Images], seed: int, classnames: Names = None, in_order: InOrder = sorted
+) -> Splits:
+    """The user's own splits of images by class; a part that is alone, of any name, is split 50/20/30 by `seed`.
+
+    `source` is the data set, for messages. `in_order` gives the training classes in the order of their labels.
+
+    Raises:
+        CoopError: val or test has a class that train lacks, a class has no name, or nothing is left to test on.
+    """
+    origin = "own"
+    if len(parts) == 1:
+        parts, origin = split_each_class(source, *parts.values(), seed), "generated"
+    check_classes(source, parts)
+    classes = in_order(parts["train"])
+    return splits_of_items(parts, classes, name_classes(classes, classnames, source), origin)
+
+
+def splits_of_items(parts: dict[str, Images], classes: Sequence[str], names: list[str], origin: str) -> Splits:
+    """Splits of images by class; labels are positions in `classes`, whose names for the text encoder are `names`."""
+
+    def items(images: Images) -> list[Item]:
+        return [Item(path, label, names[label]) for label, one in enumerate(classes) for path in images.get(one, [])]
+
+    return Splits(*(items(parts.get(part, {})) for part in PARTS), names, origin)
+
+
+def split_folders(root: Path) -> dict[str, str]:
+    """Names of the folders that hold train, val and test; one part, "all", if `root` holds the class folders itself."""
     listing = list_folder(root)
     if "train" not in listing.folders or list_folder(root / "train").images:
-        return None  # a class may be called "train"; then images lie right in it
+        return {"all": "."}  # a class may be called "train"; then images lie right in it
     vals = [name for name in VAL_NAMES if name in listing.folders]
     if len(vals) > 1:
         raise CoopError(f"{root}: both {vals[0]}/ and {vals[1]}/ are there; keep one of them as the validation folder")
@@ -65,7 +83,7 @@ def split_folders(root: Path) -> dict[str, str | None] | None:
         )
     if extra := sorted(set(listing.folders) - {"train", "test", *vals}):
         log.warning("%s: these folders stand beside train/ and test/ and are left out: %s", root, shorten(extra))
-    return {"train": "train", "val": vals[0] if vals else None, "test": "test"}
+    return {PART_OF[name]: name for name in ("train", *vals, "test")}
 
 
 def class_images(root: Path) -> Images:
@@ -80,7 +98,8 @@ def class_images(root: Path) -> Images:
         raise CoopError(f"{root}: holds {what}. Expected one folder per class, its images inside: {root}/CLASS/x.jpg")
     listings = {name: list_folder(root / name) for name in top.folders}
     _check_levels(root, listings)
-    warn_left_out(root, [*top.images, *top.others, *_others(listings)])
+    others = [f"{name}/{other}" for name, listing in listings.items() for other in listing.others]
+    warn_left_out(root, [*top.images, *top.others, *others])
     base = str(root)
     return {name: [os.path.join(base, name, image) for image in listing.images] for name, listing in listings.items()}
 
@@ -100,24 +119,16 @@ def _check_levels(root: Path, listings: dict) -> None:
         log.warning("%s: folders inside class folders are left out: %s", root, shorten(mixed))
 
 
-def _others(listings: dict) -> list[str]:
-    return [f"{name}/{other}" for name, listing in listings.items() for other in listing.others]
-
-
 def check_classes(root: Path, parts: dict[str, Images]) -> None:
-    """Check that all splits have the same classes.
-
-    Raises:
-        CoopError: val or test holds a class that train lacks. The other way round is a warning.
-    """
+    """Raise CoopError where val or test holds a class that train lacks; the other way round is a warning."""
     train = set(parts["train"])
-    for part in ("val", "test"):
-        if unknown := sorted(set(parts[part]) - train):
+    for part, images in parts.items():
+        if unknown := sorted(set(images) - train):
             raise CoopError(
                 f"{root}: {part} has classes that train has not: {shorten(unknown)}. A class has to have the same name "
                 "in all splits (upper and lower case too); rename or move them"
             )
-        if parts[part] and (absent := sorted(train - set(parts[part]))):
+        if images and (absent := sorted(train - set(images))):
             log.warning("%s: classes without images in %s: %s", root, part, shorten(absent))
 
 
@@ -125,17 +136,13 @@ def split_each_class(root: Path, images: Images, seed: int) -> dict[str, Images]
     """Split each class 50/20/30 into train, val and test; one generator, classes and images in sorted order."""
     rng = random.Random(seed)
     parts: dict[str, Images] = {"train": {}, "val": {}, "test": {}}
-    single = []
     for name in sorted(images):
-        paths = sorted(images[name])
-        shuffled = rng.sample(paths, len(paths))
-        num_train, num_val = split_sizes(len(paths))
+        shuffled = rng.sample(sorted(images[name]), len(images[name]))
+        num_train, num_val = split_sizes(len(shuffled))
         parts["train"][name] = shuffled[:num_train]
         parts["val"][name] = shuffled[num_train : num_train + num_val]
         parts["test"][name] = shuffled[num_train + num_val :]
-        if len(paths) == 1:
-            single.append(name)
-    if single:
+    if single := sorted(name for name, paths in images.items() if len(paths) == 1):
         log.warning("%s: classes of a single image, which is in train; none in test: %s", root, shorten(single))
     if not any(parts["test"].values()):
         raise CoopError(f"{root}: every class has a single image, so nothing is left to test on. Add images")
@@ -149,16 +156,7 @@ def split_sizes(count: int) -> tuple[int, int]:
 
 
 def name_classes(folders: Sequence[str], names: Names, root: Path) -> list[str]:
-    """Names of the class folders: their own, or those given.
-
-    Args:
-        folders: class folders, or labels of a list.
-        names: by folder, or the path of a file of `folder name` lines; None for the folders' own names.
-        root: the data set, for messages.
-
-    Raises:
-        CoopError: a folder has no name. A name without a folder is a warning.
-    """
+    """Names of the class folders: their own, or those given, one for each; a name without a folder is a warning."""
     if names is None:
         return list(folders)
     source = names if isinstance(names, str) else "dataset.classnames"
@@ -171,12 +169,3 @@ def name_classes(folders: Sequence[str], names: Names, root: Path) -> list[str]:
     if absent := [folder for folder in by_folder if folder not in set(folders)]:
         log.warning("%s: %d classes of %s have no images: %s", root, len(absent), source, shorten(absent))
     return [by_folder[folder] for folder in folders]
-
-
-def to_items(images: Images, folders: Sequence[str], classnames: Sequence[str]) -> list[Item]:
-    """Items of all classes in the order of `folders`; labels are positions in it."""
-    return [
-        Item(path, label, name)
-        for label, (folder, name) in enumerate(zip(folders, classnames, strict=True))
-        for path in images.get(folder, [])
-    ]

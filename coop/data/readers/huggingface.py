@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from coop.data.feature_cache import default_cache_dir
-from coop.data.readers.folder import PART_OF, Images, Names, check_classes, name_classes, split_each_class, to_items
+from coop.data.readers.folder import PART_OF, Images, Names, splits_of_classes
 from coop.data.readers.listing import EXTENSIONS, log, shorten
 from coop.data.sampling import Splits
 from coop.errors import CoopError
@@ -34,8 +34,8 @@ def read_huggingface(
     Args:
         data_root: not used.
         path: the data set's folder.
-        image_column: name of the column with images.
-        label_column: name of the column with labels: a ClassLabel, whose names are taken, or text.
+        image_column: holds images.
+        label_column: holds labels: a ClassLabel, whose names are taken, text or whole numbers.
         classnames: names other than the labels': a mapping, label to name, or a file of `label name` lines.
         seed: seed of the 50/20/30 split.
 
@@ -47,15 +47,15 @@ def read_huggingface(
     folder = Path(path).expanduser()
     loaded = load(folder)
     parts = {name: _read_part(folder, name, part, image_column, label_column) for name, part in loaded.items()}
-    if len(parts) == 1:
-        (only,) = parts.values()
-        parts, origin = split_each_class(folder, only, seed), "generated"
-    else:
-        parts, origin = name_parts(folder, parts), "own"
-    labels = label_order(loaded, label_column, parts)
-    names = name_classes(labels, classnames, folder)
-    items = {part: to_items(images, labels, names) for part, images in parts.items()}
-    return Splits(**items, classnames=names, origin=origin)
+    if len(parts) > 1:
+        parts = name_parts(folder, parts)
+    feature = next(iter(loaded.values())).features[label_column]
+
+    def in_order(train: Images) -> list[str]:
+        """The ClassLabel's names in its order; text sorted."""
+        return [name for name in getattr(feature, "names", None) or sorted(train) if name in train]
+
+    return splits_of_classes(folder, parts, seed, classnames, in_order)
 
 
 def load(folder: Path) -> dict:
@@ -164,13 +164,4 @@ def name_parts(folder: Path, parts: dict[str, Images]) -> dict[str, Images]:
         raise CoopError(f"{folder}: has the splits {', '.join(parts)}; expected train and test, or a single split")
     if extra := sorted(set(parts) - set(PART_OF)):
         log.warning("%s: these splits are left out: %s", folder, shorten(extra))
-    named = {part: named.get(part, {}) for part in ("train", "val", "test")}
-    check_classes(folder, named)
     return named
-
-
-def label_order(loaded: dict, label_column: str, parts: dict[str, Images]) -> list[str]:
-    """The ClassLabel's names in its order, as far as they have training images; text labels sorted."""
-    feature = next(iter(loaded.values())).features[label_column]
-    order = feature.names if hasattr(feature, "names") else sorted(parts["train"])
-    return [name for name in order if name in parts["train"]]

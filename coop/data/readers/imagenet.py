@@ -19,13 +19,8 @@ from coop.errors import CoopError
 def read_imagenet(data_root: str | None, *, folders: Folders) -> Splits:
     """Read ImageNet: train/WNID/*.JPEG for training, val/WNID/*.JPEG for testing; there is no validation list.
 
-    Labels are the sorted wnids that are there. Class names come from `classnames.txt` (lines of `wnid name`, CoOp's
-    file) beside or above the train folder where it exists, else from open_clip's list.
-
-    Args:
-        data_root: the folder that holds the data sets.
-        folders: folders, relative to `data_root`, that may hold train/ and val/; the first that exists is taken
-            (CoOp's layout, then torchvision's).
+    One of `folders` holds train/ and val/. Labels are the sorted wnids that are there. Class names come from
+    `classnames.txt` (lines of `wnid name`, CoOp's) beside or above train/ where it exists, else from open_clip's list.
 
     Raises:
         CoopError: train/ or val/ is missing, they differ in classes, or a folder is not in the list of classes.
@@ -37,15 +32,14 @@ def read_imagenet(data_root: str | None, *, folders: Folders) -> Splits:
             f"accuracy is measured on; expected at {root / 'val'}/WNID/"
         )
     names, source = wnid_names([root, root.parent])
-    train, val = (class_folders(root / part, list(names), source) for part in ("train", "val"))
-    if differ := sorted(set(train) ^ set(val)):
+    there, in_val = (class_folders(root / part, list(names), source) for part in ("train", "val"))
+    if differ := sorted(set(there) ^ set(in_val)):
         raise CoopError(f"{root}: these classes are in only one of train/ and val/: {shorten(differ)}. Complete both")
-    if len(train) != len(names):
-        log.warning("%s: %d of the %d classes of %s are there", root, len(train), len(names), source)
-    classnames = {wnid: names[wnid] for wnid in train}
-    with paused_gc():
-        items = [class_items(root / part, train, classnames) for part in ("train", "val")]
-    return Splits(items[0], [], items[1], list(classnames.values()))
+    if len(there) != len(names):
+        log.warning("%s: %d of the %d classes of %s are there", root, len(there), len(names), source)
+    classnames = {wnid: names[wnid] for wnid in there}
+    train, test = (class_items(root / part, there, classnames) for part in ("train", "val"))
+    return Splits(train, [], test, list(classnames.values()))
 
 
 def read_imagenet_shift(
@@ -61,8 +55,8 @@ def read_imagenet_shift(
     names come from `classnames.txt` in the data set's folder or in `imagenet/`, else from open_clip's list.
 
     Args:
-        data_root: the folder that holds the data sets.
-        folders: folders, relative to `data_root`, that may hold the class folders; the first that exists is taken.
+        data_root: see `coop.data.readers`.
+        folders: one of them holds the class folders.
         classes_of: all 1000 classes, or the 200 of ImageNet-A or ImageNet-R, which are classified among themselves.
         numbered: class folders are named 0 to 999 in label order (ImageNetV2) instead of by wnid.
 
@@ -70,8 +64,7 @@ def read_imagenet_shift(
         CoopError: the folder is missing, or holds a class folder that is not one of the data set's.
     """
     root = find_folder(data_root, folders)
-    places = [root, root.parent, Path(data_root).expanduser() / "imagenet"]
-    names, source = wnid_names(places)
+    names, source = wnid_names([root, root.parent, Path(data_root).expanduser() / "imagenet"])
     wnids = imagenet_wnids(classes_of)
     if unnamed := [wnid for wnid in wnids if wnid not in names]:
         raise CoopError(
@@ -79,11 +72,10 @@ def read_imagenet_shift(
         )
     keys = [str(label) for label in range(len(wnids))] if numbered else wnids
     classnames = dict(zip(keys, (names[wnid] for wnid in wnids), strict=True))
-    folders_there = class_folders(root, keys, "this data set")
-    if absent := sorted(set(keys) - set(folders_there)):
+    there = class_folders(root, keys, "this data set")
+    if absent := sorted(set(keys) - set(there)):
         log.warning("%s: %d of the %d class folders are missing: %s", root, len(absent), len(keys), shorten(absent))
-    with paused_gc():
-        return Splits([], [], class_items(root, folders_there, classnames), list(classnames.values()))
+    return Splits([], [], class_items(root, there, classnames), list(classnames.values()))
 
 
 def wnid_names(places: list[Path]) -> tuple[dict[str, str], str]:
@@ -95,11 +87,7 @@ def wnid_names(places: list[Path]) -> tuple[dict[str, str], str]:
 
 
 def class_folders(root: Path, known: list[str], source: str) -> list[str]:
-    """The class folders of `root`, sorted.
-
-    Raises:
-        CoopError: there are none, or one is not `known`.
-    """
+    """The class folders of `root`, sorted; raises CoopError where there are none, or one is not `known`."""
     top = list_folder(root)
     if not top.folders:
         raise CoopError(f"{root}: holds no class folders ({len(top.images)} images). Expected {root}/CLASS/*.JPEG")
@@ -112,12 +100,21 @@ def class_folders(root: Path, known: list[str], source: str) -> list[str]:
     return top.folders
 
 
-def class_items(root: Path, folders: list[str], classnames: Mapping[str, str]) -> list[Item]:
-    """Items of class folders, sorted by folder name; labels are positions in `classnames`.
+@contextmanager
+def paused_gc() -> Iterator[None]:
+    """Pause garbage collection: a million new tuples set it off again and again, and none of them is garbage."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
-    Raises:
-        CoopError: a class folder without images.
-    """
+
+@paused_gc()
+def class_items(root: Path, folders: list[str], classnames: Mapping[str, str]) -> list[Item]:
+    """Items of class folders, which must not be empty; labels are positions in `classnames`."""
     labels = {folder: label for label, folder in enumerate(classnames)}
     items: list[Item] = []
     empty, others = [], []
@@ -133,15 +130,3 @@ def class_items(root: Path, folders: list[str], classnames: Mapping[str, str]) -
         raise CoopError(f"{root}: no images in {len(empty)} class folders: {shorten(empty)}. Unpack them again")
     warn_left_out(root, others)
     return items
-
-
-@contextmanager
-def paused_gc() -> Iterator[None]:
-    """Pause garbage collection: a million new tuples set it off again and again, and none of them is garbage."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

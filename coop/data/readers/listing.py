@@ -21,14 +21,11 @@ class NotThereError(CoopError):
 
 
 class Listing(NamedTuple):
-    """Names in one folder, each list sorted; hidden ones and those that archivers leave behind are not in it.
-
-    `others` are files that are not images, pipes and devices, and links to this folder or one above it.
-    """
+    """Names in one folder, each list sorted; hidden ones and those that archivers leave behind are not in it."""
 
     folders: list[str]
     images: list[str]
-    others: list[str]
+    others: list[str]  # files that are not images, pipes and devices, and links to this folder or one above it
 
 
 def list_folder(path: str | os.PathLike) -> Listing:
@@ -39,8 +36,7 @@ def list_folder(path: str | os.PathLike) -> Listing:
     """
     listing = Listing([], [], [])
     for name, kind in sorted(_scan(path)):
-        is_image = kind == "file" and is_image_name(name)
-        (listing.folders if kind == "folder" else listing.images if is_image else listing.others).append(name)
+        getattr(listing, kind).append(name)
     return listing
 
 
@@ -72,7 +68,7 @@ def is_ignored(name: str) -> bool:
 
 
 def _kind(entry: os.DirEntry) -> str:
-    """What is there: "folder", "file" or "other". Only links cost a look at the disk."""
+    """In which of a listing's lists a name belongs. Only links cost a look at the disk."""
     if not entry.name.isascii() and printable(entry.name) != entry.name:
         raise CoopError(
             f"{printable(entry.path)}: this name is not UTF-8 (its other bytes are shown as \\xNN); results could not "
@@ -82,8 +78,8 @@ def _kind(entry: os.DirEntry) -> str:
     if is_link and not os.path.exists(entry.path):
         raise CoopError(f"{entry.path}: a link to {os.readlink(entry.path)}, which does not exist. Remove or fix it.")
     if entry.is_dir():
-        return "other" if is_link and _leads_up(entry.path) else "folder"
-    return "file" if entry.is_file() else "other"
+        return "others" if is_link and _leads_up(entry.path) else "folders"
+    return "images" if is_image_name(entry.name) and entry.is_file() else "others"
 
 
 def _leads_up(link: str) -> bool:
@@ -98,6 +94,17 @@ def warn_left_out(where: str | os.PathLike, others: list[str]) -> None:
         log.warning("%s: %d files are not images and are left out: %s", where, len(others), shorten(others))
 
 
+def read_lines(path: Path, fix: str) -> list[str]:
+    """The lines of a data set's own list, without empty ones; raises CoopError, which ends with `fix`, without any."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CoopError(f"{path}: can't read this list of the data set ({error}). {fix}") from None
+    if not lines:
+        raise CoopError(f"{path}: this list is empty. {fix}")
+    return lines
+
+
 def shorten(names: list[str], shown: int = SHOWN) -> str:
     """The first few names, and how many more there are."""
     rest = len(names) - shown
@@ -106,10 +113,6 @@ def shorten(names: list[str], shown: int = SHOWN) -> str:
 
 def find_folder(data_root: str | None, candidates: list[str]) -> Path:
     """Find the first of the candidate folders that exists under `data_root`.
-
-    Args:
-        data_root: the folder that holds the data sets, or None if the user gave none.
-        candidates: folders relative to it, in the order in which they are tried: CoOp's layout, then torchvision's.
 
     Raises:
         NotThereError: none exists; says where it was looked for, and what nearly fits.
@@ -120,11 +123,10 @@ def find_folder(data_root: str | None, candidates: list[str]) -> Path:
     root = Path(data_root).expanduser()
     if not root.is_dir():
         raise NotThereError(f"data_root={data_root}: this folder does not exist; it should hold {wanted}")
-    for candidate in candidates:
-        if (root / candidate).is_dir():
-            return root / candidate
-    tried = " or ".join(str(root / candidate) for candidate in candidates)
-    hint = _hint(root, candidates)
+    folders = [root / candidate for candidate in candidates]
+    if there := next(filter(Path.is_dir, folders), None):
+        return there
+    tried, hint = " or ".join(map(str, folders)), _hint(root, candidates)
     raise NotThereError(f"data_root={data_root}: looked for the folder {tried}, which does not exist{hint}")
 
 

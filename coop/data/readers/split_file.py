@@ -31,16 +31,10 @@ class SplitFile(BaseModel):
 
 
 def read_split_file(data_root: str | None, *, image_folders: Folders, split_file: str) -> Splits:
-    """Read a data set whose images are listed in a split file.
+    """Read a data set whose images are listed in a split file such as `split_zhou_Caltech101.json`.
 
     The user's own split file stands in the data set's folder (the first part of the images' folder); without one, the
-    published file that comes with the package is taken.
-
-    Args:
-        data_root: the folder that holds the data sets.
-        image_folders: folders, relative to `data_root`, that the file's image paths may start from; the first that
-            exists is taken (CoOp's layout, then torchvision's).
-        split_file: name of the split file, such as `split_zhou_Caltech101.json`.
+    published file that comes with the package is taken. Its image paths start from one of `image_folders`.
 
     Returns:
         The splits; `origin` is "published" where the split equals the published one, "own" for another file.
@@ -49,12 +43,9 @@ def read_split_file(data_root: str | None, *, image_folders: Folders, split_file
         CoopError: a folder or an image is missing, or the split file is not of this format.
     """
     images = find_folder(data_root, image_folders)
-    own = own_split_file(data_root, images, split_file)
-    packaged = PUBLISHED / f"{split_file}.gz"
-    if own.is_file():
-        rows = load_rows(own)
-        same = packaged.is_file() and load_rows(packaged) == rows
-        return splits_from_rows(rows, images, own, "published" if same else "own")
+    own, packaged = own_split_file(data_root, images, split_file), PUBLISHED / f"{split_file}.gz"
+    if splits := own_splits(own, images):
+        return splits
     if packaged.is_file():
         return splits_from_rows(load_rows(packaged), images, packaged, "published")
     raise CoopError(f"{own}: this split file does not exist, and none of its name comes with the package")
@@ -64,6 +55,15 @@ def own_split_file(data_root: str, images: Path, split_file: str) -> Path:
     """Where the user's own split file stands, if there is one: in the first folder beneath `data_root`."""
     root = Path(data_root).expanduser()
     return root / images.relative_to(root).parts[0] / split_file
+
+
+def own_splits(own: Path, images: Path) -> Splits | None:
+    """By the user's own split file, if there is one; a copy of the published file is published, too."""
+    if not own.is_file():
+        return None
+    rows, packaged = load_rows(own), PUBLISHED / f"{own.name}.gz"
+    same = packaged.is_file() and load_rows(packaged) == rows
+    return splits_from_rows(rows, images, own, "published" if same else "own")
 
 
 def load_rows(path: Path) -> Rows:
@@ -84,16 +84,17 @@ def load_rows(path: Path) -> Rows:
 def splits_from_rows(rows: Rows, folder: Path, source: Path, origin: str) -> Splits:
     """Turn checked rows into items: labels without gaps, image paths under `folder`, every image seen on disk."""
     names = names_by_label(rows, source)
-    check_images(folder, [row[0] for part in rows.values() for row in part], source)
-    _warn_repeated(rows, source)
     label_of = {label: position for position, label in enumerate(names)}
-    base = str(folder)
+    paths = [row[0] for part in rows.values() for row in part]
+    check_images(folder, paths, source)
+    if repeated := [path for path, count in Counter(paths).items() if count > 1]:
+        many = f"{len(repeated)} images stand there more than once, perhaps in training and test"
+        log.warning("%s: %s: %s", source, many, shorten(repeated))
     items = {
-        part: [Item(os.path.join(base, path), label_of[label], name) for path, label, name in listed]
+        part: [Item(os.path.join(folder, path), label_of[label], name) for path, label, name in listed]
         for part, listed in rows.items()
     }
-    classnames = list(names.values())
-    return Splits(**items, classnames=classnames, origin=origin)
+    return Splits(**items, classnames=list(names.values()), origin=origin)
 
 
 def names_by_label(rows: Rows, source: Path) -> dict[int, str]:
@@ -112,23 +113,8 @@ def names_by_label(rows: Rows, source: Path) -> dict[int, str]:
     return dict(sorted(names.items()))
 
 
-def _warn_repeated(rows: Rows, source: Path) -> None:
-    counts = Counter(row[0] for part in rows.values() for row in part)
-    if repeated := [path for path, count in counts.items() if count > 1]:
-        log.warning(
-            "%s: %d images stand there more than once, perhaps in training and test: %s",
-            source,
-            len(repeated),
-            shorten(repeated),
-        )
-
-
 def check_images(folder: Path, paths: list[str], source: Path) -> None:
-    """Check that all images exist, by listing each folder once.
-
-    Raises:
-        CoopError: says how many are missing, and the first few.
-    """
+    """Check that all images exist, by listing each folder once; raises CoopError with the first that are missing."""
     present = {parent: _names_in(folder / parent) for parent in {os.path.dirname(path) for path in paths}}
     missing = [path for path in paths if os.path.basename(path) not in present[os.path.dirname(path)]]
     if missing:

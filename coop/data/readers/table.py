@@ -2,15 +2,17 @@
 
 import csv
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from coop.data.readers.folder import PART_OF, Images, Names, check_classes, name_classes, split_each_class, to_items
+from coop.data.readers.folder import PART_OF, Images, Names, splits_of_classes
 from coop.data.readers.listing import log, shorten
 from coop.data.readers.split_file import check_images
-from coop.data.sampling import Splits
+from coop.data.sampling import PARTS, Splits
 from coop.errors import CoopError
 
-COLUMNS = ("path", "label", "split")
+COLUMNS = ["path", "label", "split"]
 
 
 def read_csv(
@@ -43,16 +45,25 @@ def read_csv(
     folder = Path(images).expanduser() if images else file.parent
     rows = read_rows(file)
     check_images(folder, [row["path"] for row in rows], file)
-    parts = _by_part(rows, folder, file)
-    if "split" in rows[0]:
-        check_classes(file, parts)
-        origin = "own"
-    else:
-        parts, origin = split_each_class(file, parts["train"], seed), "generated"
-    labels = sort_labels(parts["train"])
-    names = name_classes(labels, classnames, file)
-    items = {part: to_items(by_class, labels, names) for part, by_class in parts.items()}
-    return Splits(**items, classnames=names, origin=origin)
+    parts: dict[str, Images] = {part: {} for part in PARTS} if "split" in rows[0] else {"all": {}}
+    for row in rows:
+        by_label = parts[PART_OF[row["split"]] if "split" in row else "all"]
+        by_label.setdefault(row["label"], []).append(os.path.join(folder, row["path"]))
+    if "split" in rows[0] and not (parts["train"] and parts["test"]):
+        raise CoopError(f"{file}: the split column needs rows of both train and test; without it, 50/20/30 is made")
+    return splits_of_classes(file, parts, seed, classnames, sort_labels)
+
+
+@contextmanager
+def open_csv(file: Path, where: str) -> Iterator[csv.DictReader]:
+    """The rows of a CSV file in UTF-8; raises CoopError, which begins with `where`, if it is none."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, skipinitialspace=True)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+            yield reader
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CoopError(f"{where}can't be read as a CSV file in UTF-8: {error}") from None
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
@@ -61,17 +72,11 @@ def read_rows(file: Path) -> list[dict[str, str]]:
     Raises:
         CoopError: names the file and the line.
     """
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream, skipinitialspace=True)
-            header = [name.strip() for name in reader.fieldnames or []]
-            if header not in (list(COLUMNS[:2]), list(COLUMNS)):
-                found = ",".join(header)
-                raise CoopError(f"{file}: the first line is {found!r}; expected path,label or path,label,split")
-            reader.fieldnames = header
-            rows = [_check_row(row, file, reader.line_num) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise CoopError(f"{file}: can't be read as a CSV file in UTF-8: {error}") from None
+    with open_csv(file, f"{file}: ") as reader:
+        if reader.fieldnames not in (COLUMNS[:2], COLUMNS):
+            found = ",".join(reader.fieldnames)
+            raise CoopError(f"{file}: the first line is {found!r}; expected path,label or path,label,split")
+        rows = [_check_row(row, file, reader.line_num) for row in reader]
     if not rows:
         raise CoopError(f"{file}: no rows below the header line")
     _check_repeated(rows, file)
@@ -104,17 +109,6 @@ def _check_repeated(rows: list[dict[str, str]], file: Path) -> None:
         )
     if repeated:
         log.warning("%s: %d rows stand there twice and count twice: %s", file, len(repeated), shorten(repeated))
-
-
-def _by_part(rows: list[dict[str, str]], folder: Path, file: Path) -> dict[str, Images]:
-    """Image paths by split and label, in the file's order; everything is in train without a split column."""
-    parts: dict[str, Images] = {"train": {}, "val": {}, "test": {}}
-    for row in rows:
-        by_label = parts[PART_OF[row.get("split", "train")]]
-        by_label.setdefault(row["label"], []).append(os.path.join(folder, row["path"]))
-    if "split" in rows[0] and not (parts["train"] and parts["test"]):
-        raise CoopError(f"{file}: the split column needs rows of both train and test; without it, 50/20/30 is made")
-    return parts
 
 
 def sort_labels(labels: Images) -> list[str]:

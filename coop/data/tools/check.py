@@ -3,27 +3,20 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from coop.data.manifest import PARTS, common_folder
+from coop.data.manifest import common_folder
 from coop.data.readers.listing import NotThereError
-from coop.data.sampling import Splits
+from coop.data.sampling import PARTS, Splits
 from coop.data.tools.catalogue import PUBLISHED
 from coop.errors import CoopError
 
 
 class Report(NamedTuple):
-    """What was found of one data set.
-
-    Attributes:
-        name: the data set's name.
-        state: "complete", "counts differ", "not there", "not usable" (damaged), or "there" (no counts are published).
-        splits: what the reader gave, or None.
-        notes: lines for the user: what is wrong and how to fix it.
-    """
+    """What was found of one data set."""
 
     name: str
-    state: str
-    splits: Splits | None
-    notes: list[str]
+    state: str  # "complete", "counts differ", "not there", "not usable" (damaged), or "there" (no counts are published)
+    splits: Splits | None  # what the reader gave
+    notes: list[str]  # lines for the user: what is wrong and how to fix it
 
     @property
     def good(self) -> bool:
@@ -43,23 +36,19 @@ def report(name: str, read) -> Report:
     counts, classes = count(splits), len(splits.classnames)
     if counts == published.counts and classes == published.classes:
         return Report(name, "complete", splits, [])
-    notes = [f"counts are {_show(counts, classes)}; published: {_show(published.counts, published.classes)}"]
-    notes.append(
-        "the split is generated: its counts may differ from the paper's, whose split file was not found"
-        if splits.origin == "generated"
-        else "images or classes are missing, or there are more of them than in the published data set"
-    )
-    return Report(name, "counts differ", splits, [*notes, *_how(name)])
+    differ = f"counts are {_show(counts, classes)}; published: {_show(published.counts, published.classes)}"
+    why = "images or classes are missing, or there are more of them than in the published data set"
+    if splits.origin == "generated":
+        why = "the split is generated: its counts may differ from the paper's, whose split file was not found"
+    return Report(name, "counts differ", splits, [differ, why, *_how(name)])
 
 
 def _how(name: str) -> list[str]:
     """How to get a data set."""
-    published = PUBLISHED.get(name)
-    if published is None:
+    if name not in PUBLISHED:
         return []
-    if published.torchvision:
-        return [f"to get it: python -m coop.data prepare {name} data_root=DIR, or by hand from {published.how}"]
-    return [f"to get it: {published.how}"]
+    by_command = f"python -m coop.data prepare {name} data_root=DIR, or by hand from "
+    return [f"to get it: {by_command if PUBLISHED[name].torchvision else ''}{PUBLISHED[name].how}"]
 
 
 def count(splits: Splits) -> tuple[int, int, int]:

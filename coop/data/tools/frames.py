@@ -1,10 +1,10 @@
 """UCF101's middle frames from its videos (extra: pip install 'coop-clip[video]')."""
 
-import io
 import os
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from coop.data.contact_sheet import encoded
 from coop.data.readers.listing import shorten
 from coop.data.readers.split_file import PUBLISHED, load_rows
 from coop.errors import CoopError
@@ -54,6 +54,4 @@ def write_middle_frame(job: tuple[Path, Path]) -> None:
         image = frames[len(frames) // 2].to_image()
     except (av.FFmpegError, IndexError) as error:
         raise CoopError(f"{video}: not a readable video ({error}). Unpack it again") from None
-    content = io.BytesIO()
-    image.save(content, format="JPEG", quality=JPEG_QUALITY)
-    write_atomically(target, content.getvalue())
+    write_atomically(target, encoded(image, "JPEG", quality=JPEG_QUALITY))

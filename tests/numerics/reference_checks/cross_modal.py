@@ -8,7 +8,7 @@ import torch
 
 from coop.methods.cross_modal import CrossModal
 from coop.optim.grid import Grid
-from coop.schedule import linear_warmup
+from coop.optim.schedule import linear_warmup
 from reference_checks.common import CLASSNAMES, clip, close, close_gradient, close_tensor, images, labels, start
 
 NAMES = {
