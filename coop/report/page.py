@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 from coop.report import leaderboard, tables
 from coop.report.groups import RULE
 from coop.report.leaderboard import Board, board_table, boards
-from coop.report.plots import Plot, plots, render
+from coop.report.plots import Plot, plots
 from coop.report.records import keys_of, shown
 from coop.report.study import Study
 from coop.report.tables import MARKS, Table, escape_markdown, to_latex, to_markdown
@@ -24,11 +24,11 @@ PIXELS_PER_INCH = 100  # of figures on the page
 
 @dataclass
 class Section:
-    """What stands under one heading; `words` before the figures (with their files by suffix) and tables."""
+    """What stands under one heading; `words` before the figures and tables."""
 
     title: str
     tables: list[Table] = field(default_factory=list)
-    figures: list[tuple[Plot, dict[str, bytes]]] = field(default_factory=list)
+    figures: list[Plot] = field(default_factory=list)
     words: str = ""
 
 
@@ -50,8 +50,8 @@ def write_report(study: Study, out: Path) -> list[Path]:
         **{f"tables/{table.name}.tex": to_latex(table) for section in sections for table in section.tables},
     }
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in contents.items()}
-    for plot, drawn in (figure for section in sections for figure in section.figures):
-        files |= {f"figures/{plot.name}.{kind}": content for kind, content in drawn.items()}
+    for plot in (plot for section in sections for plot in section.figures):
+        files |= {f"figures/{plot.name}.{kind}": content for kind, content in plot.files.items()}
     before = _written_before(out)
     # First, so that the report after a killed one knows what that has written.
     write_atomically(out / WRITTEN, "\n".join(sorted(before | files.keys())).encode())
@@ -75,20 +75,17 @@ def _written_before(out: Path) -> set[str]:
 def make_sections(study: Study, found: list[Board]) -> list[Section]:
     """All sections that have something in them, in their order; figures are drawn."""
     missing = tables.missing_table(study)
-    drawn = [(plot, render(plot.figure)) for plot in plots(study, found)]
-
-    def figures(*names: str) -> list[tuple[Plot, dict[str, bytes]]]:
-        return [figure for figure in drawn if figure[0].section in names]
-
     sections = [
-        Section("Leaderboard", [board_table(board) for board in found], figures("cost"), _leaderboard_words(study)),
-        Section("Few-shot learning", tables.few_shot_tables(study), figures("few-shot")),
-        Section("Gain over zero-shot", [], figures("gain"), "At the largest number of shots."),
+        Section("Leaderboard", [board_table(board) for board in found], words=_leaderboard_words(study)),
+        Section("Few-shot learning", tables.few_shot_tables(study)),
+        Section("Gain over zero-shot", words="At the largest number of shots."),
         Section("Backbones", tables.backbone_tables(study)),
         Section("Settings", tables.settings_tables(study)),
         Section("Beside the published figures", tables.published_tables(study)),
         Section("Missing", [missing] if missing else []),
     ]
+    for plot in plots(study, found):
+        next(section for section in sections if section.title == plot.section).figures.append(plot)
     return [section for section in sections if section.tables or section.figures]
 
 
@@ -134,7 +131,7 @@ def _markdown(study: Study, sections: list[Section]) -> str:
         parts += ["## Warnings", "\n".join(f"- {escape_markdown(text)}" for text in study.warnings)]
     for section in sections:
         parts += [f"## {section.title}", *([escape_markdown(section.words)] if section.words else [])]
-        parts += [f"![{escape_markdown(plot.title)}](figures/{plot.name}.png)" for plot, _ in section.figures]
+        parts += [f"![{escape_markdown(plot.title)}](figures/{plot.name}.png)" for plot in section.figures]
         parts += [to_markdown(table).rstrip() for table in section.tables]
     for title, lines in _lists(study):
         parts += [f"## {title}", "\n".join(f"- `{line}`" for line in lines)]
