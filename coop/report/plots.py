@@ -153,12 +153,9 @@ def _costs(boards: Sequence[Board], styles: dict[str, int]) -> Iterator[Plot]:
 def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
     """Accuracy over training images per class with 95 % bands, zero-shot as a star (the paper's figure 3).
 
-    Published figures stand beside a line as diamonds of its color: filled if verified, hollow if recalled. Many lines
-    have the room to themselves, and numbers at their ends, in the order in which they end in the first axes.
-
-    Args:
-        title: of the figure.
-        found: (title, lines) of each axes; a line at 0 shots alone is zero-shot.
+    `found` has (title, lines) of each axes; a line at 0 shots alone is zero-shot. Published figures stand beside a line
+    as diamonds of its color: filled if verified, hollow if recalled. Many lines have the room to themselves, and
+    numbers at their ends, in the order in which they end in the first axes.
     """
     many = len({line.style for _, lines in found for line in lines}) > MANY
     if many:
@@ -221,9 +218,7 @@ def _name_axes(grid: Sequence[Axes], titles: Sequence[str], below: str, left: st
 def gain(title: str, wide: pd.DataFrame) -> Figure:
     """Bars of the gain over zero-shot CLIP in percentage points, the largest on top (the paper's figure 4).
 
-    Args:
-        title: of the figure.
-        wide: "gain" and "half" of its interval, by what makes an axes; a row for each bar.
+    `wide` has "gain" and "half" of its interval, by what makes an axes; a row for each bar.
     """
     wide = wide.loc[wide["gain"].mean(axis=1).sort_values(kind="stable").index]
     names, rows = [_wrap(name) for name in wide.index], range(len(wide))
@@ -248,15 +243,10 @@ def gain(title: str, wide: pd.DataFrame) -> Figure:
 
 
 def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str) -> Figure:
-    """Accuracy against the seconds of fitting; those that nothing beats in both are joined.
+    """Accuracy (`what` is ranked) against the seconds of fitting, which are the place of each method's one point.
 
-    Of many methods these are named beside the point, too.
-
-    Args:
-        title: of the figure.
-        methods: one point each; its place is the seconds.
-        stars: zero-shot accuracies in %.
-        what: is ranked.
+    Those that nothing beats in both are joined; of many methods these are named beside the point, too. `stars` are the
+    zero-shot accuracies in %.
     """
     methods = sorted(methods, key=lambda line: -line.mean[0])
     entries = [(Line2D([], [], **_look(line) | {"ls": "none"}), line.label) for line in methods]

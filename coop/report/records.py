@@ -75,11 +75,9 @@ def keys_of(frame: pd.DataFrame) -> list[str]:
     return [name for name in frame.columns if name not in OUTCOME]
 
 
-def is_zero_shot(methods: Any) -> Any:
-    """Whether a method (or each of a column) learns nothing from images, so that neither shots nor seed matter."""
-    if isinstance(methods, pd.Series):
-        return methods.str.startswith("zero_shot").astype(bool)
-    return methods.startswith("zero_shot")
+def is_zero_shot(methods: pd.Series) -> pd.Series:
+    """Whether methods learn nothing from images, so that neither shots nor seed matter."""
+    return methods.str.startswith("zero_shot").astype(bool)
 
 
 def shown(path: Path | str) -> str:
@@ -206,11 +204,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _recorded(values: dict[str, Any], kinds: dict[str, type]) -> dict[str, Any]:
-    """Those of the keys that are there.
-
-    Raises:
-        NotARunError: one is of another type than coop writes.
-    """
+    """Those of the keys that are there, of the types that coop writes."""
     recorded = {key: values[key] for key in kinds if values.get(key) is not None}
     for key, value in recorded.items():
         if type(value) is not kinds[key]:
