@@ -248,10 +248,10 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
     Those that nothing beats in both are joined; of many methods these are named beside the point, too. `stars` are the
     zero-shot accuracies in %.
     """
-    methods = sorted(methods, key=lambda line: -line.mean[0])
+    methods, many = sorted(methods, key=lambda line: -line.mean[0]), len(methods) > MANY
     entries = [(Line2D([], [], **_look(line) | {"ls": "none"}), line.label) for line in methods]
     zero_shot = f"; zero-shot: {' and '.join(f'{star:.1f}' for star in stars)} %" if stars else ""
-    subtitle, height = f"mean over seeds; bars: 95 % interval{zero_shot}", 3.2 if len(methods) > MANY else 2.2
+    subtitle, height = f"mean over seeds; bars: 95 % interval{zero_shot}", 3.2 if many else 2.2
     figure, (axes,) = _canvas(title, subtitle, 1, height, entries)
     for line in methods:
         axes.errorbar(line.places, line.mean, line.half, elinewidth=0.6, **_look(line) | {"ls": "none", "ms": 5})
@@ -262,14 +262,14 @@ def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str)
         if all(line.mean[0] > faster.mean[0] for faster in ascending[:index])
     ]
     axes.plot([line.places[0] for line in front], [line.mean[0] for line in front], color="#999999", lw=0.8, zorder=1)
-    if len(methods) > MANY:
-        _name_front(axes, front)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.25 if many else 0.12, y=0.12)  # names stand to the left of their points
     axes.set_ylim(top=min(axes.get_ylim()[1], TOP))
+    if many:
+        _name_front(axes, front)
     axes.set(xlabel="seconds to fit (mean over data sets and seeds)", ylabel=f"{what} (%)")
     return figure
 
@@ -280,7 +280,7 @@ def _name_front(axes: Axes, front: Sequence[Line]) -> None:
     for line, higher in zip(front, [*front[1:], None], strict=True):
         near = higher is not None and higher.mean[0] - line.mean[0] < (high - low) / 20
         to = {"xytext": (6, -5), "ha": "left", "va": "top"} if near else {"xytext": (-6, 5), "ha": "right"}
-        axes.annotate(_wrap(line.label), (line.places[0], line.mean[0]), textcoords="offset points", **to)
+        axes.annotate(_wrap(line.label, 16), (line.places[0], line.mean[0]), textcoords="offset points", **to)
 
 
 def _look(line: Line) -> dict[str, Any]:
