@@ -11,9 +11,10 @@ import pandas as pd
 
 from coop.report import significance
 from coop.report.groups import NOTHING, SAME, Curves, column, shots_text
+from coop.report.published import CONFIDENCES, MARKS
 from coop.report.records import BASE_TO_NEW, COSTS, METRICS, TRANSFER
 from coop.report.study import Study
-from coop.report.tables import MARKS, Table, average_name, mean_sd_n, panels, percent, places, points
+from coop.report.tables import Table, average_name, mean_sd_n, panels, percent, places, points
 from coop.runs.base_to_new import harmonic_mean
 
 READING = (
@@ -172,13 +173,13 @@ def _published(study: Study, board: Board) -> pd.DataFrame:
     found = []
     for where in board.places.values():
         figures = study.beside(board.curves, [where])
-        figures = figures.sort_values("confidence", key=lambda names: names.map(list(MARKS).index), kind="stable")
+        figures = figures.sort_values("confidence", key=lambda names: names.map(CONFIDENCES.index), kind="stable")
         figures = figures.drop_duplicates("curve").set_index("curve")[["accuracy_percent", "confidence", "source"]]
         found.append(figures.rename(columns={"accuracy_percent": "published"}).astype({"published": float}))
     if len(found) == 1:
         return found[0]
     base, new = (figures.loc[found[0].index.intersection(found[1].index)] for figures in found)
-    confidence = [max(pair, key=list(MARKS).index) for pair in zip(base["confidence"], new["confidence"], strict=True)]
+    confidence = [max(pair, key=CONFIDENCES.index) for pair in zip(base["confidence"], new["confidence"], strict=True)]
     return new.assign(published=harmonic_mean(base["published"], new["published"]), confidence=confidence)
 
 

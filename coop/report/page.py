@@ -12,9 +12,10 @@ from coop.report import leaderboard, tables
 from coop.report.groups import RULE
 from coop.report.leaderboard import Board, board_table, boards
 from coop.report.plots import Plot, plots
+from coop.report.published import MARKS
 from coop.report.records import keys_of, shown
 from coop.report.study import Study
-from coop.report.tables import MARKS, Table, escape_markdown, to_latex, to_markdown
+from coop.report.tables import Table, escape_markdown, to_latex, to_markdown
 from coop.system.files import write_atomically
 
 # The files of the last report, so that the next one removes what it does not write again.

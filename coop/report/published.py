@@ -11,7 +11,9 @@ from coop.report.groups import column
 from coop.report.records import shown
 
 FILE = Path(__file__).resolve().parents[1] / "assets" / "published.csv"
-CONFIDENCES = ("verified", "recalled", "low")
+# How sure a figure is, the surest first, and its mark in tables.
+MARKS = {"verified": "\N{BLACK DIAMOND}", "recalled": "\N{WHITE DIAMOND}", "low": "?"}
+CONFIDENCES = list(MARKS)
 COLUMNS = (
     "table",
     "dataset",
