@@ -2,7 +2,7 @@
 
 records.py reads runs into one table; groups.py says which of them make one setting and which settings one curve;
 published.py reads the published figures; study.py puts these together. leaderboard.py (with significance.py), tables.py
-and plots.py make tables and figures of a study, page.py (with page.html.j2) the files of a report.
+and plots.py make tables and figures of a study, page.py (with two templates) the files of a report.
 """
 
 import shutil

@@ -77,11 +77,6 @@ def data_name(dataset: str, classes: str) -> str:
     return dataset if classes == "all" else f"{dataset} ({classes})"
 
 
-def backbone_name(backbone: str, pretrained: str | None) -> str:
-    """The backbone with its weights: "RN50-quickgelu (openai)"."""
-    return f"{backbone} ({pretrained})" if pretrained else backbone
-
-
 def shots_text(shots: int) -> str:
     """ "1 shot", "16 shots", "all images"."""
     return "all images" if shots < 1 else f"{shots} shot{'s' if shots > 1 else ''}"
@@ -155,7 +150,7 @@ def _disagreements(runs: pd.DataFrame) -> list[str]:
         others = same[(same["acc"] - first["acc"]).abs() > SAME]
         listed = zip(others["path"], others["acc"], strict=True)
         left_out = ", ".join(f"{path.rpartition('/')[0]} ({100 * acc:.2f})" for path, acc in listed)
-        shots = "" if is_zero_shot(first["method"]) else f", {shots_text(first['shots'])}"
+        shots = f", {shots_text(first['shots'])}" if first["shots"] else ""
         what = f"{data_name(first['dataset'], first['classes'])}, {first['backbone']}, {first['method']}{shots}"
         warnings.append(
             f"{what}, seed {seed}: computed more than once with different results; "
@@ -165,12 +160,7 @@ def _disagreements(runs: pd.DataFrame) -> list[str]:
 
 
 def make_curves(settings: pd.DataFrame, scores: pd.DataFrame, keys: Sequence[str]) -> Curves:
-    """Join settings by `RULE`, those of each of `KINDS` apart.
-
-    Args:
-        settings, scores: of `make_settings`.
-        keys: the columns of `settings` that say what was run.
-    """
+    """Join settings by `RULE`, those of each of `KINDS` apart; `keys` are the columns that say what was run."""
     members = settings.reset_index(names="setting").explode("derived", ignore_index=True)
     written = pd.DataFrame(list(members["derived"].map(json.loads)), members.index, dtype=object)
     values = members[["kind", *(key for key in keys if not _is_along(key))]]
@@ -229,8 +219,9 @@ def _shown(values: pd.DataFrame) -> pd.DataFrame:
     order["epochs"] = column(values, "epochs").map(lambda epochs: not isinstance(epochs, str))
     values = values.loc[pd.DataFrame(order).sort_values(list(order)).index]
     names = zip(values["trained_on"], column(values, "trained_classes"), strict=True)
+    weights = zip(values["backbone"], column(values, "pretrained"), strict=True)
     return values.assign(
-        backbone=[backbone_name(*n) for n in zip(values["backbone"], column(values, "pretrained"), strict=True)],
+        backbone=[f"{name} ({pretrained})" if pretrained else name for name, pretrained in weights],
         zero_shot=zero_shot,
         classes=values["classes"].fillna("all"),
         source=[data_name(*pair) if pair[0] else "" for pair in names],
@@ -258,7 +249,7 @@ def labels(written: pd.DataFrame, values: pd.DataFrame, members: pd.DataFrame) -
             if value is not None or not (_is_along(key) or key in ("config.yaml", "method.template")):
                 parts[number][key] = label_part(key, value)
 
-    trained = [number for number in curves if not is_zero_shot(curves[number]["method"])]
+    trained = values.index[~is_zero_shot(values["method"])]
     for key in ALWAYS_SAID:
         if key != "epochs" or _epochs_differ(members):
             tell(trained, key, absent=False, by=curves)
@@ -280,13 +271,16 @@ def _epochs_differ(members: pd.DataFrame) -> bool:
 
 def label_part(key: str, value: Any) -> str:
     """How a value stands in a label: "M=16", "CSC", "end", "init "a photo of a"", "lr=0.002", "augmentation=none"."""
-    if key == "class_specific" and value is not None:
-        return "CSC" if value else "unified"
-    if key == "method.ctx_init" and value is not None:
-        return f'init "{value}"' if value else "random init"
-    if key in ("class_token_position", "optimizer.name") and value is not None:
-        return str(value)
-    if key in ("epochs", "config.yaml"):
-        return f"{value} epoch{'s' * (value != 1)}" if key == "epochs" else "without its config.yaml"
+    if key == "config.yaml":
+        return "without its config.yaml"
     name = "M" if key == "n_ctx" else key.removeprefix("method.").removeprefix("optimizer.")
-    return f"{name}={NOTHING if value is None else value}"
+    if value is None:
+        return f"{name}={NOTHING}"
+    alone = {
+        "class_specific": "CSC" if value else "unified",
+        "class_token_position": value,
+        "method.ctx_init": f'init "{value}"' if value else "random init",
+        "epochs": f"{value} epoch{'s' * (value != 1)}",
+        "optimizer.name": value,
+    }
+    return str(alone.get(key, f"{name}={value}"))

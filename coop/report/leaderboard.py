@@ -11,9 +11,10 @@ import pandas as pd
 
 from coop.report import significance
 from coop.report.groups import NOTHING, SAME, Curves, column, shots_text
+from coop.report.published import CONFIDENCES, MARKS
 from coop.report.records import BASE_TO_NEW, COSTS, METRICS, TRANSFER
 from coop.report.study import Study
-from coop.report.tables import MARKS, Table, average_name, mean_sd_n, panels, percent, places, points
+from coop.report.tables import Table, average_name, mean_sd_n, panels, percent, places, points
 from coop.runs.base_to_new import harmonic_mean
 
 READING = (
@@ -135,10 +136,10 @@ def _figures(study: Study, board: Board) -> pd.DataFrame:
     frame = board.curves.table[["label", "method", "backbone", "zero_shot"]].assign(shots=board.shots)
     frame = frame.assign(**{head: scores.mean(axis=1) for head, scores in board.scores.items()})
     scores = list(board.scores.values())[-1]
-    n, sd = scores.count(axis=1), scores.std(axis=1)
-    fixed = frame["zero_shot"] & (sd < SAME)
-    half = significance.half_width(sd, n).mask(fixed)
-    frame = frame.assign(n=n.astype(float).mask(fixed, 1), mean=scores.mean(axis=1), half=half)
+    found = scores.agg(["count", "mean", "std"], axis=1)
+    fixed = frame["zero_shot"] & (found["std"] < SAME)
+    half = significance.half_width(found["std"], found["count"]).mask(fixed)
+    frame = frame.assign(n=found["count"].mask(fixed, 1), mean=found["mean"], half=half)
     frame["rank"] = frame["mean"].where(complete).round(9).rank(ascending=False, method="min")
     if board.ranks is not None:
         frame["mean rank"] = board.ranks
@@ -172,13 +173,13 @@ def _published(study: Study, board: Board) -> pd.DataFrame:
     found = []
     for where in board.places.values():
         figures = study.beside(board.curves, [where])
-        figures = figures.sort_values("confidence", key=lambda names: names.map(list(MARKS).index), kind="stable")
+        figures = figures.sort_values("confidence", key=lambda names: names.map(CONFIDENCES.index), kind="stable")
         figures = figures.drop_duplicates("curve").set_index("curve")[["accuracy_percent", "confidence", "source"]]
         found.append(figures.rename(columns={"accuracy_percent": "published"}).astype({"published": float}))
     if len(found) == 1:
         return found[0]
     base, new = (figures.loc[found[0].index.intersection(found[1].index)] for figures in found)
-    confidence = [max(pair, key=list(MARKS).index) for pair in zip(base["confidence"], new["confidence"], strict=True)]
+    confidence = [max(pair, key=CONFIDENCES.index) for pair in zip(base["confidence"], new["confidence"], strict=True)]
     return new.assign(published=harmonic_mean(base["published"], new["published"]), confidence=confidence)
 
 

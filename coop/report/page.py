@@ -1,9 +1,9 @@
 """The report's files: report.html, report.md, tables as LaTeX, figures, and the data behind them as CSV."""
 
 import base64
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, Template
@@ -11,10 +11,11 @@ from jinja2 import Environment, FileSystemLoader, Template
 from coop.report import leaderboard, tables
 from coop.report.groups import RULE
 from coop.report.leaderboard import Board, board_table, boards
-from coop.report.plots import Plot, plots, render
+from coop.report.plots import Plot, plots
+from coop.report.published import MARKS
 from coop.report.records import keys_of, shown
 from coop.report.study import Study
-from coop.report.tables import MARKS, Table, escape_markdown, to_latex, to_markdown
+from coop.report.tables import Table, escape_markdown, to_latex, to_markdown
 from coop.system.files import write_atomically
 
 # The files of the last report, so that the next one removes what it does not write again.
@@ -24,11 +25,11 @@ PIXELS_PER_INCH = 100  # of figures on the page
 
 @dataclass
 class Section:
-    """What stands under one heading; `words` before the figures (with their files by suffix) and tables."""
+    """What stands under one heading; `words` before the figures and tables."""
 
     title: str
     tables: list[Table] = field(default_factory=list)
-    figures: list[tuple[Plot, dict[str, bytes]]] = field(default_factory=list)
+    figures: list[Plot] = field(default_factory=list)
     words: str = ""
 
 
@@ -42,21 +43,21 @@ def write_report(study: Study, out: Path) -> list[Path]:
         CoopError: the folder cannot be written to.
     """
     found = boards(study)
-    sections = make_sections(study, found)
+    content = _content(study, found)
     contents = {
-        "report.html": _html(study, sections),
-        "report.md": _markdown(study, sections),
+        "report.html": template("page.html.j2").render(content),
+        "report.md": template("page.md.j2").render(content).rstrip() + "\n",
         **csv_files(study, found),
-        **{f"tables/{table.name}.tex": to_latex(table) for section in sections for table in section.tables},
+        **{f"tables/{table.name}.tex": to_latex(table) for section in content["sections"] for table in section.tables},
     }
     files = {name: text.encode("utf-8", "backslashreplace") for name, text in contents.items()}
-    for plot, drawn in (figure for section in sections for figure in section.figures):
-        files |= {f"figures/{plot.name}.{kind}": content for kind, content in drawn.items()}
+    for plot in (plot for section in content["sections"] for plot in section.figures):
+        files |= {f"figures/{plot.name}.{suffix}": drawn for suffix, drawn in plot.files.items()}
     before = _written_before(out)
     # First, so that the report after a killed one knows what that has written.
     write_atomically(out / WRITTEN, "\n".join(sorted(before | files.keys())).encode())
-    for name, content in files.items():
-        write_atomically(out / name, content)
+    for name, encoded in files.items():
+        write_atomically(out / name, encoded)
     for name in before - files.keys():
         (out / name).unlink(missing_ok=True)
     write_atomically(out / WRITTEN, "\n".join(files).encode())
@@ -72,23 +73,20 @@ def _written_before(out: Path) -> set[str]:
     return {name for name in names if name and (out / name).resolve().is_relative_to(out.resolve())}
 
 
-def make_sections(study: Study, found: list[Board]) -> list[Section]:
+def _sections(study: Study, found: list[Board]) -> list[Section]:
     """All sections that have something in them, in their order; figures are drawn."""
     missing = tables.missing_table(study)
-    drawn = [(plot, render(plot.figure)) for plot in plots(study, found)]
-
-    def figures(*names: str) -> list[tuple[Plot, dict[str, bytes]]]:
-        return [figure for figure in drawn if figure[0].section in names]
-
     sections = [
-        Section("Leaderboard", [board_table(board) for board in found], figures("cost"), _leaderboard_words(study)),
-        Section("Few-shot learning", tables.few_shot_tables(study), figures("few-shot")),
-        Section("Gain over zero-shot", [], figures("gain"), "At the largest number of shots."),
+        Section("Leaderboard", [board_table(board) for board in found], words=_leaderboard_words(study)),
+        Section("Few-shot learning", tables.few_shot_tables(study)),
+        Section("Gain over zero-shot", words="At the largest number of shots."),
         Section("Backbones", tables.backbone_tables(study)),
         Section("Settings", tables.settings_tables(study)),
         Section("Beside the published figures", tables.published_tables(study)),
         Section("Missing", [missing] if missing else []),
     ]
+    for plot in plots(study, found):
+        next(section for section in sections if section.title == plot.section).figures.append(plot)
     return [section for section in sections if section.tables or section.figures]
 
 
@@ -103,62 +101,34 @@ def _leaderboard_words(study: Study) -> str:
     )
 
 
-def _title(study: Study) -> str:
-    return f"Report: {', '.join(shown(folder.resolve().name) for folder in study.records.folders)}"
-
-
-def _summary(study: Study) -> list[str]:
-    records = study.records
-    left_out, unfinished = len(records.left_out), len(records.unfinished)
-    runs = records.runs[keys_of(records.runs)]
-    same = {
-        key: runs[key].iloc[0] for key in runs if runs[key].nunique(dropna=False) == 1 and runs[key].iloc[0] is not None
-    }
-    return [
-        f"{records.count} runs read, {left_out} files left out, {unfinished} runs not finished; "
-        f"{len(study.warnings)} warnings.",
-        f"The same in all runs: {', '.join(f'{key}={value}' for key, value in same.items())}." if same else "",
+def _content(study: Study, found: list[Board]) -> dict[str, Any]:
+    """What the page says, as HTML and as Markdown."""
+    records, runs = study.records, study.records.runs[keys_of(study.records.runs)]
+    same = [f"{key}={values.iloc[0]}" for key, values in runs.items() if (values == values.iloc[0]).all()]
+    summary = [
+        f"{records.count} runs read, {len(records.left_out)} files left out, "
+        f"{len(records.unfinished)} runs not finished; {len(study.warnings)} warnings.",
+        f"The same in all runs: {', '.join(same)}.",
         RULE,
     ]
+    lists = {"Left out: not the result of a run": records.left_out, "Not finished": records.unfinished}
+    return {
+        "title": f"Report: {', '.join(shown(folder.resolve().name) for folder in records.folders)}",
+        "summary": summary if same else [summary[0], RULE],
+        "warnings": study.warnings,
+        "sections": _sections(study, found),
+        "lists": [(title, [f"{shown(path)}: {why}" for path, why in own]) for title, own in lists.items() if own],
+    }
 
 
-def _lists(study: Study) -> Iterable[tuple[str, list[str]]]:
-    records = study.records
-    lists = (("Left out: not the result of a run", records.left_out), ("Not finished", records.unfinished))
-    return [(title, [f"{shown(path)}: {reason}" for path, reason in pairs]) for title, pairs in lists if pairs]
-
-
-def _markdown(study: Study, sections: list[Section]) -> str:
-    parts = [f"# {escape_markdown(_title(study))}", *(escape_markdown(text) for text in _summary(study) if text)]
-    if study.warnings:
-        parts += ["## Warnings", "\n".join(f"- {escape_markdown(text)}" for text in study.warnings)]
-    for section in sections:
-        parts += [f"## {section.title}", *([escape_markdown(section.words)] if section.words else [])]
-        parts += [f"![{escape_markdown(plot.title)}](figures/{plot.name}.png)" for plot, _ in section.figures]
-        parts += [to_markdown(table).rstrip() for table in section.tables]
-    for title, lines in _lists(study):
-        parts += [f"## {title}", "\n".join(f"- `{line}`" for line in lines)]
-    return "\n\n".join(parts) + "\n"
-
-
-def _html(study: Study, sections: list[Section]) -> str:
-    """One file with everything in it: no script, no font, no address."""
-    return page_template().render(
-        title=_title(study),
-        summary=[text for text in _summary(study) if text],
-        warnings=study.warnings,
-        sections=sections,
-        lists=_lists(study),
-    )
-
-
-def page_template() -> Template:
-    """page.html.j2; it escapes every text."""
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+def template(name: str) -> Template:
+    """A page beside this file; that of HTML escapes every text."""
+    loader, html = FileSystemLoader(Path(__file__).parent), name.endswith(".html.j2")
+    environment = Environment(loader=loader, autoescape=html, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"base64": lambda content: base64.b64encode(content).decode(), "width": _width}
+    environment.filters |= {"md": escape_markdown, "markdown_table": to_markdown}
     environment.globals["verified"] = MARKS["verified"]
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _width(svg: bytes) -> int:

@@ -9,14 +9,15 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any
 
 import matplotlib
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -64,26 +65,29 @@ STYLE = {
 
 @dataclass
 class Line:
-    """Points on one line of a figure, in percent, with half of their interval (NaN where there is but one seed).
-
-    Lines of one `style` look the same in all figures of a report.
-    """
+    """Points on one line of a figure, in percent. Lines of one `style` look the same in all figures of a report."""
 
     style: int
     label: str
     places: list[float]
     mean: list[float]
-    half: list[float]
+    half: list[float]  # of their interval; 0 where there is but one seed
     published: list[tuple[int, float, str]] = field(default_factory=list)  # shots, %, confidence
 
 
-class Plot(NamedTuple):
-    """A figure, the name of its files, the section of the report in which it stands, and what it shows."""
+@dataclass
+class Plot:
+    """A figure."""
 
-    name: str
-    section: str
+    name: str  # of its files
+    section: str  # the heading under which it stands
     title: str
     figure: Figure
+
+    @cached_property
+    def files(self) -> dict[str, bytes]:
+        """Its files by their suffix: "png" and "svg"."""
+        return render(self.figure)
 
 
 def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
@@ -97,6 +101,8 @@ def plots(study: Study, boards: Sequence[Board]) -> list[Plot]:
 def _few_shot(study: Study, styles: dict[str, int]) -> Iterator[Plot]:
     """One per backbone where there is more than one number of shots: axes for the average, then for each data set."""
     for number, (panel, curves) in enumerate(panels(study), 1):
+        if len(curves.shots()) < 2:
+            continue
         figures = study.beside(curves, places(curves))
         figures = figures[figures["confidence"] != "low"].groupby(["curve", "data"])
         columns = ["shots", "accuracy_percent", "confidence"]
@@ -106,33 +112,27 @@ def _few_shot(study: Study, styles: dict[str, int]) -> Iterator[Plot]:
             lines = []
             for curve, own in curves.average(members).reset_index("shots").groupby("curve"):
                 own = own.set_index("shots").loc[sort_shots(own["shots"])]
-                beside, label = published.get((curve, name), []), curves.table["label"][curve]
-                lines.append(Line(styles[label], label, list(own.index), *_interval(own), beside))
+                half, label = half_width(own["sd"], own["n"]).fillna(0), curves.table["label"][curve]
+                interval = (100 * own["mean"]).tolist(), (100 * half).tolist()
+                lines.append(Line(styles[label], label, list(own.index), *interval, published.get((curve, name), [])))
             found.append((name, lines))
-        if len(curves.shots()) > 1:
-            title = f"Accuracy by shots, {panel}"
-            yield Plot(f"few_shot_{number}", "few-shot", title, accuracy(title, found))
-
-
-def _interval(averages: pd.DataFrame) -> tuple[list[float], list[float]]:
-    """Means and half of their 95 % t-intervals, in percent."""
-    return (100 * averages["mean"]).tolist(), (100 * half_width(averages["sd"], averages["n"])).tolist()
+        title = f"Accuracy by shots, {panel}"
+        yield Plot(f"few_shot_{number}", "Few-shot learning", title, accuracy(title, found))
 
 
 def _gains(study: Study) -> Iterator[Plot]:
     """At the largest number of shots: axes for each curve, or for each data set where curves are more."""
     for number, (panel, curves) in enumerate(panels(study), 1):
         curves = curves.of(zero_shot=False)
-        shots = sort_shots(curves.points["shots"])[-1:]
-        points = curves.points[curves.points["shots"].isin(shots)].drop_duplicates(["curve", "setting"])
-        points = points[["curve", "setting", "data"]].join(study.settings[["gain", "gain_sd", "n"]], on="setting")
-        points = points.assign(label=points["curve"].map(curves.table["label"]))
-        points = points.assign(gain=100 * points["gain"], half=100 * half_width(points["gain_sd"], points["n"]))
+        if not (shots := curves.shots()):
+            continue
+        points = curves.at_shots(shots[-1]).points.drop_duplicates(["curve", "setting"])[["curve", "setting", "data"]]
+        points = points.join(study.settings[["gain", "gain_sd", "n"]], on="setting").join(curves.table, on="curve")
+        points["half"] = half_width(points["gain_sd"], points["n"]).fillna(0)
         several, bars = ("label", "data") if points["curve"].nunique() < points["data"].nunique() else ("data", "label")
-        wide = points.pivot_table(["gain", "half"], bars, several, sort=False, dropna=False)
-        if len(wide):
-            title = f"Gain over zero-shot, {shots_text(*shots)}, {panel}"
-            yield Plot(f"gain_{number}", "gain", title, gain(title, wide))
+        wide = 100 * points.pivot_table(["gain", "half"], bars, several, sort=False, dropna=False)
+        title = f"Gain over zero-shot, {shots_text(shots[-1])}, {panel}"
+        yield Plot(f"gain_{number}", "Gain over zero-shot", title, gain(title, wide))
 
 
 def _costs(boards: Sequence[Board], styles: dict[str, int]) -> Iterator[Plot]:
@@ -142,23 +142,20 @@ def _costs(boards: Sequence[Board], styles: dict[str, int]) -> Iterator[Plot]:
         timed = frame[frame["fit_seconds"] > 0]
         if len(timed) > 2:
             stars = (100 * frame.loc[frame["zero_shot"], "mean"]).tolist()
-            columns = timed["label"], timed["fit_seconds"], 100 * timed["mean"], 100 * timed["half"]
+            columns = timed["label"], timed["fit_seconds"], 100 * timed["mean"], 100 * timed["half"].fillna(0)
             points = zip(*columns, strict=True)
             methods = [Line(styles[name], name, [seconds], [mean], [half]) for name, seconds, mean, half in points]
             title = f"Accuracy against cost, {board.title}"
             figure = cost(title, methods, stars, list(board.scores)[-1])
-            yield Plot(f"cost_{board.family}", "cost", title, figure)
+            yield Plot(f"cost_{board.family}", "Leaderboard", title, figure)
 
 
 def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
     """Accuracy over training images per class with 95 % bands, zero-shot as a star (the paper's figure 3).
 
-    Published figures stand beside a line as diamonds of its color: filled if verified, hollow if recalled. Many lines
-    have the room to themselves, and numbers at their ends, in the order in which they end in the first axes.
-
-    Args:
-        title: of the figure.
-        found: (title, lines) of each axes; a line at 0 shots alone is zero-shot.
+    `found` has (title, lines) of each axes; a line at 0 shots alone is zero-shot. Published figures stand beside a line
+    as diamonds of its color: filled if verified, hollow if recalled. Many lines have the room to themselves, and
+    numbers at their ends, in the order in which they end in the first axes.
     """
     many = len({line.style for _, lines in found for line in lines}) > MANY
     if many:
@@ -176,8 +173,8 @@ def accuracy(title: str, found: Sequence[tuple[str, Sequence[Line]]]) -> Figure:
         for line in lines:
             at, look = [shots.index(number) for number in line.places], _look(line)
             axes.plot(at, line.mean, **look)
-            band = pd.Series(line.half, dtype=float).fillna(0.0)
-            axes.fill_between(at, line.mean - band, line.mean + band, color=look["color"], alpha=0.12, lw=0)
+            mean, half = np.array(line.mean), np.array(line.half)
+            axes.fill_between(at, mean - half, mean + half, color=look["color"], alpha=0.12, lw=0)
             for place, value, sure in line.published:
                 axes.plot(shots.index(place), value, **_diamond(sure, look["color"]))
         axes.set_ylim(top=min(axes.get_ylim()[1], TOP))
@@ -198,19 +195,13 @@ def _number_ends(axes: Axes, ends: Sequence[tuple[Line, str, int]]) -> None:
     """Numbers at the ends of lines, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     ends = sorted(ends, key=lambda end: end[0].mean[-1])
-    heights, step = [line.mean[-1] for line, *_ in ends], 0.034 * (high - low)
-    for index in range(1, len(ends)):
-        heights[index] = max(heights[index], heights[index - 1] + step)
-    heights[-1] = min(heights[-1], high)
-    for index in range(len(ends) - 2, -1, -1):
-        heights[index] = min(heights[index], heights[index + 1] - step)
-    colors = [_look(line)["color"] for line, *_ in ends]
-    for (_, text, place), height, color in zip(ends, heights, colors, strict=True):
-        axes.text(place + 0.16, height, text.strip(), va="center", size=FONT - 2.5, color=color)
-    leaders = [
-        [(place, line.mean[-1]), (place + 0.13, height)] for (line, _, place), height in zip(ends, heights, strict=True)
-    ]
-    axes.add_collection(LineCollection(leaders, colors=colors, linewidths=0.3, clip_on=False), autolim=False)
+    steps = 0.034 * (high - low) * np.arange(len(ends))
+    heights = np.maximum.accumulate([line.mean[-1] for line, *_ in ends] - steps) + steps
+    heights = np.minimum(heights, high - steps[::-1])
+    for (line, text, place), height in zip(ends, heights, strict=True):
+        look = {"color": _look(line)["color"], "va": "center", "size": FONT - 2.5, "annotation_clip": False}
+        leader = {"arrowstyle": "-", "color": look["color"], "lw": 0.3, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate(text.strip(), (place, line.mean[-1]), (place + 0.16, height), arrowprops=leader, **look)
 
 
 def _name_axes(grid: Sequence[Axes], titles: Sequence[str], below: str, left: str) -> None:
@@ -227,28 +218,21 @@ def _name_axes(grid: Sequence[Axes], titles: Sequence[str], below: str, left: st
 def gain(title: str, wide: pd.DataFrame) -> Figure:
     """Bars of the gain over zero-shot CLIP in percentage points, the largest on top (the paper's figure 4).
 
-    Args:
-        title: of the figure.
-        wide: "gain" and "half" of its interval, by what makes an axes; a row for each bar.
+    `wide` has "gain" and "half" of its interval, by what makes an axes; a row for each bar.
     """
     wide = wide.loc[wide["gain"].mean(axis=1).sort_values(kind="stable").index]
     names, rows = [_wrap(name) for name in wide.index], range(len(wide))
     height = (0.02 + 0.115 * max(1 + name.count("\n") for name in names)) * len(names) + 0.1
-    count = wide["gain"].shape[1]
-    figure, grid = _canvas(title, "mean over seeds; bars: 95 % interval", count, height, sharey=True)
+    figure, grid = _canvas(title, "mean over seeds; bars: 95 % interval", wide["gain"].shape[1], height, sharey=True)
     _name_axes(grid, list(wide["gain"]), "gain (percentage points)", "")
     for axes, place in zip(grid, wide["gain"], strict=True):
-        values, halves = wide["gain"][place], wide["half"][place].fillna(0.0)
-        for losing, color in enumerate(COLORS[:2]):
-            own = values.where((values < 0) == losing)
-            hatch = {"facecolor": "white", "hatch": "////"} if losing else {"facecolor": color}
-            axes.barh(rows, own, 0.7, edgecolor=color, lw=0.6, **hatch)
-        axes.errorbar(values, rows, xerr=halves, color="black", ls="none", elinewidth=0.7, capsize=1.2)
-        for row, value, half in zip(rows, values, halves, strict=True):
-            side = 1 if value >= 0 else -1
-            text = "" if pd.isna(value) else f"{value:+.1f}".replace("-", MINUS)
-            to = {"xytext": (3 * side, 0), "ha": "left" if side > 0 else "right", "va": "center", "size": FONT - 1}
-            axes.annotate(text, (value + side * half, row), textcoords="offset points", **to)
+        values, half = wide["gain"][place], wide["half"][place]
+        colors = [COLORS[int(value < 0)] for value in values]
+        look = {"edgecolor": colors, "lw": 0.6, "error_kw": {"elinewidth": 0.7, "capsize": 1.2}}
+        look["hatch"] = ["////" if value < 0 else None for value in values]
+        look["color"] = ["white" if value < 0 else color for value, color in zip(values, colors, strict=True)]
+        bars = axes.barh(rows, values, 0.7, xerr=half, **look)
+        axes.bar_label(bars, [f"{value:+.1f}".replace("-", MINUS) for value in values], padding=3, size=FONT - 1)
         axes.set_yticks(rows, names)
         axes.set_ylim(-0.6, len(names) - 0.4)
         axes.axvline(0, color="black", lw=0.6)
@@ -259,39 +243,33 @@ def gain(title: str, wide: pd.DataFrame) -> Figure:
 
 
 def cost(title: str, methods: Sequence[Line], stars: Sequence[float], what: str) -> Figure:
-    """Accuracy against the seconds of fitting; those that nothing beats in both are joined.
+    """Accuracy (`what` is ranked) against the seconds of fitting, which are the place of each method's one point.
 
-    Of many methods these are named beside the point, too.
-
-    Args:
-        title: of the figure.
-        methods: one point each; its place is the seconds.
-        stars: zero-shot accuracies in %.
-        what: is ranked.
+    Those that nothing beats in both are joined; of many methods these are named beside the point, too. `stars` are the
+    zero-shot accuracies in %.
     """
-    methods = sorted(methods, key=lambda line: -line.mean[0])
+    methods, many = sorted(methods, key=lambda line: -line.mean[0]), len(methods) > MANY
     entries = [(Line2D([], [], **_look(line) | {"ls": "none"}), line.label) for line in methods]
     zero_shot = f"; zero-shot: {' and '.join(f'{star:.1f}' for star in stars)} %" if stars else ""
-    figure, (axes,) = _canvas(
-        title, f"mean over seeds; bars: 95 % interval{zero_shot}", 1, 3.2 if len(methods) > MANY else 2.2, entries
-    )
+    subtitle, height = f"mean over seeds; bars: 95 % interval{zero_shot}", 3.2 if many else 2.2
+    figure, (axes,) = _canvas(title, subtitle, 1, height, entries)
     for line in methods:
-        half = pd.Series(line.half, dtype=float).fillna(0.0).tolist()
-        axes.errorbar(line.places, line.mean, half, elinewidth=0.6, **_look(line) | {"ls": "none", "ms": 5})
-    best, front = -math.inf, []
-    for line in sorted(methods, key=lambda line: (line.places[0], -line.mean[0])):
-        if line.mean[0] > best:
-            best = line.mean[0]
-            front.append(line)
+        axes.errorbar(line.places, line.mean, line.half, elinewidth=0.6, **_look(line) | {"ls": "none", "ms": 5})
+    ascending = sorted(methods, key=lambda line: (line.places[0], -line.mean[0]))
+    front = [
+        line
+        for index, line in enumerate(ascending)
+        if all(line.mean[0] > faster.mean[0] for faster in ascending[:index])
+    ]
     axes.plot([line.places[0] for line in front], [line.mean[0] for line in front], color="#999999", lw=0.8, zorder=1)
-    if len(methods) > MANY:
-        _name_front(axes, front)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.12, y=0.12)
+    axes.margins(x=0.25 if many else 0.12, y=0.12)  # names stand to the left of their points
     axes.set_ylim(top=min(axes.get_ylim()[1], TOP))
+    if many:
+        _name_front(axes, front)
     axes.set(xlabel="seconds to fit (mean over data sets and seeds)", ylabel=f"{what} (%)")
     return figure
 
@@ -302,7 +280,7 @@ def _name_front(axes: Axes, front: Sequence[Line]) -> None:
     for line, higher in zip(front, [*front[1:], None], strict=True):
         near = higher is not None and higher.mean[0] - line.mean[0] < (high - low) / 20
         to = {"xytext": (6, -5), "ha": "left", "va": "top"} if near else {"xytext": (-6, 5), "ha": "right"}
-        axes.annotate(_wrap(line.label), (line.places[0], line.mean[0]), textcoords="offset points", **to)
+        axes.annotate(_wrap(line.label, 16), (line.places[0], line.mean[0]), textcoords="offset points", **to)
 
 
 def _look(line: Line) -> dict[str, Any]:

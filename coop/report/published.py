@@ -11,7 +11,9 @@ from coop.report.groups import column
 from coop.report.records import shown
 
 FILE = Path(__file__).resolve().parents[1] / "assets" / "published.csv"
-CONFIDENCES = ("verified", "recalled", "low")
+# How sure a figure is, the surest first, and its mark in tables.
+MARKS = {"verified": "\N{BLACK DIAMOND}", "recalled": "\N{WHITE DIAMOND}", "low": "?"}
+CONFIDENCES = list(MARKS)
 COLUMNS = (
     "table",
     "dataset",
@@ -141,9 +143,7 @@ def derived_averages(found: pd.DataFrame, data: list[str]) -> pd.DataFrame:
 def stated_averages(published: pd.DataFrame, settings: pd.DataFrame, points: pd.DataFrame) -> pd.DataFrame:
     """Averages that were published themselves, by the keys of the first setting of each curve and number of shots.
 
-    Args:
-        published, settings: of a study.
-        points: of curves, on the data sets that are averaged.
+    `points` are those of curves on the data sets that are averaged.
     """
     names = set(settings.loc[points["setting"].unique(), "dataset"])
     figures = published[published["dataset"].map(lambda average: AVERAGES.get(average) == names).astype(bool)]

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -26,17 +26,9 @@ DATA_KEYS = ("dataset", "classes", "split", "num_classes", "n_test")
 IGNORED = {
     "backbone": {"name", "pretrained", "cache_dir"},
     "dataset": {"_target_", "name", "classes", "epochs", "image_folders", "folders", "split_file"},
-    "method": {
-        "_target_",
-        "name",
-        "published",
-        "checkpoint",
-        "class_chunk",
-        "n_ctx",
-        "class_specific",
-        "class_token_position",
-    },
     "optimizer": set(),
+    "method": {"_target_", "name", "published", "checkpoint", "class_chunk", "n_ctx", "class_specific"}
+    | {"class_token_position"},
 }
 # What a run took, and what its predictions are worth beyond accuracy; None where a run did not record it.
 COSTS = ("encode_seconds", "fit_seconds", "test_seconds", "step_seconds", "peak_memory_mb")
@@ -47,10 +39,13 @@ OUTCOME = ("seed", "acc", "macro_acc", "zero_shot", "path", "version", "kind", "
 OWN, BASE_TO_NEW, TRANSFER = KINDS = "own", "base to new", "transfer"
 # Of a method that learns nothing from images, all other keys mean nothing.
 ZERO_SHOT_KEYS = {*DATA_KEYS, "method", "shots", "backbone", "pretrained", "precision", "tf32", "config.yaml"}
-WRITTEN = Path(".hydra", CONFIG)  # the config as it was written, which Hydra leaves beside the run's own
+READ = (*IGNORED, "epochs", "steps", "view_sampling")
+# The config as it was written, which Hydra leaves beside the run's own, and what it may derive from other keys.
+WRITTEN = Path(".hydra", CONFIG)
+DERIVED = ("method", "optimizer", *(RECORDED.keys() - IGNORED.keys()))
 PUBLISHED = "published"  # the epochs of a config that leaves them to the method's or the data set's rule
 # What reading a file raises that is not there, not YAML, or not a config.
-NO_CONFIG = (OSError, yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError)
+NO_CONFIG = (OSError, yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError, AttributeError)
 YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -60,20 +55,14 @@ class NotARunError(Exception):
 
 @dataclass
 class Records:
-    """What lies beneath the folders of runs.
+    """What lies beneath the folders of runs."""
 
-    Attributes:
-        folders: as they were given.
-        runs: a row for each run and test set: `keys_of` say what was run, `OUTCOME` what came out (accuracies are
-            fractions); a key that does not apply is None.
-        left_out: (path, reason) of what is not the result of a run.
-        unfinished: (folder, what is known) of runs that were started and have no result.
-    """
-
-    folders: list[Path]
+    folders: list[Path]  # as they were given
+    # A row for each run and test set: `keys_of` say what was run, `OUTCOME` what came out (accuracies are fractions);
+    # a key that does not apply is None.
     runs: pd.DataFrame = field(default_factory=pd.DataFrame)
-    left_out: list[tuple[Path, str]] = field(default_factory=list)
-    unfinished: list[tuple[Path, str]] = field(default_factory=list)
+    left_out: list[tuple[Path, str]] = field(default_factory=list)  # what is not the result of a run, and why
+    unfinished: list[tuple[Path, str]] = field(default_factory=list)  # runs without a result, and what is known of them
 
     @property
     def count(self) -> int:
@@ -86,11 +75,9 @@ def keys_of(frame: pd.DataFrame) -> list[str]:
     return [name for name in frame.columns if name not in OUTCOME]
 
 
-def is_zero_shot(methods: Any) -> Any:
-    """Whether a method (or each of a column) learns nothing from images, so that neither shots nor seed matter."""
-    if isinstance(methods, pd.Series):
-        return methods.str.startswith("zero_shot").astype(bool)
-    return methods.startswith("zero_shot")
+def is_zero_shot(methods: pd.Series) -> pd.Series:
+    """Whether methods learn nothing from images, so that neither shots nor seed matter."""
+    return methods.str.startswith("zero_shot").astype(bool)
 
 
 def shown(path: Path | str) -> str:
@@ -182,33 +169,6 @@ def zero_shot_beside(runs: pd.DataFrame) -> pd.DataFrame:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The rows of one results.json: what was tested where it was trained, and what elsewhere."""
-    results = _load(path)
-    task = results.get("task")
-    if task not in ("train", "evaluate"):
-        raise NotARunError(f'"task" is {task!r}; expected "train" or "evaluate"')
-    missing = [key for key in (*REQUIRED, "seed") if results.get(key) is None]
-    if missing:
-        raise NotARunError(f'"{missing[0]}" is not there')
-    recorded = _recorded(results, RECORDED | {"seed": int, "options": dict})
-    seed, options = recorded.pop("seed"), recorded.pop("options", None)
-    folder = path.parent if task == "train" else Path(str(results.get("run")))
-    config = _config(folder / CONFIG)
-    keys = _run_keys(recorded, config, options, seed)
-    derived = {key: text for key, text in _derived(folder / WRITTEN).items() if key in keys}
-    if keys.get("epochs") and config is not None and not config["epochs"]:
-        derived["epochs"] = PUBLISHED
-    common = {"seed": seed, "path": shown(path), "version": str(results.get("version"))}
-    common["derived"] = json.dumps(derived, sort_keys=True)
-    uses = results.get("uses")
-    common["uses"] = ", ".join(map(str, uses)) if isinstance(uses, list) else None
-    common |= {name: _number(results.get(name)) for name in COSTS}
-    rows = [keys | _scores(results) | common | {"kind": OWN}] if task == "train" else []
-    if task == "evaluate" or results.get("targets"):
-        rows += [row | common for row in _targets(keys, results)]
-    return rows
-
-
-def _load(path: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_bytes())
         json.dumps(results, ensure_ascii=False).encode()  # halves of surrogate pairs are JSON, and no text
@@ -216,15 +176,35 @@ def _load(path: Path) -> dict[str, Any]:
         raise NotARunError(f"not readable as JSON, perhaps half-written ({error})") from None
     if not isinstance(results, dict):
         raise NotARunError(f"holds a {type(results).__name__}; expected an object")
-    return results
+    if (task := results.get("task")) not in ("train", "evaluate"):
+        raise NotARunError(f'"task" is {task!r}; expected "train" or "evaluate"')
+    if missing := [key for key in (*REQUIRED, "seed") if results.get(key) is None]:
+        raise NotARunError(f'"{missing[0]}" is not there')
+    recorded = _recorded(results, RECORDED | {"seed": int, "options": dict})
+    seed, options = recorded.pop("seed"), recorded.pop("options", None)
+    folder = path.parent if task == "train" else Path(str(results.get("run")))
+    config = _config(folder / CONFIG, [name for name in READ if name != "method" or options is None])
+    derived = {key: text for key, text in (_config(folder / WRITTEN, DERIVED) or {}).items() if "${" in str(text)}
+    by_rule = config is not None and not config.pop("epochs", None)
+    if by_rule and recorded.get("epochs"):
+        derived["epochs"] = PUBLISHED
+    keys = _run_keys(recorded, config, options, seed)
+    uses = results.get("uses")
+    common = {
+        "seed": seed,
+        "path": shown(path),
+        "version": str(results.get("version")),
+        "derived": json.dumps({key: text for key, text in derived.items() if key in keys}, sort_keys=True),
+        "uses": ", ".join(map(str, uses)) if isinstance(uses, list) else None,
+        **{name: _number(results.get(name)) for name in COSTS},
+    }
+    own = [keys | _scores(results) | common | {"kind": OWN}] if task == "train" else []
+    elsewhere = _targets(keys, results) if task == "evaluate" or results.get("targets") else ()
+    return own + [row | common for row in elsewhere]
 
 
 def _recorded(values: dict[str, Any], kinds: dict[str, type]) -> dict[str, Any]:
-    """Those of the keys that are there.
-
-    Raises:
-        NotARunError: one is of another type than coop writes.
-    """
+    """Those of the keys that are there, of the types that coop writes."""
     recorded = {key: values[key] for key in kinds if values.get(key) is not None}
     for key, value in recorded.items():
         if type(value) is not kinds[key]:
@@ -267,57 +247,24 @@ def _targets(keys: dict[str, Any], results: dict[str, Any]) -> Iterator[dict[str
         yield run_keys | source | tested | _scores(entry) | {"kind": kind}
 
 
-def _config(path: Path) -> dict[str, Any] | None:
-    """The parts of a run's config.yaml that matter here, by group; None where it is not there, or not one."""
-    try:
-        blocks = _blocks(path)
-        groups = {"optimizer": {}} | {group: _flat_group(group, blocks[group]) for group in IGNORED if group in blocks}
-        budget = {key: _parse(blocks[key])[key] for key in ("epochs", "steps", "view_sampling") if key in blocks}
-    except NO_CONFIG:
-        return None
-    return groups | {"epochs": ""} | budget if groups.keys() == IGNORED.keys() else None
-
-
-def _derived(path: Path) -> dict[str, str]:
-    """Keys that a config derives from others, "method.penalty" by "${coop.over:1,${shots}}"; none without its file."""
-    keys: dict[str, Any] = {}
-    try:
-        for name, block in _blocks(path).items():
-            if name in ("method", "optimizer") and "${" in block:
-                keys |= _flat_group(name, block)
-            elif name in RECORDED and "${" in block:
-                keys |= _parse(block)
-    except NO_CONFIG:
-        return {}
-    return {key: value for key, value in keys.items() if isinstance(value, str) and "${" in value}
-
-
-def _blocks(path: Path) -> dict[str, str]:
-    """The top-level blocks of a YAML file, as text.
+def _config(path: Path, names: Iterable[str]) -> dict[str, Any] | None:
+    """Keys of these blocks of a YAML file, those of groups under dotted names; None where it is not there, or broken.
 
     Runs of a study share most of their config, so each block is parsed once, however many files it stands in.
     """
-    text = path.read_text(encoding="utf-8")
-    return {block.partition(":")[0]: block for block in re.split(r"^(?=\w)", text, flags=re.MULTILINE)}
+    try:
+        text = path.read_text(encoding="utf-8")
+        blocks = {block.partition(":")[0]: block for block in re.split(r"^(?=\w)", text, flags=re.MULTILINE)}
+        found = [_parse(blocks[name]) for name in names if name in blocks]
+    except NO_CONFIG:
+        return None
+    return {key: value for keys in found for key, value in keys.items() if value is not None} if found else None
 
 
 @cache
 def _parse(block: str) -> dict[str, Any]:
-    return yaml.load(block, YamlLoader)
-
-
-@cache
-def _flat_group(group: str, block: str) -> dict[str, Any]:
-    """The keys of one group under dotted names.
-
-    Raises:
-        TypeError: it is not a group.
-        YAMLError: it is not YAML.
-    """
-    values = _parse(block)[group]
-    if not isinstance(values, dict):
-        raise TypeError(group)
-    return flat(group, values)
+    ((name, value),) = yaml.load(block, YamlLoader).items()
+    return flat(name, value) if name in IGNORED else {name: value}
 
 
 def flat(group: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -341,15 +288,8 @@ def _run_keys(
     keys = {"classes": "all", "validation": "choose"} | recorded
     if "pretrained" in keys:
         keys["pretrained"] = Path(keys["pretrained"]).name  # a file may lie elsewhere on another machine
-    if config is None:
-        keys["config.yaml"] = "not there"
-    else:
-        keys |= config["backbone"] | config["dataset"] | config["optimizer"]
-        keys |= {key: config[key] for key in ("steps", "view_sampling") if config.get(key) is not None}
-    if options is not None:
-        keys |= flat("method", options)
-    elif config is not None:
-        keys |= config["method"]
+    keys |= {"config.yaml": "not there"} if config is None else config
+    keys |= flat("method", options or {})
     if not keys.get("epochs"):
         keys = {key: value for key, value in keys.items() if key != "epochs" and not key.startswith("optimizer.")}
     if not keys.get("augmentation", "").startswith("views"):

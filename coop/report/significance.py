@@ -9,11 +9,7 @@ FEWEST = 6  # seeds: with fewer, no outcome of Wilcoxon's test is below LEVEL
 
 
 def half_width(sd: pd.Series, n: pd.Series) -> pd.Series:
-    """Half of the 95 % t-interval of a mean; NaN where there is but one value.
-
-    Args:
-        sd, n: sample deviations and numbers of values.
-    """
+    """Half of the 95 % t-interval of a mean, from sample deviations and numbers of values; NaN for a single value."""
     return pd.Series(stdtrit((n - 1).where(n > 1), 1 - LEVEL / 2) * sd / np.sqrt(n), index=sd.index)
 
 

@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 
 from coop.report.groups import ALWAYS_SAID, NOTHING, Curves, shots_text, sort_shots
+from coop.report.published import MARKS
 from coop.report.records import OWN
 from coop.report.study import Study
 
 MINUS, UNCHECKED = "\N{MINUS SIGN}", " †"
-MARKS = {"verified": "\N{BLACK DIAMOND}", "recalled": "\N{WHITE DIAMOND}", "low": "?"}  # the surest first
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {

@@ -32,7 +32,7 @@ def line(label="coop M=16", shots=(1, 2, 4, 8, 16), half=1.0, published=(), styl
     return Line(style, label, list(shots), mean, [half] * len(mean), list(published))
 
 
-STAR = Line(99, "zero_shot", [0], [55.0], [math.nan])
+STAR = Line(99, "zero_shot", [0], [55.0], [0.0])
 
 
 def accuracy(lines, stars=(STAR,), places=("caltech101",), title="Accuracy by shots, RN50-quickgelu (openai)"):
@@ -42,7 +42,7 @@ def accuracy(lines, stars=(STAR,), places=("caltech101",), title="Accuracy by sh
     )
 
 
-def gain(names=tuple(DATA), gains=(12.0, 0.04, -3.0, -25.0), halves=(0.5, math.nan, 1.0, 3.0), places=("coop",)):
+def gain(names=tuple(DATA), gains=(12.0, 0.04, -3.0, -25.0), halves=(0.5, 0.0, 1.0, 3.0), places=("coop",)):
     columns = {("gain", place): gains for place in places} | {("half", place): halves for place in places}
     return figures.gain, ("Gain over zero-shot, 16 shots", pd.DataFrame(columns, index=list(names)))
 
@@ -63,7 +63,7 @@ EXAMPLES = {
     "no star": accuracy([line(shots=(1, -1))], stars=()),
     "odd names": accuracy([line("$x_1$ & <b>")], title="$a^2"),
     "gain": gain(),
-    "gain of one": gain(["mini"], [19.6], [math.nan]),
+    "gain of one": gain(["mini"], [19.6], [0.0]),
     "gain by method": gain([LONG, "coop"], [3.0, 4.0], [0.1, 0.1]),
     "gain of twenty": gain([f"{LONG} {number}" for number in range(20)], range(-3, 17), [1.0] * 20, places=DATA[:3]),
     "losses": gain(["a", "b"], [-10.0, -12.0], [1.0, 2.0]),

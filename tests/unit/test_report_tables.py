@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pandas as pd
 import pytest
 
-from coop.report.page import page_template
+from coop.report.page import template
 from coop.report.tables import Table, mean_sd_n, percent, points, to_latex, to_markdown, to_text
 
 TABLE = Table(
@@ -67,7 +67,7 @@ def test_html_is_escaped_and_closed():
 
     reader = Reader()
     section = {"title": "Section", "tables": [TABLE]}
-    page = page_template().render(title="Page", sections=[section])
+    page = template("page.html.j2").render(title="Page", sections=[section])
     page = page[page.index('<div class="table">') : page.index("</body>")]
     reader.feed(page)
     assert reader.open_tags == []
