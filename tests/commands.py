@@ -135,9 +135,11 @@ def run_command(command: str, args: tuple[str, ...], folder: Path, env: dict[str
     if broken := env.get("COOP_TEST_FAIL"):
         where, _, name = broken.rpartition(".")
         setattr(importlib.import_module(where), name, lambda *_, **__: os._exit(9))
-    if env.get("COOP_TEST_PLAIN"):  # no pictures, a third of a small run's time
+    if env.get("COOP_TEST_PLAIN"):  # no pictures, a third of a small run's time, and a few of PromptSRC's templates
         plots = importlib.import_module("coop.evaluation.plots")
         plots.draw_history = plots.draw_per_class = lambda *_: None
+        promptsrc = importlib.import_module("coop.methods.promptsrc")
+        promptsrc.clip_templates = lambda _, templates=promptsrc.clip_templates: templates(7)
     if slow := env.get("COOP_TEST_SLOW"):
         slow_down(*slow.rsplit(".", 1))
     sys.path.insert(0, str(folder))  # as `python -m` does

@@ -23,7 +23,7 @@ from pytorch_lightning.trainer.connectors.accelerator_connector import _Accelera
 from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import coop
 
@@ -117,6 +117,15 @@ def wrap(x):
     return PretendTensor(x) if isinstance(x, torch.Tensor) and not isinstance(x, PretendTensor) else x
 
 
+def each(function, values):
+    """A function of a value, or of each of a list: operations take and give no deeper structures."""
+    return type(values)(map(function, values)) if type(values) in (list, tuple) else function(values)
+
+
+def flat(values) -> list:
+    return [x for value in values for x in (value if type(value) in (list, tuple) else (value,))]
+
+
 def run(func, args, kwargs):
     """One operation: on the device if its tensors are there, on the CPU if they are there, never on both."""
     if func is aten._to_copy.default:
@@ -127,25 +136,25 @@ def run(func, args, kwargs):
             report.sync(func)
         return args[0]
     device = kwargs.get("device")
-    flat, spec = tree_flatten((args, kwargs))
-    ours = [x for x in flat if isinstance(x, PretendTensor)]
+    given = flat((*args, *kwargs.values()))
+    ours = [x for x in given if isinstance(x, PretendTensor)]
     if func in PRODUCTS:
         report.product(func, NAME if ours else "cpu")
-    if is_pretend(device):
-        kwargs = {**kwargs, "device": torch.device("cpu")}
-        return tree_map(wrap, func(*tree_map(unwrap, args), **tree_map(unwrap, kwargs)))
-    if not ours:
+    if not ours and not is_pretend(device):
         return func(*args, **kwargs)
-    _refuse_the_cpu(func, flat, ours)
-    indices = tree_flatten(args[1])[0] if func in INDEXING else []
+    raw = [each(unwrap, x) for x in args]
+    named = {key: each(unwrap, x) for key, x in kwargs.items()}
+    if is_pretend(device):
+        return each(wrap, func(*raw, **{**named, "device": torch.device("cpu")}))
+    _refuse_the_cpu(func, given, ours)
+    indices = args[1] if func in INDEXING else []
     if func in SYNCS or any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in indices):
         report.sync(func)
-    args, kwargs = tree_unflatten([unwrap(x) for x in flat], spec)
-    out = func(*args, **kwargs)
+    out = func(*raw, **named)
     if device is not None or (func in SYNCS and not isinstance(out, torch.Tensor)):
         return out
     back = {id(x.raw): x for x in ours}  # an operation in place returns its argument
-    return tree_map(lambda x: back.get(id(x)) if id(x) in back else wrap(x), out)
+    return each(lambda x: back.get(id(x)) if id(x) in back else wrap(x), out)
 
 
 def _copy_to(func, x, kwargs):
@@ -157,8 +166,8 @@ def _copy_to(func, x, kwargs):
     return wrap(out) if to_pretend else out
 
 
-def _refuse_the_cpu(func, flat, ours) -> None:
-    strange = [x for x in flat if isinstance(x, torch.Tensor) and not isinstance(x, PretendTensor) and x.dim() > 0]
+def _refuse_the_cpu(func, given, ours) -> None:
+    strange = [x for x in given if isinstance(x, torch.Tensor) and not isinstance(x, PretendTensor) and x.dim() > 0]
     if strange and func not in INDEXING:
         shapes = [tuple(x.shape) for x in ours + strange]
         raise RuntimeError(f"{func}: expected all tensors on one device, found {NAME} and cpu (shapes {shapes})")
